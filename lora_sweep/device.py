@@ -1,0 +1,90 @@
+"""What this machine can do: the one place where a device, a dtype or a memory counter is chosen.
+
+Everything else asks here and stays the same on a CPU and on any accelerator that torch knows.
+"""
+
+import contextlib
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a worker computes, and in which dtypes.
+
+    Attributes:
+        compute_dtype: of products with the base: bfloat16 where the device multiplies it natively, else float32
+            (a CPU without AMX or AVX512-BF16 multiplies bfloat16 ten times slower than float32).
+    """
+
+    type: str  # torch's: cpu, cuda, xpu, mps
+    name: str
+    compute_dtype: torch.dtype
+
+    @property
+    def compute_bytes(self) -> int:
+        return self.compute_dtype.itemsize
+
+    def adapter_dtype(self, quantized: bool) -> torch.dtype:
+        """Of the adapter: the compute dtype on a quantized base, as QLoRA does (arXiv 2305.14314), else fp32."""
+        return self.compute_dtype if quantized else torch.float32
+
+
+def pick_device() -> Device:
+    """The accelerator that torch finds, or the CPU."""
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        assert kind is not None
+        name = torch.cuda.get_device_name() if kind.type == "cuda" else kind.type
+        native = kind.type == "xpu" or (kind.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+        return Device(kind.type, name, torch.bfloat16 if native else torch.float32)
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Device("cpu", f"cpu ({torch.get_num_threads()} threads)", torch.bfloat16 if native else torch.float32)
+
+
+def scores_every_position(device: Device) -> bool:
+    """Whether TRL's fused head multiplies prompt positions too, which the loss then ignores.
+
+    It leaves them out only where Triton runs (trl/trainer/utils.py, ``compact``).
+    """
+    return device.type not in ("cuda", "xpu")
+
+
+def reset_peak_memory(device: Device) -> None:
+    """Start the peaks of :func:`peak_memory` anew, where the system allows it."""
+    with contextlib.suppress(OSError):  # Linux: "5" resets VmHWM, man 5 proc
+        Path("/proc/self/clear_refs").write_text("5")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory(device: Device) -> dict[str, int | None]:
+    """``peak_memory_bytes`` of the process on the host, and ``peak_gpu_memory_bytes`` (None without a CUDA device)."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                host = int(line.split()[1]) * 1024
+    gpu = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    return {"peak_memory_bytes": host, "peak_gpu_memory_bytes": gpu}
+
+
+def gpu_utilization(device: Device) -> float | None:
+    """Percent of the last sample period in which the GPU computed; None where it cannot be read."""
+    if device.type != "cuda":
+        return None
+    try:
+        return float(torch.cuda.utilization())
+    except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py: the gpu extra
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out, on the host or on the device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,0 +1,196 @@
+"""What a base model and a data set look like, without loading a weight: makes ``facts``.
+
+Runs in a process of its own, so that the orchestrator never imports torch: ``python -m lora_sweep.inspect
+REQUESTS.json ANSWERS.json``. An answer is ``{"facts": ...}`` or ``{"refused": ...}``; facts are cached by everything
+they depend on. Its standard output is for people, its standard error for what libraries have to say.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lora_sweep.config import Config, config_from_json
+from lora_sweep.data import Split, examples, load_split, prompt_ids, source_fingerprint, token_count
+from lora_sweep.errors import Refused
+from lora_sweep.facts import DataFacts, Facts, Linear, ModelFacts, cached_facts, facts_file
+from lora_sweep.results import write_json
+
+
+def inspect_trial(config: Config, strict: bool) -> Facts:
+    """Look at the data, then at the model, and remember both.
+
+    Args:
+        strict: everything that training needs must be at hand. Otherwise what only a hub can give stays unknown.
+
+    Raises:
+        Refused: the data or the model cannot be used; nothing is remembered.
+    """
+    known = cached_facts(config, strict)
+    if known:
+        return known
+    split = _split_or_none(config, strict)
+    data = data_facts(config, split, strict)
+    from lora_sweep.device import pick_device
+
+    facts = Facts(model_facts(config), data, pick_device().compute_bytes)
+    write_json(facts_file(config, strict), facts.to_json())
+    return facts
+
+
+def _split_or_none(config: Config, strict: bool) -> Split | None:
+    try:
+        return load_split(config.data)
+    except Refused:
+        if strict or not config.data.hub_id or config.data.path:
+            raise
+        return None
+
+
+def data_facts(config: Config, split: Split | None, strict: bool) -> DataFacts:
+    """Counts and lengths of the data under the trial's template and tokenizer."""
+    source = source_fingerprint(config.data)
+    tokenizer = _tokenizer_or_none(config, strict)
+    if split is None:
+        return DataFacts(source)
+    counts: dict[str, Any] = {
+        "rows_fingerprint": split.fingerprint(),
+        "rows_read": split.rows_read,
+        "dropped": split.dropped,
+        "train_rows": len(split.train),
+        "validation_rows": len(split.validation),
+        "test_rows": len(split.test),
+    }
+    if tokenizer is None:
+        return DataFacts(source, **counts)
+    max_length = config.train.max_length
+    train = examples(split.train, config.data, tokenizer, max_length)
+    examples(
+        split.validation[: max(config.eval.validation_rows, config.eval.prompts)], config.data, tokenizer, max_length
+    )
+    for template in (config.data.template, *config.eval.baseline_templates):
+        for prompt in config.eval.fixed_prompts:
+            prompt_ids(template, prompt.product, prompt.category, tokenizer)
+    whole = examples(split.train, config.data, tokenizer, 1 << 30)
+    return DataFacts(
+        source,
+        **counts,
+        cut_rows=sum(example.cut for example in train),
+        train_tokens=token_count(train),
+        longest_row=max(len(example.input_ids) for example in whole),
+    )
+
+
+def _tokenizer_or_none(config: Config, strict: bool) -> Any:
+    from lora_sweep.model import load_tokenizer
+
+    try:
+        return load_tokenizer(config.model)
+    except Refused:
+        if strict or not config.model.hub_id or config.model.path:
+            raise
+        return None
+
+
+def model_facts(config: Config) -> ModelFacts:
+    """The architecture's matrices, built on the meta device: shapes, no numbers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lora_sweep.model import load_config, model_fingerprint
+
+    architecture = load_config(config.model)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
+    except ValueError as error:
+        what = f"is no causal language model that transformers knows ({str(error).splitlines()[0][:200]})"
+        raise Refused(f"model {config.model.name}", what) from error
+    return facts_of(model, architecture.get_text_config(), model_fingerprint(config.model))
+
+
+def facts_of(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
+    """Facts of a built model, on whatever device it is."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    linears: list[Linear] = []
+    blocks = []
+    head_name = None
+    for name, module in model.named_modules():
+        if isinstance(module, Conv1D):
+            linears.append(Linear(name, module.nx, module.nf, True))
+        elif isinstance(module, nn.Linear):
+            linears.append(Linear(name, module.in_features, module.out_features, module.bias is not None))
+        elif _is_attention(module):
+            blocks.append(name)
+        if module is head:
+            head_name = name
+    attn: list[str] = []
+    inside: set[str] = set()
+    for block in blocks:
+        within = [linear for linear in linears if linear.name.startswith(f"{block}.")]
+        attn += [linear.name for linear in query_and_value(within, architecture)]
+        inside |= {linear.name for linear in within}
+    return ModelFacts(
+        fingerprint=fingerprint,
+        model_type=architecture.model_type,
+        linears=linears,
+        attn=attn,
+        mlp=[x.name for x in linears if x.name not in inside and x.name != head_name and _in_a_layer(x.name)],
+        head=head_name if any(x.name == head_name for x in linears) else None,
+        tied_head=head is not None and head.weight is embedding.weight,
+        total_params=sum(parameter.numel() for parameter in model.parameters()),
+        hidden_size=architecture.hidden_size,
+        layers=architecture.num_hidden_layers,
+        vocab_size=architecture.vocab_size,
+        max_positions=getattr(architecture, "max_position_embeddings", None),
+    )
+
+
+def _is_attention(module: Any) -> bool:
+    """transformers names every attention block so: LlamaAttention, GPT2Attention, BloomAttention, MptAttention."""
+    return type(module).__name__.endswith("Attention")
+
+
+def _in_a_layer(name: str) -> bool:
+    """Whether the module is one of a numbered stack, as ``model.layers.0.mlp.up_proj``."""
+    return any(part.isdigit() for part in name.split("."))
+
+
+def query_and_value(linears: list[Linear], architecture: Any) -> list[Linear]:
+    """The query and value projections of one attention block, or the one projection that holds them both.
+
+    A fused projection is known by its shape: as wide as queries, keys and values together, for GPT-2 (c_attn),
+    GPT-NeoX (query_key_value) and Phi-3 (qkv_proj) alike. Else by their names, which begin with q and v in all of
+    transformers' models; else by their order of definition: query, key, value, output.
+    """
+    heads = architecture.num_attention_heads
+    key_value_heads = getattr(architecture, "num_key_value_heads", None) or heads
+    head_size = getattr(architecture, "head_dim", None) or architecture.hidden_size // heads
+    fused = [linear for linear in linears if linear.out_features == (heads + 2 * key_value_heads) * head_size]
+    if len(linears) <= 2 and fused:
+        return fused[:1]
+    named = [linear for linear in linears if linear.leaf.lower().lstrip("w")[:1] in ("q", "v")]
+    if len(named) == 2:
+        return named
+    return [linears[0], linears[2]] if len(linears) == 4 else fused[:1]
+
+
+def main() -> None:
+    """Answer the requests in the file argv[1], ``[{"config": ..., "strict": bool}]``, into the file argv[2]."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    answers = []
+    for request in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            facts = inspect_trial(config_from_json(request["config"]), request["strict"])
+            answers.append({"facts": facts.to_json()})
+        except Refused as error:
+            answers.append({"refused": str(error)})
+    Path(sys.argv[2]).write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()

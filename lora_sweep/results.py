@@ -1,0 +1,220 @@
+"""Every file of a runs folder: their names, how they are written, and a trial as one row.
+
+    runs/
+      trials/<trial id>/
+        config.json              the trial, complete
+        losses.jsonl             {"step", "loss", "learning_rate", "grad_norm", "epoch"} a line
+        adapter/                 PEFT's format
+        result.json              written last: the training's outcome, with the sha256 of the files above
+        evals/<eval id>/
+          generations.jsonl      a prompt a line: what was asked, written and meant
+          scores.json            the metrics of each prompt, and their means
+          result.json            written last: the evaluation's outcome
+      sweeps/<name>.json         ids and the command; beside it <name>/report.{md,csv,html}
+      wandb/                     a mirror; nothing reads it
+
+A baseline is a trial without an adapter: its own result says so at once, and its numbers are in its evaluation.
+Nothing here knows what a metric means.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STATUSES = ("complete", "diverged", "oom", "timeout", "preempted", "killed", "invalid", "pruned", "failed")
+SETTLED = ("complete", "diverged", "invalid", "pruned")  # trying again would end the same way
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that a crash at any moment leaves the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` atomically. Raises ValueError for a NaN or infinity: an unknown number is None."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    write_atomic(path, "".join(lines).encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object at ``path``; None when there is none or it is not whole."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects at ``path``, a line each; an absent file has none."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of each file below ``folder`` that ``names`` gives; a folder's name stands for its files."""
+    hashes = {}
+    for name in names:
+        path = folder / name
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            with file.open("rb") as handle:
+                hashes[str(file.relative_to(folder))] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return hashes
+
+
+@dataclass(frozen=True)
+class EvalFolder:
+    """One evaluation of one adapter."""
+
+    path: Path
+
+    @property
+    def generations(self) -> Path:
+        return self.path / "generations.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """One trial."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def losses(self) -> Path:
+        return self.path / "losses.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def evaluation(self, eval_id: str) -> EvalFolder:
+        return EvalFolder(self.path / "evals" / eval_id)
+
+
+def trial_folder(runs: Path, trial_id: str) -> TrialFolder:
+    return TrialFolder(runs / "trials" / trial_id)
+
+
+def sweep_file(runs: Path, name: str) -> Path:
+    return runs / "sweeps" / f"{name}.json"
+
+
+def report_folder(runs: Path, name: str) -> Path:
+    return runs / "sweeps" / name
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial with one evaluation, as its files say. Numbers are None where they are unknown.
+
+    Attributes:
+        kind: ``trial`` or ``baseline``.
+        status: one of STATUSES, or None while there is no outcome; ``reason`` says why in words.
+        bits: of the base while training (a baseline: while generating): 4, 8, 16 or 32.
+        training: the content of the trial's result.json, {} before it exists.
+        evaluation: the content of the evaluation's result.json, {} before it exists.
+        scores: ``{"prompts": [{"prompt_id", <metric>: number}], "means": {...}, "references": {...}}``.
+        generations: rows of generations.jsonl.
+        losses: rows of losses.jsonl.
+    """
+
+    trial_id: str
+    eval_id: str
+    kind: str
+    label: str
+    status: str | None
+    reason: str | None
+    config: dict[str, Any]
+    training: dict[str, Any]
+    evaluation: dict[str, Any]
+    scores: dict[str, Any]
+    generations: list[dict[str, Any]]
+    losses: list[dict[str, Any]]
+
+    @property
+    def bits(self) -> int | None:
+        return self.training.get("bits")
+
+    def metric(self, name: str) -> float | None:
+        """The mean of a metric over the prompts that have it; None when there is none."""
+        value = self.scores.get("means", {}).get(name)
+        return None if value is None else float(value)
+
+
+def load_result(runs: Path, trial_id: str, eval_id: str, label: str = "") -> TrialResult:
+    """One trial of a sweep from its files. Never raises for files that are absent: their values are empty."""
+    folder = trial_folder(runs, trial_id)
+    evaluation_folder = folder.evaluation(eval_id)
+    training = read_json(folder.result) or {}
+    evaluation = read_json(evaluation_folder.result) or {}
+    outcome = evaluation if training.get("status") == "complete" else training
+    config = read_json(folder.config) or {}
+    return TrialResult(
+        trial_id=trial_id,
+        eval_id=eval_id,
+        kind=config.get("kind", "trial"),
+        label=label,
+        status=outcome.get("status"),
+        reason=outcome.get("reason"),
+        config=config.get("config", {}),
+        training=training,
+        evaluation=evaluation,
+        scores=read_json(evaluation_folder.scores) or {} if evaluation else {},
+        generations=read_jsonl(evaluation_folder.generations) if evaluation else [],
+        losses=read_jsonl(folder.losses),
+    )
+
+
+def is_settled(runs: Path, trial_id: str, eval_id: str) -> bool:
+    """Whether this trial with this evaluation needs no further work."""
+    training = read_json(trial_folder(runs, trial_id).result) or {}
+    if training.get("status") != "complete":
+        return training.get("status") in SETTLED
+    evaluation = read_json(trial_folder(runs, trial_id).evaluation(eval_id).result) or {}
+    return evaluation.get("status") == "complete"

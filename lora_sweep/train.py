@@ -1,0 +1,40 @@
+"""Hydra's door: ``python -m lora_sweep.train [-m] [KEY=VALUE ...]``. Imports no torch itself.
+
+Every command is a sweep, a single trial a sweep of one: conf/base.yaml chooses Hydra's multirun, our sweeper plans
+the trials and our launcher runs them. Only composition happens here, and its errors become one sentence.
+"""
+
+import os
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from lora_sweep.composition_errors import as_refused
+from lora_sweep.config import register_schema
+from lora_sweep.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Refused
+
+
+def run_trial(config: DictConfig) -> None:
+    """What Hydra's own launchers would call for each trial."""
+    raise Refused("hydra/launcher", "only 'local' runs trials")
+
+
+def main() -> None:
+    """Compose, and hand over to the sweeper. Exit codes: see ``lora_sweep.errors``."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them
+    register_schema()
+    try:
+        hydra.main(version_base="1.3", config_path="../conf", config_name="base")(run_trial)()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        refused = error if isinstance(error, Refused) else as_refused(error)
+        if refused is None:
+            raise
+        print(f"refused: {refused}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Many trials: plan them, keep them, launch them, compare them. No torch, ever."""

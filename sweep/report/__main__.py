@@ -1,0 +1,26 @@
+"""`python -m sweep.report [NAME] [--runs DIR]`: write a sweep's report and print its table."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lora_sweep.errors import EXIT_COMPLETE, EXIT_REFUSED, Refused
+from sweep.report import newest_sweep, write_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0, or 78 when there is no such sweep."""
+    parser = argparse.ArgumentParser(prog="python -m sweep.report", description=__doc__.partition(": ")[2])
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; left out: the one that was started last")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
+    given = parser.parse_args(arguments)
+    try:
+        print(write_report(given.runs, given.name or newest_sweep(given.runs)))
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        return EXIT_REFUSED
+    return EXIT_COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

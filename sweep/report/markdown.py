@@ -1,0 +1,163 @@
+"""report.md: the sweep in GitHub's Markdown, to paste into a pull request.
+
+Owns the escaping of Markdown. Every text of a model, a data set or a person goes through :func:`escape` or
+:func:`code`; nothing of it can start a tag, leave its cell, format, link or call a person.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from sweep.report import overview, ranking, show
+from sweep.report.table import Sweep, metric_names, references
+from sweep.report.texts import Prompt, shown_prompts
+
+# As character references these can not be syntax (CommonMark 2.5), unlike backslash escapes, on whose meaning
+# inside a table's cell parsers differ.
+REFERENCES = {ord(ch): f"&#{ord(ch)};" for ch in "\\`*[]<>&|~$"}
+INNER_WORD = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:/@=+-]+(?: [A-Za-z0-9_.,:/@=+-]+)*")
+ALIGNED_RIGHT = (
+    "r",
+    "bits",
+    "quality",
+    "validation_loss",
+    "trainable_params",
+    "train_seconds",
+    "peak_memory_bytes",
+    "adapter_bytes",
+)
+
+
+def markdown_text(sweep: Sweep) -> str:
+    """The whole report."""
+    parts = [
+        f"# LoRA sweep {escape(sweep.name)}",
+        escape(ranking.best(sweep).text),
+        *_facts(sweep),
+        "## Table",
+        _summary(sweep),
+        "Peak memory is that of training; a baseline's is that of generating.",
+        "## All metrics",
+        _metrics(sweep),
+        *_differences(sweep),
+        *_failures(sweep),
+        *_generations(sweep),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(text: str) -> str:
+    """``text`` as one line of Markdown that reads as ``text``; newlines become ``<br>``.
+
+    The empty comment after ``@`` and ``#`` keeps GitHub from turning the word into a mention, which it does after
+    character references are resolved.
+    """
+    text = show.visible(text).translate(REFERENCES)
+    text = INNER_WORD.sub("&#95;", text)
+    text = re.sub(r"@", "&#64;<!-- -->", text)
+    text = re.sub(r"#(?=\d)(?<!&#)", "&#35;<!-- -->", text)
+    text = re.sub(r"://", "&#58;//", text)
+    text = re.sub(r"(?i)(www)\.", r"\1&#46;", text)
+    return "<br>".join(line.strip(" \t") for line in text.split("\n"))
+
+
+def code(text: str) -> str:
+    """``text`` as code where that needs no escaping, else escaped."""
+    return f"`{text}`" if PLAIN_CODE.fullmatch(text) else escape(text)
+
+
+def fenced(text: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{show.visible(text)}\n{fence}"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool] = ()) -> str:
+    """A GFM table of cells that are Markdown already."""
+    rule = ["---:" if place < len(right) and right[place] else "---" for place in range(len(headers))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(headers), rule, *rows])
+
+
+def _facts(sweep: Sweep) -> list[str]:
+    facts = [*overview.facts(sweep), *overview.provenance(sweep)]
+    listed = "\n".join(f"- **{escape(label)}:** {escape(text)}" for label, text in facts)
+    return [listed, fenced(sweep.command) if sweep.command else ""]
+
+
+def _summary(sweep: Sweep) -> str:
+    columns = show.summary_columns(sweep)
+    best_marks = {row["mark"] for row in ranking.best(sweep).rows}
+    lines = []
+    for row in sweep.rows:
+        cells = [escape(show.cell(row, key)) for key, _ in columns]
+        if row["mark"] in best_marks:
+            pairs = zip(cells, columns, strict=True)
+            cells = [f"**{cell}**" if key in ("mark", "quality") else cell for cell, (key, _) in pairs]
+        lines.append(cells)
+    return table([escape(header) for _, header in columns], lines, [key in ALIGNED_RIGHT for key, _ in columns])
+
+
+def _metrics(sweep: Sweep) -> str:
+    names = metric_names(sweep)
+    rows = [
+        [row["mark"], escape(row["label"]), *(show.metric(name, row.get(name)) for name in names)] for row in sweep.rows
+    ]
+    scale = references(sweep)
+    if scale:
+        rows.append(["", "the references themselves", *(show.metric(name, scale.get(name)) for name in names)])
+    shown = table(["row", "label", *map(code, names)], rows, [False, False, *(True for _ in names)])
+    listed = "\n".join(
+        f"- {code(name)}: {escape(show.METRIC_HELP[name])}" for name in names if name in show.METRIC_HELP
+    )
+    return f"{shown}\n\n{listed}"
+
+
+def _differences(sweep: Sweep) -> list[str]:
+    found = overview.differences(sweep)
+    if not found:
+        return []
+    lines = [
+        f"- **{escape(name)}:** " + "; ".join(f"{escape(value)} ({rows})" for value, rows in values)
+        for name, values in found
+    ]
+    return ["## Differences between rows", "These rows are not fully comparable.", "\n".join(lines)]
+
+
+def _failures(sweep: Sweep) -> list[str]:
+    failed = ranking.failures(sweep)
+    if not failed:
+        return []
+    rows = [
+        [row["mark"], escape(row["label"]), escape(show.setting(row["status"])), escape(show.reason(row))]
+        for row in failed
+    ]
+    return ["## Failed rows", table(["row", "label", "status", "reason"], rows)]
+
+
+def _generations(sweep: Sweep) -> list[str]:
+    prompts = shown_prompts(sweep)
+    if not prompts:
+        return ["## Generations", "No row has written anything yet."]
+    fixed = [prompt for prompt in prompts if prompt.prompt_id.startswith("fixed-")]
+    held_out = [prompt for prompt in prompts if prompt not in fixed]
+    parts = []
+    for title, group in (("Generations: fixed prompts", fixed), ("Generations: held-out prompts", held_out)):
+        if group:
+            parts.append(f"## {title}")
+            parts.extend(part for prompt in group for part in _prompt(prompt))
+    return parts
+
+
+def _prompt(prompt: Prompt) -> list[str]:
+    rows = [["", "**reference**", escape(prompt.reference), ""]] if prompt.reference is not None else []
+    for written in prompt.written:
+        notes = ", ".join(note for note, _ in written.notes)
+        rows.append([written.row["mark"], escape(written.row["label"]), escape(written.text), escape(notes)])
+    missing = ", ".join(f"row {row['mark']} ({escape(show.setting(row['status']))})" for row in prompt.missing)
+    return [
+        f"### {escape(prompt.title)}",
+        f"<details><summary>prompt {escape(prompt.prompt_id)}</summary>\n\n{fenced(prompt.prompt)}\n\n</details>",
+        table(["row", "label", "text", "notes"], rows),
+        f"No text from {missing}." if missing else "",
+    ]

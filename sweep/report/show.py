@@ -1,0 +1,186 @@
+"""How a value is written for people, so that the page, the Markdown and the terminal say the same.
+
+Owns digits, units, the words of the summary's cells, and what becomes of a character that would do something
+instead of being seen. Knows nothing of files or of markup.
+"""
+
+import unicodedata
+from typing import Any
+
+from sweep.report.table import PENDING, Row, Sweep, extra_keys
+
+UNKNOWN = "–"
+TEXT_LIMIT = 2000  # characters of one generation that a report shows; generations.jsonl holds all
+MODULE_LIMIT = 8  # names of target modules in one cell
+ONE_DECIMAL = ("quality", "chrf", "words", "train_seconds", "generate_seconds", "gpu_utilization_percent")
+
+METRIC_HELP = {
+    "quality": "0 to 100, higher is better; falls when a text is unlike the reference, repeats itself or does not end",
+    "chrf": "character n-grams shared with the reference, 0 to 100, higher is better; pays for length",
+    "rouge_l": "longest common word sequence with the reference, higher is better",
+    "repetition_4gram": "share of 4-grams that were written before in the same text, lower is better",
+    "distinct_2": "share of word pairs that are different, higher is better",
+    "finished": "share of texts that ended by themselves, higher is better",
+    "length_ratio": "words written per word of the reference, 1 is best",
+    "product_named": "share of texts that name the product, higher is better",
+    "response_nll": "loss of the reference under the model, nats a token, lower is better",
+    "words": "words a text",
+}
+
+HEADERS = {
+    "mark": "row",
+    "r": "r",
+    "targets": "targets",
+    "bits": "base bits",
+    "quality": "quality",
+    "validation_loss": "validation loss",
+    "trainable_params": "trainable",
+    "train_seconds": "train s",
+    "peak_memory_bytes": "peak memory",
+    "peak_gpu_memory_bytes": "peak GPU memory",
+    "adapter_bytes": "adapter",
+    "status": "status",
+}
+
+
+def visible(text: str) -> str:
+    """``text`` with every control character spelt out: an escape is seen as ␛, a right-to-left mark as ⟨U+202E⟩.
+
+    Newlines and tabs stay, CR LF becomes a newline, joiners (U+200C and U+200D, part of scripts and emoji) stay, and
+    half of a surrogate pair, which no encoding can write, becomes U+FFFD.
+    """
+    if text.isprintable():
+        return text
+    return "".join(ch if ch.isprintable() else _spelt(ch) for ch in text.replace("\r\n", "\n"))
+
+
+def _spelt(ch: str) -> str:
+    if ch in "\n\t\u200c\u200d":
+        return ch
+    category = unicodedata.category(ch)
+    if category == "Cs":
+        return "\ufffd"
+    if category == "Cc" and ord(ch) < 0x20:
+        return chr(0x2400 + ord(ch))  # the Control Pictures block draws each of them
+    if category in ("Cc", "Cf", "Zl", "Zp"):
+        return f"⟨U+{ord(ch):04X}⟩"
+    return ch
+
+
+def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
+    """At most ``limit`` characters, and a word on how many more there are."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+def decimals(value: float | int | None, places: int) -> str:
+    return UNKNOWN if value is None else f"{value:,.{places}f}"
+
+
+def count(value: float | int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def metric(name: str, value: float | int | None) -> str:
+    return decimals(value, 1 if name in ONE_DECIMAL else 3)
+
+
+def millions(params: float | int) -> str:
+    """Three digits of a million: 12,994,560 is 13.0 M."""
+    value = params / 1e6
+    if value >= 100 or value == 0:
+        return f"{value:,.0f} M"
+    if value < 0.0001:
+        return "<0.0001 M"
+    return f"{value:#.3g} M"
+
+
+def size(value: float | int | None) -> str:
+    """Bytes as KiB, MiB or GiB."""
+    if value is None:
+        return UNKNOWN
+    for unit, power in (("GiB", 30), ("MiB", 20)):
+        if value >= 2**power:
+            return f"{value / 2**power:,.2f} {unit}"
+    return f"{value / 2**10:,.1f} KiB"
+
+
+def setting(value: Any) -> str:
+    """A hyperparameter: 0.001, not 1e-03; a list joined by a space."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, list):
+        return visible(" ".join(str(item) for item in value))
+    return visible(str(value))
+
+
+def names(modules: Any) -> str:
+    """Target modules, the first few by name."""
+    if not isinstance(modules, list):
+        return ""
+    shown = ", ".join(visible(str(module)) for module in modules[:MODULE_LIMIT])
+    more = len(modules) - MODULE_LIMIT
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def summary_columns(sweep: Sweep) -> list[tuple[str, str]]:
+    """(key, header) of the table that all of a report turns on."""
+    keys = list(HEADERS)
+    if all(row["peak_gpu_memory_bytes"] is None for row in sweep.rows):
+        keys.remove("peak_gpu_memory_bytes")
+    after = keys.index("bits") + 1
+    varied = [key for key in ("alpha", "dropout", "learning_rate", "seed") if _varies(sweep, key)]
+    extra = [*varied, *(key for key in extra_keys(sweep.varied) if _varies(sweep, key))]
+    keys[after:after] = extra
+    return [(key, HEADERS.get(key) or visible(key.rpartition(".")[2]).replace("_", " ")) for key in keys]
+
+
+def _varies(sweep: Sweep, key: str) -> bool:
+    return len({setting(row.get(key)) for row in sweep.rows if row["kind"] == "trial"}) > 1
+
+
+def cell(row: Row, key: str) -> str:
+    """One cell of the summary, as text without markup."""
+    value = row.get(key)
+    if key == "targets":
+        return baseline_words(row) if row["kind"] == "baseline" else target_words(row)
+    if key == "trainable_params":
+        return f"{count(value)} ({millions(value)})" if value else count(value)
+    if key in ("peak_memory_bytes", "peak_gpu_memory_bytes", "adapter_bytes"):
+        return size(value)
+    if key in ("quality", "validation_loss", "train_seconds"):
+        return metric(key, value)
+    return setting(value)
+
+
+def baseline_words(row: Row) -> str:
+    template = row.get("template")
+    return f"baseline, {shortened(setting(template), 40)} template" if template else "baseline"
+
+
+def target_words(row: Row) -> str:
+    """``attn: q_proj, v_proj``; a list that was typed is not said twice."""
+    targets, modules = row.get("targets"), names(row.get("target_modules"))
+    if isinstance(targets, list):
+        return modules or names(targets)
+    return f"{setting(targets)}: {modules}" if modules else setting(targets)
+
+
+def row_name(row: Row) -> str:
+    """How a sentence names a row: ``row 3 (r=8 attn 4bit)``."""
+    return f"row {row['mark']} ({visible(row['label'])})"
+
+
+def is_complete(row: Row) -> bool:
+    return bool(row["status"] == "complete")
+
+
+def is_failed(row: Row) -> bool:
+    return row["status"] not in ("complete", PENDING)
+
+
+def reason(row: Row) -> str:
+    return shortened(visible(str(row["reason"]))) if row["reason"] else "no reason was recorded"

