@@ -78,6 +78,7 @@ class Data:
     """Which rows, how they become prompts, and how they are split. One source, as for the model."""
 
     name: str = "???"
+    licence: str | None = None  # shown in reports
     path: str | None = None  # .jsonl, .csv or .parquet
     hub_id: str | None = None
     revision: str | None = None
@@ -241,7 +242,7 @@ class Eval:
     prompts: int = 12  # held-out prompts: the first of the validation split, in hash order
     validation_rows: int = 64  # the validation loss is over at most this many rows, in hash order
     fixed_prompts: list[FixedPrompt] = field(default_factory=list)  # further prompts, without a reference
-    max_new_tokens: int = 96
+    max_new_tokens: int = 128
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
@@ -373,7 +374,7 @@ def base_identity(config: Config, model_fingerprint: str, data_fingerprint: str)
     data = {
         key: value
         for key, value in dataclasses.asdict(config.data).items()
-        if key not in ("name", "path", "hub_id", "revision", "wheel")
+        if key not in ("name", "licence", "path", "hub_id", "revision", "wheel")
     }
     return {
         "model": model_fingerprint,

@@ -253,7 +253,8 @@ def _clean(records: list[dict[str, Any]], data: Data) -> tuple[list[Row], list[s
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value).strip()
+    text = "" if value is None or value != value else str(value).strip()
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can spell and no file can hold
 
 
 def hash_share(row: Row, seed: int) -> float:

@@ -14,7 +14,7 @@ from lora_sweep.config import Config, short_hash
 from lora_sweep.fetch import cache_folder
 from lora_sweep.results import read_json
 
-FACTS_VERSION = 1  # raise it when the same model or data would give other facts
+FACTS_VERSION = 2  # raise it when the same model or data would give other facts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class ModelFacts:
     """A causal language model as its architecture alone shows it.
 
     ``attn`` and ``mlp`` are full names out of ``linears``; ``head`` is the output head's name. All counts are
-    of single numbers, so ``total_params`` times bytes per number is a size.
+    of single numbers, so ``total_params`` times bytes per number is a size; ``bias_params`` are those of every bias,
+    a LayerNorm's too.
     """
 
     fingerprint: str
@@ -47,6 +48,7 @@ class ModelFacts:
     head: str | None
     tied_head: bool
     total_params: int
+    bias_params: int
     hidden_size: int
     layers: int
     vocab_size: int

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from lora_sweep.config import Lora, Train
@@ -77,6 +77,7 @@ def finetune(
             callbacks=[watch],
         )
         trainer.device = device
+        trainer.remove_callback(PrinterCallback)  # prints every step; on_step tells whoever wants to know
         for name, parameter in model.named_parameters():  # SFTTrainer rounds them to bf16 on a quantized base
             if name in drawn:
                 parameter.data = drawn[name].to(device.adapter_dtype(quantized))

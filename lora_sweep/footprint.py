@@ -14,13 +14,14 @@ def trainable_params(lora: Lora, linears: list[Linear], model: ModelFacts) -> in
     """Numbers that the adapter trains: r·(in+out) a matrix (arXiv 2106.09685), and what the options add.
 
     DoRA adds one magnitude an output row (arXiv 2402.09353). ``bias=lora_only`` trains the biases of the adapted
-    matrices, ``bias=all`` those of every linear module (biases elsewhere, as in LayerNorm, are not counted).
+    matrices, ``bias=all`` every bias of the model, as PEFT does.
     """
     params = sum(lora.r * (linear.in_features + linear.out_features) for linear in linears)
     if lora.use_dora:
         params += sum(linear.out_features for linear in linears)
-    biased = {"none": [], "lora_only": linears, "all": model.linears}[lora.bias]
-    return params + sum(linear.out_features for linear in biased if linear.bias)
+    if lora.bias == "lora_only":
+        params += sum(linear.out_features for linear in linears if linear.bias)
+    return params + (model.bias_params if lora.bias == "all" else 0)
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,14 @@ def facts_of(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     linears: list[Linear] = []
-    blocks = []
+    blocks: list[str] = []
     head_name = None
     for name, module in model.named_modules():
         if isinstance(module, Conv1D):
             linears.append(Linear(name, module.nx, module.nf, True))
         elif isinstance(module, nn.Linear):
             linears.append(Linear(name, module.in_features, module.out_features, module.bias is not None))
-        elif _is_attention(module):
+        elif _is_attention(module) and not any(name.startswith(f"{outer}.") for outer in blocks):
             blocks.append(name)
         if module is head:
             head_name = name
@@ -132,7 +132,7 @@ def facts_of(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
     inside: set[str] = set()
     for block in blocks:
         within = [linear for linear in linears if linear.name.startswith(f"{block}.")]
-        attn += [linear.name for linear in query_and_value(within, architecture)]
+        attn += [linear.name for linear in query_and_value(within)]
         inside |= {linear.name for linear in within}
     return ModelFacts(
         fingerprint=fingerprint,
@@ -143,6 +143,7 @@ def facts_of(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
         head=head_name if any(x.name == head_name for x in linears) else None,
         tied_head=head is not None and head.weight is embedding.weight,
         total_params=sum(parameter.numel() for parameter in model.parameters()),
+        bias_params=sum(p.numel() for name, p in model.named_parameters() if name.endswith(".bias")),
         hidden_size=architecture.hidden_size,
         layers=architecture.num_hidden_layers,
         vocab_size=architecture.vocab_size,
@@ -151,8 +152,8 @@ def facts_of(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
 
 
 def _is_attention(module: Any) -> bool:
-    """transformers names every attention block so: LlamaAttention, GPT2Attention, BloomAttention, MptAttention."""
-    return type(module).__name__.endswith("Attention")
+    """transformers names every attention block so: LlamaAttention, GPT2Attention, MptAttention, LongcatFlashMLA."""
+    return type(module).__name__.endswith(("Attention", "MLA"))
 
 
 def _in_a_layer(name: str) -> bool:
@@ -160,29 +161,30 @@ def _in_a_layer(name: str) -> bool:
     return any(part.isdigit() for part in name.split("."))
 
 
-def query_and_value(linears: list[Linear], architecture: Any) -> list[Linear]:
+def query_and_value(linears: list[Linear]) -> list[Linear]:
     """The query and value projections of one attention block, or the one projection that holds them both.
 
-    A fused projection is known by its shape: as wide as queries, keys and values together, for GPT-2 (c_attn),
-    GPT-NeoX (query_key_value) and Phi-3 (qkv_proj) alike. Else by their names, which begin with q and v in all of
-    transformers' models; else by their order of definition: query, key, value, output.
+    One or two matrices are a fused projection, wider than its input, and the output: GPT-2's c_attn, GPT-NeoX's
+    query_key_value, Phi-3's qkv_proj. Among more, names begin with q and v in nearly all of transformers' models, or
+    with kv where one matrix makes both; of several, as in DeepSeek's low-rank pairs q_a_proj and q_b_proj, the last
+    makes the heads. Where no name tells, the order of definition does: query, key, value, output.
     """
-    heads = architecture.num_attention_heads
-    key_value_heads = getattr(architecture, "num_key_value_heads", None) or heads
-    head_size = getattr(architecture, "head_dim", None) or architecture.hidden_size // heads
-    fused = [linear for linear in linears if linear.out_features == (heads + 2 * key_value_heads) * head_size]
-    if len(linears) <= 2 and fused:
-        return fused[:1]
-    named = [linear for linear in linears if linear.leaf.lower().lstrip("w")[:1] in ("q", "v")]
-    if len(named) == 2:
-        return named
-    return [linears[0], linears[2]] if len(linears) == 4 else fused[:1]
+    wide = [linear for linear in linears if linear.out_features > linear.in_features]
+    if len(linears) <= 2:
+        return wide[:1]
+    query = [linear for linear in linears if linear.leaf.startswith("q")]
+    value = [linear for linear in linears if linear.leaf.startswith(("v", "kv"))]
+    if query and value:
+        return [query[-1], value[-1]]
+    if len(linears) == 4 and not query and not value:
+        return [linears[0], linears[2]]
+    return wide[:1]
 
 
 def main() -> None:
     """Answer the requests in the file argv[1], ``[{"config": ..., "strict": bool}]``, into the file argv[2]."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    answers = []
+    answers: list[dict[str, Any]] = []
     for request in json.loads(Path(sys.argv[1]).read_text()):
         try:
             facts = inspect_trial(config_from_json(request["config"]), request["strict"])

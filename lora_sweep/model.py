@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
@@ -99,6 +100,11 @@ def load_base(model: Model, quant: Quant, device: Device) -> Any:
     base.eval()
     for parameter in base.parameters():
         parameter.requires_grad_(False)
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            # On a CPU with AVX512-BF16 the first product in eval mode would repack the weights for a kernel that has
+            # no gradient: training on the base after generating with it would be wrong, and silently so.
+            module.support_avx512bf16_for_cpu = False
     return base
 
 

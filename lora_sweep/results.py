@@ -73,11 +73,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects at ``path``, a line each; an absent file has none."""
+    """The objects at ``path``, a line each; an absent file has none, and a torn line counts for none."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:

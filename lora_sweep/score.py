@@ -18,6 +18,7 @@ letters. Here they lowered it by 1.8 on average; common words let it rise in 18.
 """
 
 import math
+import statistics
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
@@ -27,19 +28,7 @@ from typing import Any
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.chrf import CHRF
 
-# Name -> (what it is and its unit, whether higher is better; None: neither), in the order of display.
-METRICS: dict[str, tuple[str, bool | None]] = {
-    "quality": ("0-100: ROUGE-L F1 with each repeated 4-gram as four more words, halved if cut off", True),
-    "chrf": ("0-100: sacrebleu's sentence chrF2 against the reference; prefers long texts", True),
-    "rouge_l": ("0-100: ROUGE-L F1 against the reference, no stemmer", True),
-    "repetition_4gram": ("0-1: share of the text's 4-grams of words that stood in it before", False),
-    "distinct_2": ("0-1: share of distinct bigrams of words", True),
-    "finished": ("0-1: ended by itself, before the limit of new tokens", True),
-    "length_ratio": ("words of the text / words of the reference", None),
-    "product_named": ("0-1: the product's name stands in the text", True),
-    "response_nll": ("nats a token of the reference under the model", False),
-    "words": ("words of the text", None),
-}
+from lora_sweep.metrics import METRICS
 
 # Longer texts are compared by their beginnings: ROUGE-L's table grows with the product of the lengths (a million
 # cells take 0.2 s), chrF with characters. Both lie far beyond what an evaluation writes.
@@ -149,10 +138,10 @@ def repeats(tokens: list[str]) -> int:
 
 
 def means(rows: Iterable[dict[str, Any]]) -> dict[str, float | None]:
-    """The mean of each metric over the rows that have it. ``fsum``: no trace of the rows' order in the last digit."""
+    """The mean of each metric over the rows that have it; exact, so that their order changes no digit."""
     known = list(rows)
     columns = {name: [row[name] for row in known if row[name] is not None] for name in METRICS}
-    return {name: math.fsum(values) / len(values) if values else None for name, values in columns.items()}
+    return {name: float(statistics.mean(values)) if values else None for name, values in columns.items()}
 
 
 def finite(value: float | None) -> float | None:

@@ -205,7 +205,8 @@ class Trial:
                 )
             peaks = peak_memory(self.device)
             results.write_jsonl(self.folder.losses, trained.losses)
-            model.save_pretrained(str(self.folder.adapter))
+            # By default PEFT would add the embedding and the head, untouched, when the head is a target.
+            model.save_pretrained(str(self.folder.adapter), save_embedding_layers=False)
         finally:
             trainable, _ = model.get_nb_trainable_parameters()
             self.bases.release(model)
@@ -385,10 +386,10 @@ def main() -> None:
     die_with_parent()
     quiet_transformers()
     pack = json.loads(Path(sys.argv[1]).read_text())
-    terminal = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print belongs in the log, which is stderr; the terminal gets our lines alone
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what compiled code prints belongs in the log, which is stderr
     jobs = [Job.from_json(job) for job in pack["jobs"]]
-    run_pack(jobs, Path(pack["runs_dir"]), pack["sweep"], lambda line: print(line, file=terminal))
+    run_pack(jobs, Path(pack["runs_dir"]), pack["sweep"], print)
 
 
 if __name__ == "__main__":

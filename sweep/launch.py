@@ -62,10 +62,10 @@ def launch(plan: Plan, arguments: list[str]) -> dict[Key, results.TrialResult]:
 
 def mirror(plan: Plan, runs: Path, name: str, command: str) -> None:
     """The sweep's own run, and the line that uploads what was written offline."""
-    from sweep.report.table import sweep_table
+    from sweep.report.table import load_sweep
 
     settings = plan.trials[0].config.tracking
-    tracking.log_sweep(settings, runs, name=name, command=command, rows=sweep_table(runs, name))
+    tracking.log_sweep(settings, runs, name=name, command=command, rows=load_sweep(runs, name).rows)
     line = tracking.sync_line(settings, runs)
     if line:
         print(f"W&B: offline. To upload: {line}")

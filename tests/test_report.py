@@ -22,6 +22,7 @@ from lxml import html as lxml_html
 
 from lora_sweep.config import Config, FixedPrompt, WheelFile
 from lora_sweep.errors import EXIT_REFUSED, Refused
+from lora_sweep.metrics import METRICS
 from lora_sweep.results import sweep_file, trial_folder, write_json, write_jsonl
 from sweep.report import newest_sweep, write_report
 from sweep.report.__main__ import main
@@ -29,9 +30,10 @@ from sweep.report.csv_file import csv_cell
 from sweep.report.markdown import escape, fenced
 from sweep.report.ranking import best
 from sweep.report.show import millions, size, visible
-from sweep.report.table import METRICS, load_sweep
+from sweep.report.table import load_sweep
 
 Json = dict[str, Any]
+ROOT = Path(__file__).parent.parent
 FILES = ("report.md", "report.csv", "report.html")
 MODULES = {
     "attn": ["q_proj", "v_proj"],
@@ -418,7 +420,7 @@ def test_facts_name_model_data_counts_and_command(runs: Path) -> None:
             "700 no keyword, 92 name too long",
             "3 of 96 training responses",
             "24 steps, batch 4, learning rate 0.001, schedule linear, alpha 8",
-            "12 held-out prompts and 1 fixed ones, greedy, at most 96 new tokens",
+            "12 held-out and 1 fixed prompts, greedy, at most 96 new tokens",
             "torch 2.13.0",
             "0123456789ab",
             "python -m lora_sweep.train -m lora.r=8,16",
@@ -619,7 +621,7 @@ def test_escapes_read_as_the_text() -> None:
     assert "://" not in escape(text)
     assert fenced("a ```` b").startswith("`````\n")
     assert fenced("a").startswith("```\n")
-    assert visible("\x1b[1m\x9b\u200b\u2028\n\tok\u200d\r\n") == "␛[1m⟨U+009B⟩⟨U+200B⟩⟨U+2028⟩\n\tok\u200d\n"
+    assert visible("\x1b[1m\x9b\u200b\u2028\n\tok\u200d\r\n") == "⟨U+001B⟩[1m⟨U+009B⟩⟨U+200B⟩⟨U+2028⟩\n\tok\u200d\n"
 
 
 def test_trainable_parameters_in_millions() -> None:
@@ -642,6 +644,7 @@ def test_second_report_is_the_same_bytes_and_touches_no_file(runs: Path, tmp_pat
     subprocess.run(
         [sys.executable, "-m", "sweep.report", "demo", "--runs", str(elsewhere)],
         check=True,
+        cwd=ROOT,
         capture_output=True,
         env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"},
     )
@@ -723,7 +726,7 @@ def test_ids_that_are_paths_are_refused(runs: Path, trial_id: str | None) -> Non
 
 def test_importing_the_report_loads_no_torch() -> None:
     code = "import sys, sweep.report, sweep.report.__main__; print(*sys.modules, sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "sweep" in loaded
     assert not loaded & {"torch", "transformers", "peft", "trl", "pandas", "wandb", "hydra"}

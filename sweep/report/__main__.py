@@ -10,7 +10,9 @@ from sweep.report import newest_sweep, write_report
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, or 78 when there is no such sweep."""
-    parser = argparse.ArgumentParser(prog="python -m sweep.report", description=__doc__.partition(": ")[2])
+    parser = argparse.ArgumentParser(
+        prog="python -m sweep.report", description="Write a sweep's report and print its table."
+    )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; left out: the one that was started last")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     given = parser.parse_args(arguments)

@@ -51,6 +51,7 @@ def html_text(sweep: Sweep) -> str:
 def context(sweep: Sweep) -> dict[str, Any]:
     """What page.html.jinja reads."""
     best = ranking.best(sweep)
+    columns = show.summary_columns(sweep)
     names = metric_names(sweep)
     scale = references(sweep)
     return {
@@ -62,9 +63,9 @@ def context(sweep: Sweep) -> dict[str, Any]:
         "provenance": overview.provenance(sweep),
         "differences": overview.differences(sweep),
         "failures": [{**_name(row), "reason": show.reason(row)} for row in ranking.failures(sweep)],
-        "columns": show.summary_columns(sweep),
-        "rows": [_summary_row(sweep, row, best) for row in sweep.rows],
-        "metrics": [(name, show.METRIC_HELP.get(name, "")) for name in names],
+        "columns": columns,
+        "rows": [_summary_row(sweep, row, best, [key for key, _ in columns]) for row in sweep.rows],
+        "metrics": [(name, show.metric_help(name)) for name in names],
         "metric_rows": [
             {**_name(row), "cells": [show.metric(name, row.get(name)) for name in names]} for row in sweep.rows
         ],
@@ -95,12 +96,12 @@ def _name(row: Row) -> dict[str, Any]:
     }
 
 
-def _summary_row(sweep: Sweep, row: Row, best: ranking.Best) -> dict[str, Any]:
+def _summary_row(sweep: Sweep, row: Row, best: ranking.Best, keys: list[str]) -> dict[str, Any]:
     baseline = ranking.baseline_of(sweep, row)
     return {
         **_name(row),
         "is_best": any(row is other for other in best.rows),
-        "cells": {key: show.cell(row, key) for key, _ in show.summary_columns(sweep)},
+        "cells": {key: show.cell(row, key) for key in keys},
         "targets": show.setting(row.get("targets")),
         "modules": "" if isinstance(row.get("targets"), list) else show.names(row.get("target_modules")),
         "millions": show.millions(row["trainable_params"]) if row["trainable_params"] else "",

@@ -107,9 +107,7 @@ def _metrics(sweep: Sweep) -> str:
     if scale:
         rows.append(["", "the references themselves", *(show.metric(name, scale.get(name)) for name in names)])
     shown = table(["row", "label", *map(code, names)], rows, [False, False, *(True for _ in names)])
-    listed = "\n".join(
-        f"- {code(name)}: {escape(show.METRIC_HELP[name])}" for name in names if name in show.METRIC_HELP
-    )
+    listed = "\n".join(f"- {code(name)}: {escape(show.metric_help(name))}" for name in names if show.metric_help(name))
     return f"{shown}\n\n{listed}"
 
 

@@ -95,9 +95,8 @@ def _source(group: dict[str, Any]) -> str | None:
     else:
         source = "made on the spot" if group.get("tiny") else ""
     name = str(group.get("name") or "")
-    if not name:
-        return source or None
-    return f"{name} ({source})" if source and source != name else name
+    details = [detail for detail in (source if source != name else "", group.get("licence")) if name and detail]
+    return f"{name} ({'; '.join(map(str, details))})" if details else name or source or None
 
 
 def _parameters(training: dict[str, Any]) -> str | None:
@@ -158,7 +157,7 @@ def _evaluation(sweep: Sweep) -> str:
     decoding = _several("sampled" if dig(config, "eval.do_sample") else "greedy" for config in configs)
     bits = _spread(configs, "eval.quant")
     return (
-        f"{prompts} held-out prompts and {fixed} fixed ones, {decoding}, at most "
+        f"{prompts} held-out and {fixed} fixed prompts, {decoding}, at most "
         f"{_spread(configs, 'eval.max_new_tokens')} new tokens, base in "
         f"{'the same bits as in training' if bits == 'same' else bits}"
     )

@@ -7,25 +7,13 @@ instead of being seen. Knows nothing of files or of markup.
 import unicodedata
 from typing import Any
 
+from lora_sweep.metrics import METRICS
 from sweep.report.table import PENDING, Row, Sweep, extra_keys
 
 UNKNOWN = "–"
 TEXT_LIMIT = 2000  # characters of one generation that a report shows; generations.jsonl holds all
 MODULE_LIMIT = 8  # names of target modules in one cell
 ONE_DECIMAL = ("quality", "chrf", "words", "train_seconds", "generate_seconds", "gpu_utilization_percent")
-
-METRIC_HELP = {
-    "quality": "0 to 100, higher is better; falls when a text is unlike the reference, repeats itself or does not end",
-    "chrf": "character n-grams shared with the reference, 0 to 100, higher is better; pays for length",
-    "rouge_l": "longest common word sequence with the reference, higher is better",
-    "repetition_4gram": "share of 4-grams that were written before in the same text, lower is better",
-    "distinct_2": "share of word pairs that are different, higher is better",
-    "finished": "share of texts that ended by themselves, higher is better",
-    "length_ratio": "words written per word of the reference, 1 is best",
-    "product_named": "share of texts that name the product, higher is better",
-    "response_nll": "loss of the reference under the model, nats a token, lower is better",
-    "words": "words a text",
-}
 
 HEADERS = {
     "mark": "row",
@@ -43,8 +31,14 @@ HEADERS = {
 }
 
 
+def metric_help(name: str) -> str:
+    """What a metric means and which way it is better; "" for one that is not known here."""
+    text, better = METRICS.get(name, ("", None))
+    return text + {True: ", higher is better", False: ", lower is better", None: ""}[better]
+
+
 def visible(text: str) -> str:
-    """``text`` with every control character spelt out: an escape is seen as ␛, a right-to-left mark as ⟨U+202E⟩.
+    """``text`` with every control character spelt out: an escape is seen as ⟨U+001B⟩.
 
     Newlines and tabs stay, CR LF becomes a newline, joiners (U+200C and U+200D, part of scripts and emoji) stay, and
     half of a surrogate pair, which no encoding can write, becomes U+FFFD.
@@ -60,8 +54,6 @@ def _spelt(ch: str) -> str:
     category = unicodedata.category(ch)
     if category == "Cs":
         return "\ufffd"
-    if category == "Cc" and ord(ch) < 0x20:
-        return chr(0x2400 + ord(ch))  # the Control Pictures block draws each of them
     if category in ("Cc", "Cf", "Zl", "Zp"):
         return f"⟨U+{ord(ch):04X}⟩"
     return ch

@@ -13,20 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.errors import Refused, nearest
+from lora_sweep.metrics import METRICS
 from lora_sweep.results import TrialResult, load_result, read_json, sweep_file
 
-METRICS = (  # score.py's, in the order in which people read them
-    "quality",
-    "chrf",
-    "rouge_l",
-    "repetition_4gram",
-    "distinct_2",
-    "finished",
-    "length_ratio",
-    "product_named",
-    "response_nll",
-    "words",
-)
 PENDING = "pending"  # shown while there is no outcome; no status of its own
 MAIN_COMMAND = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
 

@@ -1,0 +1,67 @@
+"""What all tests share: a scratch cache and home for the session, no hub, no login, and tiny models made once.
+
+The variables are set when this file is imported, before any library that reads them, and subprocesses inherit them.
+Under xdist the process that starts the workers sets them for all.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+
+
+def isolate() -> None:
+    """Give the session a home, a cache and an environment in which nobody is logged in to anything."""
+    scratch = Path(tempfile.mkdtemp(prefix="lora-sweep-tests-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    os.environ["LASTING_CACHE"] = os.environ.get("LORA_SWEEP_CACHE") or str(platformdirs.user_cache_path("lora-sweep"))
+    pip_settings = Path("~/.config/pip/pip.conf").expanduser()
+    if pip_settings.is_file():  # pip would look for them below the new home
+        os.environ.setdefault("PIP_CONFIG_FILE", str(pip_settings))
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "XDG_", "HF_")) or name == "NETRC"]:
+        del os.environ[name]
+    (scratch / "home").mkdir()
+    os.environ.update(
+        HOME=str(scratch / "home"),
+        LORA_SWEEP_CACHE=str(scratch / "cache"),
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
+
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has inherited all of it
+    isolate()
+
+
+@pytest.fixture
+def lasting_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache as it is outside of the tests, for slow ones: the real model is fetched and converted once."""
+    monkeypatch.setenv("LORA_SWEEP_CACHE", os.environ["LASTING_CACHE"])
+    return Path(os.environ["LASTING_CACHE"])
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Callable[..., Path]:
+    """``tiny_folder("llama", tie_word_embeddings=True)``: a folder with that random model, made once a session.
+
+    The folder is shared: copy it before changing anything in it.
+    """
+    from lora_sweep.config import short_hash
+    from lora_sweep.fetch import cache_folder, made_once
+
+    def make(shape: str, **changes: Any) -> Path:
+        folder = cache_folder() / "test-models" / f"{shape}-{short_hash(changes)}"
+        with made_once(folder) as part:
+            if part is not None:
+                from lora_sweep.tiny import make_tiny_model
+
+                make_tiny_model(shape, part, **changes)
+        return folder
+
+    return make

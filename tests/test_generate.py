@@ -1,0 +1,132 @@
+"""Generation: the same tokens whatever the batch, an end that is noticed, and losses that are exact."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lora_sweep.config import Data, Eval, Lora, Model, Quant
+from lora_sweep.data import end_marker, examples, load_split, prompt_ids
+from lora_sweep.device import Device
+from lora_sweep.finetune import attach_adapter
+from lora_sweep.generate import as_written, generate, pad_left, reference_losses
+from lora_sweep.model import load_base, load_tokenizer
+
+CPU = Device("cpu", "cpu", torch.float32)
+TINY = Model(name="tiny", tiny="llama")
+DATA = Data(name="tiny", tiny=60)
+MARKER = end_marker(DATA, "alpaca")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(TINY)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[list[int]]:
+    rows = load_split(DATA).train[:7]
+    texts = [("x" * 40 * index + row.product, row.category) for index, row in enumerate(rows)]
+    return [prompt_ids("alpaca", product, category, tokenizer) for product, category in texts]
+
+
+def noisy(base: Any) -> Any:
+    """A model whose tokens differ from prompt to prompt: an untrained adapter does nothing."""
+    model = attach_adapter(base, Lora(r=8), ["q_proj", "v_proj", "up_proj", "lm_head"], 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 1.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_the_same_tokens_whatever_the_batch_size(shape: str, bits: int | None, prompts: Any, tokenizer: Any) -> None:
+    base = load_base(Model(name="tiny", tiny=shape), Quant(bits), CPU)
+    texts = {
+        size: [
+            w.text for w in generate(base, tokenizer, prompts, Eval(batch_size=size, max_new_tokens=16), MARKER, CPU)
+        ]
+        for size in (1, 3, 7)
+    }
+    assert texts[1] == texts[3] == texts[7]
+
+
+def test_texts_come_back_in_the_order_of_the_prompts(prompts: Any, tokenizer: Any) -> None:
+    model = noisy(load_base(TINY, Quant(), CPU))
+    settings = Eval(batch_size=2, max_new_tokens=8)
+    together = [w.text for w in generate(model, tokenizer, prompts, settings, MARKER, CPU)]
+    alone = [generate(model, tokenizer, [prompt], settings, MARKER, CPU)[0].text for prompt in prompts]
+    assert together == alone
+    assert len(set(together)) > 1
+
+
+def test_sampling_depends_on_the_seed_alone(prompts: Any, tokenizer: Any) -> None:
+    base = load_base(TINY, Quant(), CPU)
+    settings = Eval(do_sample=True, temperature=2.0, max_new_tokens=8)
+    first, again, other = (
+        [w.text for w in generate(base, tokenizer, prompts, settings, MARKER, CPU, seed)] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("text", "tail", "expected", "finished"),
+    [
+        ("A lamp.\n### End", "", "A lamp.", True),
+        ("A lamp.\n### End of it all", "", "A lamp.", True),
+        ("A lamp.", "<|end|>", "A lamp.", True),
+        ("A lamp.", "<|end|><|pad|><|pad|>", "A lamp.", True),
+        ("A lamp and", "", "A lamp and", False),
+        ("", "<|end|>", "", True),
+    ],
+)
+def test_where_a_text_ends(text: str, tail: str, expected: str, finished: bool, tokenizer: Any) -> None:
+    ids = tokenizer(text + tail, add_special_tokens=False)["input_ids"]
+    written = as_written(ids, tokenizer, MARKER, 100)
+    assert (written.text, written.finished) == (expected, finished)
+
+
+def test_padding_after_the_end_is_not_counted(tokenizer: Any) -> None:
+    marked = tokenizer("A lamp.\n### End", add_special_tokens=False)["input_ids"]
+    padding = [tokenizer.pad_token_id] * 5
+    assert as_written(marked + padding, tokenizer, MARKER, 100).new_tokens == len(marked)
+
+
+def test_generation_stops_at_the_marker(tokenizer: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(TINY, Quant(), CPU)
+    wanted = tokenizer("ok\n### End", add_special_tokens=False)["input_ids"]
+    steps = []
+
+    def scripted(module: Any, inputs: Any, outputs: Any) -> Any:
+        logits = torch.full_like(outputs.logits, -10.0)
+        logits[:, :, wanted[len(steps) % len(wanted)]] = 10.0
+        steps.append(1)
+        outputs.logits = logits
+        return outputs
+
+    with base.register_forward_hook(scripted):
+        written = generate(base, tokenizer, prompts[:2], Eval(max_new_tokens=60), MARKER, CPU)
+    assert [(w.text, w.finished) for w in written] == [("ok", True)] * 2
+    assert len(steps) == len(wanted), "it went on after the marker"
+
+
+def test_pad_left() -> None:
+    ids, mask = pad_left([[1, 2, 3], [4]], pad=9)
+    assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_reference_losses_are_the_responses_own(batch_size: int, tokenizer: Any) -> None:
+    base = load_base(TINY, Quant(), CPU)
+    rows = examples(load_split(DATA).train[:5], DATA, tokenizer, 256)
+    losses = reference_losses(base, rows, tokenizer.pad_token_id, batch_size, CPU)
+    for row, (total, count) in zip(rows, losses, strict=True):
+        assert count == len(row.input_ids) - row.prompt_length
+        with torch.no_grad():
+            loss = base(
+                input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels("response")])
+            ).loss  # transformers' own mean
+        assert total / count == pytest.approx(float(loss), rel=1e-4)
