@@ -12,8 +12,9 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from lora_sweep import config
 from lora_sweep.config import Config
-from lora_sweep.errors import Refused
+from lora_sweep.errors import Refused, nearest
 
 TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text"}
 
@@ -23,14 +24,16 @@ def as_refused(error: BaseException) -> Refused | None:
 
     Takes an error's own message and those of its causes, outermost first.
     """
+    mark = getattr(error, "problem_mark", None)  # PyYAML's: the file and the line
+    if mark is not None:
+        return Refused(f"{mark.name}, line {mark.line + 1}", f"is broken YAML ({getattr(error, 'problem', None)})")
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     text = "\n".join(str(link) for link in chain)
-    is_group = re.search(r"Config group override must be a string or a list", text)
-    if not isinstance(error, HydraException | OmegaConfBaseException) and not is_group:
+    if not isinstance(error, HydraException | OmegaConfBaseException) and not re.search(PLAIN_ERRORS, text):
         return None
     for pattern, sentence in PATTERNS:
         found = re.search(pattern, text)
@@ -49,7 +52,29 @@ def keys_below(path: str) -> list[str]:
         hint = fields.get(name)
         arguments = [a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)]
         node = arguments[0] if arguments else hint
+    return keys_of(node)
+
+
+def keys_of(node: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
+
+
+def key_elsewhere(last: str) -> str | None:
+    """The key of another group whose last part is spelt like ``last``: ``lora.r`` for ``r``."""
+    paths = {key: f"{group}.{key}" for group in keys_below("") for key in reversed(keys_below(group))}
+    near = nearest(last, paths)
+    return paths[near] if near else None
+
+
+def _in_file(text: str) -> str:
+    """``lora/mine.yaml: `` where the mistake is in a group's file, else nothing."""
+    where = re.search(r"In '([^']+)'", text)
+    return f"{where[1]}.yaml: " if where else ""
+
+
+def _full_key(text: str) -> str:
+    key = re.search(r"full_key: (\S+)", text)
+    return key[1] if key else "a key"
 
 
 def _unknown_key(found: re.Match[str], text: str, error: BaseException) -> Refused:
@@ -57,8 +82,12 @@ def _unknown_key(found: re.Match[str], text: str, error: BaseException) -> Refus
     parent, _, last = path.rpartition(".")
     if parent == "train.sft":
         return Refused(path, f"is a new key: write it with a plus in front, +{path}=...")
-    where = re.search(r"In '([^']+)'", text)
-    return Refused(f"conf/{where[1]}.yaml: {path}" if where else path, "is no known key", keys_below(parent), last)
+    owner = re.search(r"object_type=(\w+)", text)
+    allowed = keys_of(getattr(config, owner[1], None)) if owner else []
+    allowed = allowed or keys_below(parent)
+    what = "is no known key"
+    other = key_elsewhere(last) if allowed and not nearest(last, allowed) else None
+    return Refused(_in_file(text) + path, f"{what}; did you mean {other!r}?" if other else what, allowed, last)
 
 
 def _unknown_option(found: re.Match[str], text: str, error: BaseException) -> Refused:
@@ -69,9 +98,34 @@ def _unknown_option(found: re.Match[str], text: str, error: BaseException) -> Re
 
 
 def _wrong_type(found: re.Match[str], text: str, error: BaseException) -> Refused:
-    key = re.search(r"full_key: (\S+)", text)
     wanted = TYPE_NAMES.get(found["type"], found["type"])
-    return Refused(f"{key[1] if key else 'a key'} = {found['value']}", f"must be {wanted}")
+    return Refused(f"{_in_file(text)}{_full_key(text)} = {found['value']}", f"must be {wanted}")
+
+
+def _wrong_shape(found: re.Match[str], text: str, error: BaseException) -> Refused:
+    what = f"{found['value']!r} stands where a mapping with keys must be"
+    return Refused((_in_file(text) or f"{_full_key(text)}: ")[:-2], what, keys_of(getattr(config, found["type"], None)))
+
+
+def _not_a_list(found: re.Match[str], text: str, error: BaseException) -> Refused:
+    return Refused(_in_file(text) + _full_key(text), "must be a list, as in [a,b]")
+
+
+def _null(found: re.Match[str], text: str, error: BaseException) -> Refused:
+    return Refused(f"{_in_file(text)}{found['path']} = null", "must have a value")
+
+
+def _deletion(found: re.Match[str], text: str, error: BaseException) -> Refused:
+    return Refused(f"~{found['path']}", "cannot be deleted: every trial has this key")
+
+
+def _below_null(found: re.Match[str], text: str, error: BaseException) -> Refused:
+    return Refused("", "a key below one that is null cannot be set alone; give the whole, as in 'model.wheel={...}'")
+
+
+def _chosen_twice(found: re.Match[str], text: str, error: BaseException) -> Refused:
+    what = "chooses its group a second time: leave out the plus, or write override in a list of defaults"
+    return Refused(f"{found['group']}={found['option']}", what)
 
 
 def _unreadable(found: re.Match[str], text: str, error: BaseException) -> Refused:
@@ -86,12 +140,30 @@ def _group_as_value(found: re.Match[str], text: str, error: BaseException) -> Re
     return Refused("", "a group takes a file's name, as in lora=default; a value goes to its key, as in lora.r=8")
 
 
+def _sweeper_key(found: re.Match[str], text: str, error: BaseException) -> Refused:
+    return Refused(f"hydra.sweeper.{found['key']}", "is no known key", ("params", "rows"), found["key"])
+
+
 Sentence = Callable[[re.Match[str], str, BaseException], Refused]
+PLAIN_ERRORS = r"Config group override must be a string or a list|Unexpected type for root"  # not of Hydra's own types
 PATTERNS: list[tuple[str, Sentence]] = [
     (r"Could not find '(?P<path>[^']+)'", _unknown_option),
-    (r"Value '(?P<value>[^']*)' of type '[^']*' could not be converted to (?P<type>\w+)", _wrong_type),
+    (r"Value '(?P<value>.*)' of type '[^']*' could not be converted to (?P<type>\w+)", _wrong_type),
     (r"Key '[^']+' (?:is )?not in[^\n]*\n\s*full_key: (?P<path>\S+)", _unknown_key),
     (r"Could not (?:override|append to config) '(?P<path>[^'@]+)", _unknown_key),
-    (r"(?:no viable alternative|mismatched input|extraneous input|token recognition error)[^\n]*", _unreadable),
+    (r"\w+ is not a subclass of (?P<type>\w+)\. value: (?P<value>.*)", _wrong_shape),
+    (r"Invalid value assigned: \w+ is not a ListConfig", _not_a_list),
+    (r"field '(?P<path>[^']+)' is not Optional", _null),
+    (r"does not support deletion\s+full_key: (?P<path>\S+)", _deletion),
+    (
+        r"Multiple values for (?P<group>[^ ]+)\. To override a value use 'override [^:]+: (?P<option>[^']+)'",
+        _chosen_twice,
+    ),
+    (
+        r"(?:no viable alternative|mismatched input|extraneous input|token recognition error|missing EQUAL)[^\n]*",
+        _unreadable,
+    ),
     (r"Config group override must be a string or a list", _group_as_value),
+    (r"Unexpected type for root", _below_null),
+    (r"GridSweeper.* got an unexpected keyword argument '(?P<key>\w+)'", _sweeper_key),
 ]

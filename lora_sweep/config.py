@@ -213,9 +213,9 @@ class Train:
         steps = self.max_steps
         refuse_unless(steps is None or steps >= 1, "train.max_steps", steps, "at least 1, or null")
         refuse_unless(is_positive(self.learning_rate), "train.learning_rate", self.learning_rate, "a number above 0")
-        refuse_unless(self.max_grad_norm >= 0, "train.max_grad_norm", self.max_grad_norm, "at least 0")
-        refuse_unless(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "at least 0")
-        refuse_unless(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "at least 0")
+        for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            refuse_unless(value == 0 or is_positive(value), f"train.{name}", value, "a number of at least 0")
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             value = getattr(self, name)
             refuse_unless(value >= 1, f"train.{name}", value, "a whole number of at least 1")
@@ -225,6 +225,8 @@ class Train:
         for key in self.sft:
             if key in SFT_OWNED:
                 raise Refused(f"train.sft.{key}", f"is set by lora-sweep; use {SFT_OWNED[key]}")
+            value = self.sft[key]
+            refuse_unless(not isinstance(value, float) or math.isfinite(value), f"train.sft.{key}", value, "finite")
 
 
 @dataclass

@@ -77,12 +77,10 @@ def load_split(data: Data) -> Split:
         splits["train"] = splits["train"][: data.train_rows]
     for name in ("train", "validation"):
         if not splits[name]:
-            share = (
-                ""
-                if data.columns.split or name == "train"
-                else f" (data.validation_fraction={data.validation_fraction})"
-            )
-            raise Refused(f"data {data.name}", f"no row is left in the {name} split of {len(rows)} usable rows{share}")
+            by_share = name == "validation" and not data.columns.split
+            share = f" (data.validation_fraction={data.validation_fraction})" if by_share else ""
+            what = f"no row is left in the {name} split of {len(rows)} usable rows{share}"
+            raise Refused(f"data {data.path or data.name}", what)
     return Split(splits["train"], splits["validation"], splits["test"], len(records), dropped)
 
 
@@ -161,7 +159,8 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise Refused(f"{path}, line {number}", f"is broken JSON ({error.msg} at column {error.colno})") from None
+            what = error.msg.removesuffix(" at")  # "Unterminated string starting at"
+            raise Refused(f"{path}, line {number}", f"is broken JSON ({what}, column {error.colno})") from None
         if not isinstance(record, dict):
             raise Refused(f"{path}, line {number}", f"holds a {type(record).__name__}, not an object with columns")
         records.append(record)

@@ -206,7 +206,7 @@ def start(settings: dict[str, Any], mode: Mode) -> Any:
             _given_up = True
             warn(f"going online failed, so runs are kept offline: {brief(error)}")
             with contextlib.suppress(SystemExit):  # its way to say that its service crashed
-                wandb.teardown()
+                pass
     # Without resume: `wandb sync` would add a second folder's points after the first's instead of over them.
     return wandb.init(**settings, mode="offline", settings=common_settings(wandb))
 
@@ -225,7 +225,7 @@ def common_settings(wandb: Any) -> Any:
         x_save_requirements=False,  # all packages; those that matter are in our provenance too
         use_dot_wandb=False,
         init_timeout=INIT_SECONDS,
-        finish_timeout=0.0,
+        finish_timeout=FINISH_SECONDS,
         stop_fn=lambda: None,  # the page's stop button would interrupt this process, with all its trials
         # System metrics stay on: on a GPU people want them; they cost a process of 8 MB and below 1 % of a core.
     )

@@ -23,6 +23,7 @@ def run_trial(config: DictConfig) -> None:
 def main() -> None:
     """Compose, and hand over to the sweeper. Exit codes: see ``lora_sweep.errors``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants it first
     register_schema()
     try:
         hydra.main(version_base="1.3", config_path="../conf", config_name="base")(run_trial)()

@@ -5,6 +5,8 @@ thousand points takes seconds.
 """
 
 import copy
+import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -34,13 +36,19 @@ def points(
     """
     parser = OverridesParser.create(config_loader=loader)
     typed = parser.parse_overrides(list(arguments))
-    taken = {override.get_key_element() for override in typed}
+    for override in typed:
+        if override.key_or_group == "experiment" and override.is_sweep_override():
+            raise Refused(str(override.input_line), "is more than one: an experiment is a command's own list of trials")
+    taken = {override.key_or_group for override in typed}
     swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in taken])
     product = [list(point) for point in itertools.product(*(choices(o) for o in [*swept, *typed]))]
     if not rows:
         return product
+    for row in rows:
+        if isinstance(row, str):
+            raise Refused(f"hydra.sweeper.rows: {row}", f"must be a list of overrides, as in [{row}]")
     listed = [
-        [o.input_line or "" for o in parser.parse_overrides(list(r)) if o.get_key_element() not in taken] for r in rows
+        [o.input_line or "" for o in parser.parse_overrides(list(r)) if o.key_or_group not in taken] for r in rows
     ]
     return [[*row, *point] for row in listed for point in product]
 
@@ -51,8 +59,11 @@ def choices(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line or f"{key}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
-        raise Refused(f"{key}={override.get_value_element_as_str()}", "has no list of values: a grid needs one")
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        raise Refused(str(override.input_line), "has no list of values: a grid needs one")
+    values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not values:
+        raise Refused(str(override.input_line), "stands for no value at all")
+    return values
 
 
 def compose_points(
@@ -68,29 +79,41 @@ def compose_points(
         HydraException, OmegaConfBaseException: a key, group or value does not fit the schema.
     """
     parser = OverridesParser.create(config_loader=loader)
-    composed: dict[tuple[str, ...], tuple[DictConfig, Config]] = {}
+    is_group = functools.cache(lambda name: bool(loader.get_group_options(name)))  # 10 ms a call
+    composed: dict[tuple[str, ...], tuple[DictConfig, Config, bool]] = {}
     typed_values: dict[str, Any] = {}
     configs = []
     for trial in trials:
         parsed = parser.parse_overrides(list(trial))
-        structural = tuple(o.input_line or "" for o in parsed if is_structural(o, loader))
+        anew = {o.key_or_group for o in parsed if o.type != OverrideType.CHANGE or is_group(o.key_or_group)}
+        structural = tuple(o.input_line or "" for o in parsed if o.key_or_group in anew)
         if structural not in composed:
-            composed[structural] = compose_groups(loader, [*base_overrides, *structural])
-        tree, config = composed[structural]
+            tree, config = compose_groups(loader, [*base_overrides, *structural])
+            composed[structural] = tree, config, refers_to_others(tree)
+        tree, config, follows = composed[structural]
+        values = [override for override in parsed if override.key_or_group not in anew]
+        if follows or not all(can_be_set(config, override) for override in values):
+            configs.append(compose_groups(loader, [*base_overrides, *trial])[1])
+            continue
         config = copy.deepcopy(config)
-        for override in parsed:
-            if not is_structural(override, loader):
-                memo = json.dumps([structural, override.input_line])
-                if memo not in typed_values:
-                    typed_values[memo] = typed_value(tree, override)
-                set_value(config, override.key_or_group, copy.deepcopy(typed_values[memo]))
+        for override in values:
+            memo = json.dumps([structural, override.input_line])
+            if memo not in typed_values:
+                typed_values[memo] = typed_value(tree, override)
+            set_value(config, override.key_or_group, copy.deepcopy(typed_values[memo]))
         configs.append(config)
     return configs
 
 
-def is_structural(override: Override, loader: ConfigLoader) -> bool:
-    """Whether Hydra must compose anew: a group's choice, an added or a deleted key."""
-    return override.is_add() or override.is_delete() or bool(loader.get_group_options(override.key_or_group))
+def refers_to_others(tree: DictConfig) -> bool:
+    """Whether any value follows another, as ``${lora.r}`` does: only Hydra can compose such a point."""
+    return "${" in json.dumps(OmegaConf.to_container(tree, resolve=False))
+
+
+def can_be_set(config: Config, override: Override) -> bool:
+    """Whether the value is plain, and its place is there: not in a list, nor below what is null or unknown."""
+    parent = parent_node(config, override.key_or_group)
+    return "${" not in str(override.input_line) and (isinstance(parent, dict) or dataclasses.is_dataclass(parent))
 
 
 def compose_groups(loader: ConfigLoader, overrides: list[str]) -> tuple[DictConfig, Config]:
@@ -112,11 +135,16 @@ def typed_value(tree: DictConfig, override: Override) -> Any:
 
 def set_value(config: Config, key: str, value: Any) -> None:
     """Set ``key``, a dotted path, on a tree of dataclasses and dicts."""
-    *parents, last = key.split(".")
-    node: Any = config
-    for name in parents:
-        node = node[name] if isinstance(node, dict) else getattr(node, name)
+    node, last = parent_node(config, key), key.rpartition(".")[2]
     if isinstance(node, dict):
         node[last] = value
     else:
         setattr(node, last, value)
+
+
+def parent_node(config: Config, key: str) -> Any:
+    """What holds ``key``, a dotted path through dataclasses and dicts; None where the path ends before."""
+    node: Any = config
+    for name in key.split(".")[:-1]:
+        node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)
+    return node

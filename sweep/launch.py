@@ -114,22 +114,21 @@ def run_worker(
         request = Path(folder) / "pack.json"
         request.write_text(json.dumps({"runs_dir": str(runs), "sweep": name, "jobs": jobs}))
         started = time.monotonic()
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "lora_sweep.worker", str(request)],
             stdout=subprocess.PIPE,
             stderr=errors,
             stdin=subprocess.DEVNULL,
             text=True,
             env={**os.environ, **WORKER_ENVIRONMENT},
-        )
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                say(f"{time.monotonic() - started:6.0f} s  {line.rstrip()}")
-            return process.wait()
-        finally:
-            process.kill()
-            process.wait()
+        ) as process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    say(f"{time.monotonic() - started:6.0f} s  {line.rstrip()}")
+                return process.wait()
+            finally:
+                process.kill()
 
 
 def as_job(trial: Planned) -> dict[str, Any]:

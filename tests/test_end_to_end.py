@@ -1,0 +1,152 @@
+"""The main command as a person types it, and everything that it leaves behind."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_sweep import results
+
+SMOKE = [sys.executable, "-m", "lora_sweep.train", "experiment=smoke"]
+
+
+def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder in which the smoke experiment ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("smoke")
+    return folder, run(SMOKE, folder)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "runs/sweeps/smoke/report.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_sweep_runs_and_says_where_the_report_is(smoke: Any) -> None:
+    folder, done = smoke
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 trials and 1 baseline of tiny" in done.stdout
+    for name in ("report.md", "report.csv", "report.html"):
+        path = f"runs/sweeps/smoke/{name}"
+        assert path in done.stdout
+        assert (folder / path).stat().st_size > 500
+    assert re.search(r"W&B: offline. To upload: .*wandb.* sync runs/wandb", done.stdout)
+
+
+def test_a_row_a_trial_with_every_column(smoke: Any) -> None:
+    rows = rows_of(smoke[0])
+    assert [row["kind"] for row in rows] == ["baseline"] + ["trial"] * 4
+    assert {row["status"] for row in rows} == {"complete"}
+    trials = rows[1:]
+    assert [(row["r"], row["targets"]) for row in trials] == [
+        ("2", "attn"),
+        ("2", "all_linear"),
+        ("4", "attn"),
+        ("4", "all_linear"),
+    ]
+    per_rank = {"attn": 2 * (64 + 64 + 64 + 32), "all_linear": 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))}
+    for row in trials:
+        assert int(row["trainable_params"]) == int(row["r"]) * per_rank[row["targets"]]
+        for column in ("quality", "validation_loss", "train_seconds", "tokens_per_second"):
+            assert float(row[column]) >= 0, column
+        assert int(row["peak_memory_bytes"]) > 100 * 2**20
+        assert int(row["adapter_bytes"]) > 0
+        assert row["bits"] in ("16", "32")
+    assert rows[0]["trainable_params"] == "0"
+
+
+def test_deleting_the_reports_and_reporting_again_gives_the_same_bytes(smoke: Any) -> None:
+    folder, _ = smoke
+    reports = {path: path.read_bytes() for path in (folder / "runs/sweeps/smoke").glob("report.*")}
+    assert len(reports) == 3
+    for path in reports:
+        path.unlink()
+    done = run([sys.executable, "-m", "sweep.report"], folder)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in reports} == reports
+
+
+def test_the_same_command_again_changes_no_file(smoke: Any) -> None:
+    folder, first = smoke
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = run(SMOKE, folder)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert "0 to run, 5 done" in again.stdout
+    assert first.stdout.split("\nrow ")[1].split("\nW&B")[0].strip() == again.stdout.split("\nrow ")[1].strip()
+
+
+def test_nothing_is_written_outside_runs(smoke: Any) -> None:
+    assert [path.name for path in smoke[0].iterdir()] == ["runs"]
+
+
+def offline_runs(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted((folder / "runs/wandb").glob("offline-run-*/run-*.wandb")):
+        read = run([sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)], folder)
+        assert read.returncode == 0, read.stderr
+        found.append({"id": path.stem.removeprefix("run-"), "text": read.stdout})
+    return found
+
+
+def test_wandb_holds_a_run_for_each_trial_the_baseline_and_the_sweep(smoke: Any) -> None:
+    folder, _ = smoke
+    runs = {found["id"]: found["text"] for found in offline_runs(folder)}
+    rows = rows_of(folder)
+    assert set(runs) == {*(f"{row['trial_id']}-{row['eval_id']}" for row in rows), "sweep-smoke"}
+    for row in rows:
+        text = runs[f"{row['trial_id']}-{row['eval_id']}"]
+        assert row["label"] in text
+        assert row["quality"][:6] in text, "the quality is not in the run"
+    trial = runs[f"{rows[1]['trial_id']}-{rows[1]['eval_id']}"]
+    losses = results.read_jsonl(results.trial_folder(folder / "runs", rows[1]["trial_id"]).losses)
+    for point in losses:
+        assert str(point["loss"])[:6] in trial, "the curve is not whole"
+
+
+def test_generations_hold_prompts_texts_and_references(smoke: Any) -> None:
+    folder, _ = smoke
+    row = rows_of(folder)[1]
+    result = results.load_result(folder / "runs", row["trial_id"], row["eval_id"])
+    assert [g["prompt_id"] for g in result.generations] == [
+        *(f"validation-{i}" for i in range(4)),
+        "fixed-0",
+        "fixed-1",
+    ]
+    assert all(g["prompt"].startswith("Below is an instruction") for g in result.generations)
+    assert {p["prompt_id"] for p in result.scores["prompts"]} == {g["prompt_id"] for g in result.generations}
+    assert json.loads(json.dumps(result.training["identity"]))["kind"] == "trial"
+    page = (folder / "runs/sweeps/smoke/report.html").read_text()
+    assert "Corelogic Smooth Mouse" in page
+    assert "Hoover Lightspeed" in page
+
+
+def test_one_trial_without_m_and_an_unpublished_key(tmp_path: Path) -> None:
+    small = ["model=tiny", "data=tiny", "train.max_steps=1", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
+    one = ["lora.r=2", "quant=4bit", "+train.sft.adam_beta2=0.9", "sweep_name=one", "eval.validation_rows=2"]
+    done = run([sys.executable, "-m", "lora_sweep.train", *small, *one], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 trial and 1 baseline of tiny" in done.stdout
+    assert not (tmp_path / "runs/wandb").exists()
+    assert (tmp_path / "runs/sweeps/one/report.csv").is_file()
+
+
+def test_a_failed_trial_gives_exit_code_1_and_stays_in_the_report(tmp_path: Path) -> None:
+    small = ["model=tiny", "data=tiny", "train.max_steps=2", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
+    rates = ["-m", "lora.targets=mlp", "train.learning_rate=1e-3,1e30", "sweep_name=rates", "eval.validation_rows=2"]
+    done = run([sys.executable, "-m", "lora_sweep.train", *small, *rates], tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    report = (tmp_path / "runs/sweeps/rates/report.md").read_text()
+    assert "diverged" in report
+    assert "at step" in report
+    with (tmp_path / "runs/sweeps/rates/report.csv").open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["complete", "complete", "diverged"]
