@@ -10,7 +10,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lora_sweep.errors import EXIT_FAILED
+from lora_sweep.errors import EXIT_FAILED, Refused
 
 
 class GridSweeper(Sweeper):
@@ -32,6 +32,9 @@ class GridSweeper(Sweeper):
         assert self.launcher is not None
         trials = points(self.hydra_context.config_loader, arguments, dict(self.params), list(self.rows))
         returns = self.launcher.launch(trials, initial_job_idx=0)
+        for job in returns:  # another launcher keeps a refusal as a job's outcome
+            if isinstance(job._return_value, Refused):
+                raise job._return_value
         if any(job.status == JobStatus.FAILED for job in returns):
             sys.exit(EXIT_FAILED)
         return returns

@@ -16,7 +16,7 @@ from lora_sweep import config
 from lora_sweep.config import Config
 from lora_sweep.errors import Refused, nearest
 
-TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text"}
+TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
 def as_refused(error: BaseException) -> Refused | None:
@@ -39,7 +39,11 @@ def as_refused(error: BaseException) -> Refused | None:
         found = re.search(pattern, text)
         if found:
             return sentence(found, text, error)
-    return Refused("", str(error).strip().splitlines()[0])
+    named = next(
+        (str(link) for link in chain if "full_key: " in str(link) and isinstance(link, OmegaConfBaseException)), ""
+    )
+    place = f"{_in_file(text)}{_full_key(named)}" if named else ""
+    return Refused(place, (named or str(error)).strip().splitlines()[0])
 
 
 def keys_below(path: str) -> list[str]:
@@ -62,8 +66,8 @@ def keys_of(node: Any) -> list[str]:
 def key_elsewhere(last: str) -> str | None:
     """The key of another group whose last part is spelt like ``last``: ``lora.r`` for ``r``."""
     paths = {key: f"{group}.{key}" for group in keys_below("") for key in reversed(keys_below(group))}
-    near = nearest(last, paths)
-    return paths[near] if near else None
+    near = nearest(last, paths) if len(last) > 3 else last  # short words are like too many others
+    return paths.get(near) if near else None
 
 
 def _in_file(text: str) -> str:
@@ -112,7 +116,7 @@ def _not_a_list(found: re.Match[str], text: str, error: BaseException) -> Refuse
 
 
 def _null(found: re.Match[str], text: str, error: BaseException) -> Refused:
-    return Refused(f"{_in_file(text)}{found['path']} = null", "must have a value")
+    return Refused(f"{_in_file(text)}{_full_key(text)} = null", "must have a value")
 
 
 def _deletion(found: re.Match[str], text: str, error: BaseException) -> Refused:
@@ -148,12 +152,12 @@ Sentence = Callable[[re.Match[str], str, BaseException], Refused]
 PLAIN_ERRORS = r"Config group override must be a string or a list|Unexpected type for root"  # not of Hydra's own types
 PATTERNS: list[tuple[str, Sentence]] = [
     (r"Could not find '(?P<path>[^']+)'", _unknown_option),
-    (r"Value '(?P<value>.*)' of type '[^']*' could not be converted to (?P<type>\w+)", _wrong_type),
+    (r"Value '(?P<value>.*)' (?:of type '[^']*' could not be converted to|is not a valid) (?P<type>\w+)", _wrong_type),
     (r"Key '[^']+' (?:is )?not in[^\n]*\n\s*full_key: (?P<path>\S+)", _unknown_key),
     (r"Could not (?:override|append to config) '(?P<path>[^'@]+)", _unknown_key),
     (r"\w+ is not a subclass of (?P<type>\w+)\. value: (?P<value>.*)", _wrong_shape),
     (r"Invalid value assigned: \w+ is not a ListConfig", _not_a_list),
-    (r"field '(?P<path>[^']+)' is not Optional", _null),
+    (r"field '[^']+' is not Optional|Incompatible value 'None' for field", _null),
     (r"does not support deletion\s+full_key: (?P<path>\S+)", _deletion),
     (
         r"Multiple values for (?P<group>[^ ]+)\. To override a value use 'override [^:]+: (?P<option>[^']+)'",

@@ -145,46 +145,31 @@ class Quant:
         refuse_unless(self.bits in QUANT_BITS.values(), "quant.bits", self.bits, "4, 8 or null")
 
 
-SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, and what to use instead
-    "output_dir": "runs_dir",
-    "seed": "seed",
-    "data_seed": "seed",
-    "num_train_epochs": "train.num_train_epochs",
-    "max_steps": "train.max_steps",
-    "learning_rate": "train.learning_rate",
-    "lr_scheduler_type": "train.lr_scheduler_type",
-    "warmup_steps": "train.warmup_steps",
-    "per_device_train_batch_size": "train.per_device_train_batch_size",
-    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
-    "gradient_checkpointing": "train.gradient_checkpointing",
-    "activation_checkpointing": "train.gradient_checkpointing",
-    "max_length": "train.max_length",
-    "max_grad_norm": "train.max_grad_norm",
-    "weight_decay": "train.weight_decay",
-    "optim": "train.optim",
-    "train_sampling_strategy": "train.train_sampling_strategy",
-    "completion_only_loss": "train.loss_on",
-    "assistant_only_loss": "train.loss_on",
-    "packing": "nothing: a row is a sequence",
-    "padding_free": "nothing: a row is a sequence",
-    "dataset_kwargs": "data.*",
-    "dataset_text_field": "data.columns.*",
-    "chat_template_path": "data.template",
-    "eos_token": "nothing: the tokenizer's own",
-    "pad_token": "nothing: the tokenizer's own",
-    "report_to": "tracking",
-    "run_name": "tracking",
-    "logging_steps": "nothing: every step is logged",
-    "logging_nan_inf_filter": "nothing: a non-finite loss ends the trial",
-    "save_strategy": "nothing: the adapter is saved once, at the end",
-    "eval_strategy": "eval.*",
-    "bf16": "nothing: the dtype follows the device",
-    "fp16": "nothing: the dtype follows the device",
-    "use_cpu": "nothing: the device is chosen by what is there",
-    "model_init_kwargs": "model.* and quant.*",
-    "trust_remote_code": "nothing: code from a model folder is never run",
-    "resume_from_checkpoint": "nothing: the same command resumes",
-    "push_to_hub": "nothing: a trial stays on this machine",
+SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, beside those of Train, and what to use instead
+    key: instead
+    for instead, keys in {
+        "runs_dir": "output_dir",
+        "seed": "seed data_seed",
+        "train.gradient_checkpointing": "activation_checkpointing",
+        "train.loss_on": "completion_only_loss assistant_only_loss",
+        "data.*": "dataset_kwargs",
+        "data.columns.*": "dataset_text_field",
+        "data.template": "chat_template_path",
+        "model.* and quant.*": "model_init_kwargs",
+        "eval.*": "eval_strategy",
+        "tracking": "report_to run_name",
+        "nothing: a row is a sequence": "packing padding_free",
+        "nothing: the tokenizer's own": "eos_token pad_token",
+        "nothing: every step is logged": "logging_steps disable_tqdm",
+        "nothing: a non-finite loss ends the trial": "logging_nan_inf_filter",
+        "nothing: the adapter is saved once, at the end": "save_strategy",
+        "nothing: the dtype follows the device": "bf16 fp16",
+        "nothing: the device is chosen by what is there": "use_cpu dataloader_pin_memory",
+        "nothing: code from a model folder is never run": "trust_remote_code",
+        "nothing: the same command resumes": "resume_from_checkpoint",
+        "nothing: a trial stays on this machine": "push_to_hub hub_token push_to_hub_token hub_model_id",
+    }.items()
+    for key in keys.split()
 }
 
 
@@ -194,7 +179,7 @@ class Train:
 
     num_train_epochs: float = 1.0
     max_steps: int | None = None  # set: this many optimizer steps, whatever the epochs
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     lr_scheduler_type: str = "linear"
     warmup_steps: float = 0.0  # below 1: a share of all steps
     per_device_train_batch_size: int = 4
@@ -215,17 +200,16 @@ class Train:
         refuse_unless(is_positive(self.learning_rate), "train.learning_rate", self.learning_rate, "a number above 0")
         for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
             value = getattr(self, name)
-            refuse_unless(value == 0 or is_positive(value), f"train.{name}", value, "a number of at least 0")
+            refuse_unless(value == 0 or is_positive(value), f"train.{name}", value, "at least 0")
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             value = getattr(self, name)
             refuse_unless(value >= 1, f"train.{name}", value, "a whole number of at least 1")
         refuse_unless(self.max_length >= 8, "train.max_length", self.max_length, "at least 8 tokens")
         if self.loss_on not in ("response", "all"):
             raise Refused(f"train.loss_on = {self.loss_on}", "is unknown", ("response", "all"), self.loss_on)
-        for key in self.sft:
-            if key in SFT_OWNED:
-                raise Refused(f"train.sft.{key}", f"is set by lora-sweep; use {SFT_OWNED[key]}")
-            value = self.sft[key]
+        for key, value in self.sft.items():
+            if key in SFT_OWNED or hasattr(self, key):
+                raise Refused(f"train.sft.{key}", f"is set by lora-sweep; use {SFT_OWNED.get(key, f'train.{key}')}")
             refuse_unless(not isinstance(value, float) or math.isfinite(value), f"train.sft.{key}", value, "finite")
 
 
@@ -242,7 +226,7 @@ class Eval:
     """What every trial writes, and how. Decoding names are those of transformers' GenerationConfig."""
 
     prompts: int = 12  # held-out prompts: the first of the validation split, in hash order
-    validation_rows: int = 64  # the validation loss is over at most this many rows, in hash order
+    validation_rows: int = 32  # the validation loss is over at most this many rows, in hash order
     fixed_prompts: list[FixedPrompt] = field(default_factory=list)  # further prompts, without a reference
     max_new_tokens: int = 128
     do_sample: bool = False
@@ -253,10 +237,8 @@ class Eval:
     baseline_templates: list[str] = field(default_factory=list)  # forms for further baseline rows
 
     def check(self) -> None:
-        refuse_unless(self.prompts >= 1, "eval.prompts", self.prompts, "at least 1")
-        refuse_unless(self.validation_rows >= 1, "eval.validation_rows", self.validation_rows, "at least 1")
-        refuse_unless(self.max_new_tokens >= 1, "eval.max_new_tokens", self.max_new_tokens, "at least 1")
-        refuse_unless(self.batch_size >= 1, "eval.batch_size", self.batch_size, "at least 1")
+        for name in ("prompts", "validation_rows", "max_new_tokens", "batch_size"):
+            refuse_unless(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
         refuse_unless(is_positive(self.temperature), "eval.temperature", self.temperature, "above 0")
         refuse_unless(0 < self.top_p <= 1, "eval.top_p", self.top_p, "above 0 and at most 1")
         if self.quant not in ("same", *QUANT_BITS):
@@ -345,10 +327,8 @@ def check_template(where: str, template: str) -> None:
 
 def check_sweep_name(name: str | None) -> None:
     """Refuse a sweep name that could be a path or a surprise in one."""
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
-        raise Refused(
-            f"sweep_name = {name!r}", "must be 1 to 80 letters, digits, '.', '_' or '-', not starting with '.'"
-        )
+    ok = name is None or bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name))
+    refuse_unless(ok, "sweep_name", repr(name), "1 to 80 letters, digits, '.', '_' or '-', not starting with '.'")
 
 
 def canonical(value: Any) -> str:
@@ -395,14 +375,8 @@ def trial_identity(
     train["batch"] = train.pop("per_device_train_batch_size") * train.pop("gradient_accumulation_steps")
     train.pop("gradient_checkpointing")  # recomputes, changes nothing
     train.pop("num_train_epochs" if config.train.max_steps else "max_steps")
-    return {
-        "kind": "trial",
-        "recipe": RECIPE_VERSION,
-        **base_identity(config, model_fingerprint, data_fingerprint),
-        "lora": lora,
-        "train": train,
-        "seed": config.seed,
-    }
+    base = base_identity(config, model_fingerprint, data_fingerprint)
+    return {"kind": "trial", "recipe": RECIPE_VERSION, **base, "lora": lora, "train": train, "seed": config.seed}
 
 
 def baseline_identity(config: Config, model_fingerprint: str, data_fingerprint: str, template: str) -> dict[str, Any]:
@@ -422,4 +396,5 @@ def eval_identity(config: Config) -> dict[str, Any]:
         evaluation.pop("temperature"), evaluation.pop("top_p")
     else:
         evaluation["seed"] = config.seed
-    return {"scorer": SCORER_VERSION, "bits": config.eval_bits(), **evaluation}
+    cut = config.train.max_length  # the rows of the validation loss are cut to it, a baseline's too
+    return {"scorer": SCORER_VERSION, "bits": config.eval_bits(), "max_length": cut, **evaluation}

@@ -1,16 +1,10 @@
-"""Rows of a data set: read, checked, split, and turned into prompts and token ids.
-
-Owns templates, splits and fingerprints. Imports no torch: a tokenizer is passed in. Everything that a data set
-holds is text to this file: never a path, a template or a control token.
-"""
+"""Rows of a data set: read, checked and split. Owns the splits and the fingerprints; knows no template and no token."""
 
 import csv
 import hashlib
 import io
 import json
 import random
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +14,6 @@ from lora_sweep.errors import Refused
 from lora_sweep.fetch import wheel_file
 
 SPLITS = ("train", "validation", "test")
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-)
-QA = "Q: {instruction}\nA:"
-END_MARKERS = {"alpaca": "\n### End"}  # the blog's; the other forms end with the eos token alone
-IGNORED = -100  # a label that the loss leaves out, as in torch's cross entropy
 
 
 @dataclass(frozen=True)
@@ -67,10 +54,11 @@ def load_split(data: Data) -> Split:
     Raises:
         Refused: no such file or column, an unreadable line, splits that overlap, or no row left in one.
     """
-    records = read_records(data)
+    found = read_records(data)
+    records = sampled(found, data)
     rows, homes, dropped = _clean(records, data)
-    if data.sample is not None and data.sample < len(records):
-        dropped[f"not among the {data.sample} sampled"] = len(records) - data.sample
+    if len(records) < len(found):
+        dropped[f"not among the {data.sample} sampled"] = len(found) - len(records)
     splits = _by_column(rows, homes) if data.columns.split else _by_hash(rows, data)
     if data.train_rows is not None and len(splits["train"]) > data.train_rows:
         dropped[f"beyond data.train_rows={data.train_rows}"] = len(splits["train"]) - data.train_rows
@@ -81,7 +69,7 @@ def load_split(data: Data) -> Split:
             share = f" (data.validation_fraction={data.validation_fraction})" if by_share else ""
             what = f"no row is left in the {name} split of {len(rows)} usable rows{share}"
             raise Refused(f"data {data.path or data.name}", what)
-    return Split(splits["train"], splits["validation"], splits["test"], len(records), dropped)
+    return Split(splits["train"], splits["validation"], splits["test"], len(found), dropped)
 
 
 def source_fingerprint(data: Data) -> str:
@@ -105,7 +93,7 @@ def source_fingerprint(data: Data) -> str:
 
 
 def read_records(data: Data) -> list[dict[str, Any]]:
-    """The source's rows as dicts, before any check of their content; sampled if ``data.sample`` says so."""
+    """The source's rows as dicts, before any check of their content."""
     if data.path:
         records = _read_file(_existing_file(data.path))
     elif data.hub_id:
@@ -116,12 +104,17 @@ def read_records(data: Data) -> list[dict[str, Any]]:
         records = tiny_records(data.tiny or 0)
     if not records:
         raise Refused(f"data {data.path or data.name}", "is empty: it holds no row")
-    if data.sample is not None and data.sample < len(records):
-        import pandas
-
-        chosen = pandas.Series(range(len(records))).sample(n=data.sample, random_state=data.sample_seed)
-        records = [records[index] for index in chosen]
     return records
+
+
+def sampled(records: list[dict[str, Any]], data: Data) -> list[dict[str, Any]]:
+    """``data.sample`` of the rows, as ``pandas.DataFrame.sample`` draws them; all where there are no more."""
+    if data.sample is None or data.sample >= len(records):
+        return records
+    import pandas
+
+    chosen = pandas.Series(range(len(records))).sample(n=data.sample, random_state=data.sample_seed)
+    return [records[index] for index in chosen]
 
 
 def _existing_file(path: str) -> Path:
@@ -168,8 +161,17 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    text = "\n".join(_text_lines(path))
-    return [dict(record) for record in csv.DictReader(io.StringIO(text), restkey="(beyond the header)")]
+    reader = csv.DictReader(io.StringIO("\n".join(_text_lines(path))), strict=True)  # else an open quote eats all rows
+    records = []
+    try:
+        for record in reader:
+            if None in record:
+                what = "has more cells than the header: a text with a comma in it must stand in quotes"
+                raise Refused(f"{path}, line {reader.reader.line_num}", what)
+            records.append(dict(record))
+    except csv.Error as error:
+        raise Refused(f"{path}, line {reader.reader.line_num}", f"is broken CSV ({error})") from None
+    return records
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -234,20 +236,21 @@ def _clean(records: list[dict[str, Any]], data: Data) -> tuple[list[Row], list[s
             raise Refused(
                 f"data.columns.{role}", f"there is no column {column!r} in {data.path or data.name}", present, column
             )
-    rows, homes, seen = [], [], set()
+    rows, homes, seen = [], [], set()  # the same row in two splits is no repetition but an overlap
     dropped: dict[str, int] = {}
     for record in records:
         product, description = _text(record.get(columns.product)), _text(record.get(columns.description))
         category = _text(record.get(columns.category)) if columns.category else ""
         row = Row(product, category or None, description)
+        home = str(record.get(columns.split)) if columns.split else ""
         why = None if product and description else f"empty {columns.product if not product else columns.description}"
-        why = why or ("repeated" if row in seen else None)
+        why = why or ("repeated" if (row, home) in seen else None)
         if why:
             dropped[why] = dropped.get(why, 0) + 1
             continue
-        seen.add(row)
+        seen.add((row, home))
         rows.append(row)
-        homes.append(str(record.get(columns.split)) if columns.split else "")
+        homes.append(home)
     return rows, homes, dropped
 
 
@@ -279,118 +282,10 @@ def _by_column(rows: list[Row], homes: list[str]) -> dict[str, list[Row]]:
         if home not in splits:
             raise Refused("data.columns.split", f"holds {home!r} (product {row.product!r})", SPLITS, home)
         splits[home].append(row)
-    asked = {row.asked for row in splits["train"]}
-    for name in ("validation", "test"):
+    for name, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        asked = {row.asked for row in splits[other]}
         shared = [row for row in splits[name] if row.asked in asked]
         if shared:
-            what = (
-                f"{len(shared)} of the {name} split's prompts are in the train split too, first {shared[0].product!r}"
-            )
-            raise Refused("data.columns.split", what)
+            count = f"{len(shared)} of the {name} split's prompts are in the {other} split too"
+            raise Refused("data.columns.split", f"{count}, first {shared[0].product!r}")
     return splits
-
-
-# --- prompts and token ids ---------------------------------------------------------------------------------------
-
-
-def instruction(product: str, category: str | None) -> str:
-    """The blog's sentence."""
-    belonging = f", belonging to category: {category}" if category else ""
-    return f"Create a detailed description for the following product: {product}{belonging}"
-
-
-def end_marker(data: Data, template: str) -> str:
-    """The text that ends a response, before the eos token; empty when the eos token alone does."""
-    return END_MARKERS.get(template, "") if data.end_marker is None else data.end_marker
-
-
-def prompt_parts(template: str, product: str, category: str | None, tokenizer: Any) -> tuple[str, str, str]:
-    """A prompt as (before, what the data says, after): only the outer parts may hold control tokens.
-
-    Raises:
-        Refused: ``chat`` with a tokenizer that has no chat template.
-    """
-    if template == "alpaca":
-        return "", ALPACA.replace("{instruction}", instruction(product, category)), ""
-    if template == "qa":
-        return "", QA.replace("{instruction}", instruction(product, category)), ""
-    if template == "chat":
-        if not tokenizer.chat_template:
-            raise Refused("data.template = chat", "this tokenizer has no chat template", ("alpaca", "qa"))
-        slot = "\ufdd0"  # a noncharacter: no template holds it
-        messages = [{"role": "user", "content": slot}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, _, after = text.partition(slot)
-        return before, instruction(product, category), after
-    values = {"product": product, "category": category or ""}
-    return "", re.sub(r"{(product|category)}", lambda found: values[found[1]], template), ""
-
-
-def prompt_text(template: str, product: str, category: str | None, tokenizer: Any) -> str:
-    """The prompt as a person reads it."""
-    return "".join(prompt_parts(template, product, category, tokenizer))
-
-
-def prompt_ids(template: str, product: str, category: str | None, tokenizer: Any) -> list[int]:
-    """The prompt's token ids; special tokens inside ``product`` and ``category`` are plain text."""
-    before, said, after = prompt_parts(template, product, category, tokenizer)
-    if not before and not after:
-        ids = _ids(said, tokenizer, add_special_tokens=True)  # a bos token where the tokenizer wants one
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    outer = [list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else [] for part in (before, after)]
-    return outer[0] + _ids(said, tokenizer, add_special_tokens=False) + outer[1]
-
-
-def response_ids(row: Row, marker: str, tokenizer: Any) -> list[int]:
-    """The response's token ids, its end marker and the eos token included."""
-    return [*_ids(row.description + marker, tokenizer, add_special_tokens=False), tokenizer.eos_token_id]
-
-
-def _ids(text: str, tokenizer: Any, add_special_tokens: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True)["input_ids"])
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as the model sees it: token ids, how many of them are the prompt, and whether the end was cut."""
-
-    input_ids: list[int]
-    prompt_length: int
-    cut: bool
-
-    def labels(self, loss_on: str) -> list[int]:
-        """The ids that the loss counts; the others are IGNORED. The prompt counts under ``loss_on=all``."""
-        if loss_on == "all":
-            return list(self.input_ids)
-        return [IGNORED] * self.prompt_length + self.input_ids[self.prompt_length :]
-
-
-def examples(rows: Sequence[Row], data: Data, tokenizer: Any, max_length: int) -> list[Example]:
-    """Token ids of ``rows`` under the data's template, cut to ``max_length``.
-
-    Raises:
-        Refused: prompts that leave no room for a response, all counted; or no eos token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise Refused("model", "its tokenizer has no eos token: a tuned model could never learn to stop")
-    marker = end_marker(data, data.template)
-    made, too_long = [], []
-    for row in rows:
-        prompt = prompt_ids(data.template, row.product, row.category, tokenizer)
-        ids = prompt + response_ids(row, marker, tokenizer)
-        if len(prompt) >= max_length:
-            too_long.append((len(prompt), row.product))
-        made.append(Example(ids[:max_length], len(prompt), len(ids) > max_length))
-    if too_long:
-        longest, product = max(too_long)
-        raise Refused(
-            f"train.max_length = {max_length}",
-            f"{len(too_long)} of {len(rows)} prompts leave no room for a response; the longest has {longest} tokens "
-            f"({product[:60]!r}): raise train.max_length or shorten those rows",
-        )
-    return made
-
-
-def token_count(made: Iterable[Example]) -> int:
-    """Tokens of the rows themselves, without padding."""
-    return sum(len(example.input_ids) for example in made)

@@ -4,8 +4,11 @@ Everything else asks here and stays the same on a CPU and on any accelerator tha
 """
 
 import contextlib
+import ctypes
+import gc
 import os
 import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +58,15 @@ def scores_every_position(device: Device) -> bool:
 
 
 def reset_peak_memory(device: Device) -> None:
-    """Start the peaks of :func:`peak_memory` anew, where the system allows it."""
+    """Give back what the last trial left, and start the peaks of :func:`peak_memory` anew, where the system can."""
+    gc.collect()
+    if sys.platform == "linux":  # glibc keeps freed memory, and with the launcher's settings all of it
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # Linux: "5" resets VmHWM, man 5 proc
         Path("/proc/self/clear_refs").write_text("5")
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 

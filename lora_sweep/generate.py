@@ -7,9 +7,9 @@ import torch
 from transformers import GenerationConfig, set_seed
 
 from lora_sweep.config import Eval
-from lora_sweep.data import IGNORED, Example
 from lora_sweep.device import Device
 from lora_sweep.model import response_logits
+from lora_sweep.prompts import IGNORED, Example
 
 
 @dataclass(frozen=True)

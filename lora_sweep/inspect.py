@@ -8,35 +8,69 @@ they depend on. Its standard output is for people, its standard error for what l
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.config import Config, config_from_json
-from lora_sweep.data import Split, examples, load_split, prompt_ids, source_fingerprint, token_count
+from lora_sweep.config import Config, Train, config_from_json
+from lora_sweep.data import Split, load_split, source_fingerprint
 from lora_sweep.errors import Refused
 from lora_sweep.facts import DataFacts, Facts, Linear, ModelFacts, cached_facts, facts_file
+from lora_sweep.prompts import examples, prompt_ids, token_count
 from lora_sweep.results import write_json
 
 
 def inspect_trial(config: Config, strict: bool) -> Facts:
-    """Look at the data, then at the model, and remember both.
+    """Look at the data, at the trainer's settings and at the model, and remember what data and model are like.
 
     Args:
         strict: everything that training needs must be at hand. Otherwise what only a hub can give stays unknown.
 
     Raises:
-        Refused: the data or the model cannot be used; nothing is remembered.
+        Refused: the data, the settings or the model cannot be used; nothing is remembered.
     """
+    check_model_path(config.model.path)
     known = cached_facts(config, strict)
+    split = None if known else _split_or_none(config, strict)  # first: rows are judged without importing torch
+    check_settings(config.train)
     if known:
         return known
-    split = _split_or_none(config, strict)
     data = data_facts(config, split, strict)
     from lora_sweep.device import pick_device
 
     facts = Facts(model_facts(config), data, pick_device().compute_bytes)
     write_json(facts_file(config, strict), facts.to_json())
     return facts
+
+
+def check_model_path(path: str | None) -> None:
+    """Refuse a ``model.path`` that is no folder in transformers' format; needs no torch, so it answers at once."""
+    if path is not None and not (Path(path).expanduser() / "config.json").is_file():
+        what = "holds no config.json" if Path(path).expanduser().is_dir() else "is no folder"
+        raise Refused(f"model.path = {path}", f"{what}; it must be a folder in transformers' format")
+
+
+def check_settings(train: Train) -> None:
+    """Refuse names that transformers and TRL would refuse, or pass over, only once training starts."""
+    from transformers import SchedulerType, TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    sampling = TrainingArguments.__dataclass_fields__["train_sampling_strategy"]
+    allowed = {
+        "lr_scheduler_type": [name.value for name in SchedulerType],
+        "optim": [name.value for name in OptimizerNames],
+        "train_sampling_strategy": sampling.metadata["choices"],
+    }
+    for key, names in allowed.items():
+        value = getattr(train, key)
+        if value not in names:
+            raise Refused(f"train.{key} = {value}", "is unknown", names, value)
+    if train.sft:  # importing TRL takes seconds
+        from lora_sweep.device import pick_device
+        from lora_sweep.finetune import sft_config
+
+        with tempfile.TemporaryDirectory() as scratch:
+            sft_config(train, 0, pick_device(), Path(scratch))
 
 
 def _split_or_none(config: Config, strict: bool) -> Split | None:

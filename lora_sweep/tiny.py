@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lora_sweep.data import prompt_text, tiny_records
+from lora_sweep.data import tiny_records
+from lora_sweep.prompts import prompt_text
 
 VOCAB_SIZE = 512
 SHAPES: dict[str, dict[str, Any]] = {

@@ -24,7 +24,8 @@ Mode = Literal["online", "offline", "none"]
 INIT_SECONDS = 20.0  # a reachable server answers in 1 to 3 s; wandb's own limit is 90
 FINISH_SECONDS = 60.0  # what is not uploaded by then stays on disk; wandb's own limit is none
 
-FIRST_COLUMNS = ["prompt_id", "product", "prompt", "text", "reference", "finished", "quality", "repetition_4gram"]
+# Columns of tables that people read first.
+FIRST = ("label", "prompt_id", "product", "prompt", "text", "reference", "finished", "quality", "repetition_4gram")
 SECRET = r"(?:token|secret|password|api_?key)"
 
 _given_up = False  # going online failed in this process: its later runs do not wait for the same failure again
@@ -206,7 +207,7 @@ def start(settings: dict[str, Any], mode: Mode) -> Any:
             _given_up = True
             warn(f"going online failed, so runs are kept offline: {brief(error)}")
             with contextlib.suppress(SystemExit):  # its way to say that its service crashed
-                pass
+                wandb.teardown()
     # Without resume: `wandb sync` would add a second folder's points after the first's instead of over them.
     return wandb.init(**settings, mode="offline", settings=common_settings(wandb))
 
@@ -232,9 +233,9 @@ def common_settings(wandb: Any) -> Any:
 
 
 def log_table(run: Any, key: str, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Log ``rows`` as a table; columns that people read first come first, those of any row are there."""
+    """Log ``rows`` as a table with the columns of all of them, those of FIRST in front."""
     present = list(dict.fromkeys(column for row in rows for column in row))
-    columns = [column for column in FIRST_COLUMNS if column in present]
+    columns = [column for column in FIRST if column in present]
     columns += [column for column in present if column not in columns]
     data = [[cell(row.get(column)) for column in columns] for row in rows]
     with all_files_in(folder):
@@ -251,7 +252,7 @@ def all_files_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         for name in ours:
-            del os.environ[name]
+            os.environ.pop(name, None)
         if "WANDB_SERVICE" not in theirs:  # a child process would inherit our service, and lose it with us
             os.environ.pop("WANDB_SERVICE", None)
 

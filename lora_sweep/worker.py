@@ -6,13 +6,9 @@ fault becomes its status; after running out of memory the process ends, and the 
 
 import ctypes
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,14 +22,14 @@ from peft import PeftModel
 
 from lora_sweep import results, score, tracking
 from lora_sweep.config import Config, Quant, config_from_json
-from lora_sweep.data import Split, end_marker, examples, load_split, prompt_ids, prompt_text
+from lora_sweep.data import Split, load_split
 from lora_sweep.device import Device, is_out_of_memory, peak_memory, pick_device, reset_peak_memory
 from lora_sweep.errors import Diverged
 from lora_sweep.finetune import Trained, attach_adapter, finetune
 from lora_sweep.generate import Written, generate, reference_losses
 from lora_sweep.model import base_signature, load_base, load_tokenizer, quiet_transformers, stored_bits
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "lora-sweep")
+from lora_sweep.prompts import end_marker, examples, prompt_ids, prompt_text
+from lora_sweep.provenance import now, provenance
 
 
 @dataclass(frozen=True)
@@ -328,52 +324,9 @@ def generation_numbers(written: list[Written], seconds: float) -> dict[str, Any]
     }
 
 
-def provenance(device: Device, bits: int | None, started: str) -> dict[str, Any]:
-    """Where and with what a result was made."""
-    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    commit, dirty = git_state()
-    return {
-        "versions": versions,
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "device": device.name,
-        "dtype": str(device.compute_dtype).removeprefix("torch."),
-        "adapter_dtype": str(device.adapter_dtype(bits is not None)).removeprefix("torch."),
-        "platform": platform.platform(),
-        "started": started,
-        "finished": now(),
-    }
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # ours, run from a checkout that is not installed
-        return "not installed"
-
-
-def git_state() -> tuple[str | None, bool | None]:
-    """The commit of this code and whether files differ from it; None for both outside a git checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except FileNotFoundError:
-        return None, None
-    return commit, None if changes is None else bool(changes)
-
-
 def folder_bytes(folder: Path) -> int:
     """The size of a folder's files."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def die_with_parent() -> None:

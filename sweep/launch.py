@@ -19,8 +19,8 @@ from typing import Any
 from lora_sweep import results, tracking
 from lora_sweep.config import base_identity, canonical
 from sweep import store
-from sweep.plan import Key, Plan, Planned
 from sweep.plan_table import plan_table
+from sweep.trials import Key, Plan, Planned
 
 WORKER_ENVIRONMENT = {
     # glibc gives buffers of a step back to the system, and asks for them again at the next: 15-25 % of a CPU step.

@@ -1,9 +1,10 @@
 """Configs to trials: identified, deduplicated, checked against the model and the data, and sized.
 
-``python -m sweep.plan [-m] [KEY=VALUE ...]`` takes the overrides of ``lora_sweep.train`` and prints the plan
+``python -m sweep.plan [-m] [KEY=VALUE ...]`` takes the arguments of ``lora_sweep.train`` and prints the plan
 without training anything. Imports no torch: what a model looks like comes from a process of its own, once.
 """
 
+import argparse
 import copy
 import dataclasses
 import json
@@ -11,13 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_sweep.config import (
     Config,
+    Train,
     baseline_identity,
     eval_identity,
     register_schema,
@@ -26,42 +26,13 @@ from lora_sweep.config import (
 )
 from lora_sweep.errors import EXIT_REFUSED, Refused
 from lora_sweep.facts import Facts, cached_facts, facts_key
-from lora_sweep.footprint import Forecast, forecast_memory, trainable_params
+from lora_sweep.fetch import cache_folder
+from lora_sweep.footprint import forecast_memory, trainable_params
+from lora_sweep.results import write_json
 from lora_sweep.targets import check_rank, resolve_targets, target_modules
-
-Key = tuple[str, str]  # trial id, evaluation id
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One trial or baseline, ready for a worker."""
-
-    trial_id: str
-    eval_id: str
-    kind: str
-    label: str
-    config: Config
-    facts: Facts
-    target_modules: list[str]
-    trainable_params: int
-    forecast: Forecast
-    identity: dict[str, Any]
-
-    @property
-    def key(self) -> Key:
-        return self.trial_id, self.eval_id
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The trials of one command, baselines first.
-
-    ``points`` holds the key of each point of the command, in its order; two points may share a trial.
-    """
-
-    trials: list[Planned]
-    points: list[Key]
-    varied: list[str]
+from sweep.plan_table import plan_table
+from sweep.store import sweep_name
+from sweep.trials import Key, Plan, Planned, baseline_label, trial_label, varied_keys
 
 
 def make_plan(configs: list[Config], strict: bool) -> Plan:
@@ -116,16 +87,11 @@ def plan_baseline(config: Config, facts: Facts, template: str, varied: list[str]
     identity = baseline_identity(config, facts.model.fingerprint, facts.data.fingerprint, template)
     config = copy.deepcopy(config)
     config.quant.bits, config.eval.quant, config.data.template = config.eval_bits(), "same", template
-    names = [
-        "baseline",
-        bits_name(config, facts),
-        *varied_values(config, [k for k in varied if k.startswith("model.")]),
-    ]
     return Planned(
         trial_id=short_hash(identity),
         eval_id=short_hash(eval_identity(config)),
         kind="baseline",
-        label=" ".join([*names, *([template] if config.eval.baseline_templates else [])]),
+        label=baseline_label(config, facts, varied),
         config=config,
         facts=facts,
         target_modules=[],
@@ -139,24 +105,32 @@ def plan_baseline(config: Config, facts: Facts, template: str, varied: list[str]
 
 
 def find_facts(configs: list[Config], strict: bool) -> dict[str, Facts]:
-    """The facts of every (model, data) pair of ``configs``: from the cache, else from one ``lora_sweep.inspect``."""
-    known: dict[str, Facts] = {}
-    missing: dict[str, Config] = {}
+    """The facts of every (model, data) pair of ``configs``: from the cache, else from one ``lora_sweep.inspect``.
+
+    The same process judges settings of the trainer that no plan has used before.
+    """
+    known: dict[str, Facts | None] = {}
+    missing: dict[tuple[str, Path], Config] = {}
     for config in configs:
-        key = facts_key(config, strict)
-        if key not in known and key not in missing:
-            cached = cached_facts(config, strict)
-            if cached:
-                known[key] = cached
-            else:
-                missing[key] = config
+        key, settings = facts_key(config, strict), settings_file(config.train)
+        if key not in known:
+            known[key] = cached_facts(config, strict)
+        if known[key] is None or not settings.exists():
+            missing.setdefault((key, settings), config)
     if missing:
         requests = [{"config": dataclasses.asdict(config), "strict": strict} for config in missing.values()]
-        for key, answer in zip(missing, ask_inspect(requests, strict), strict=True):
+        for (key, settings), answer in zip(missing, ask_inspect(requests, strict), strict=True):
             if "refused" in answer:
                 raise Refused("", answer["refused"])
             known[key] = Facts.from_json(answer["facts"])
-    return known
+            write_json(settings, {"accepted": True})
+    return {key: facts for key, facts in known.items() if facts}
+
+
+def settings_file(train: Train) -> Path:
+    """What is in the cache once the libraries were asked whether they know these names."""
+    names = [train.lr_scheduler_type, train.optim, train.train_sampling_strategy, train.sft]
+    return cache_folder() / "settings" / f"{short_hash(names, 24)}.json"
 
 
 def ask_inspect(requests: list[dict[str, Any]], strict: bool) -> list[dict[str, Any]]:
@@ -174,44 +148,6 @@ def ask_inspect(requests: list[dict[str, Any]], strict: bool) -> list[dict[str, 
         return answers
 
 
-# --- names -------------------------------------------------------------------------------------------------------
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree of dicts as {dotted path: leaf}."""
-    if isinstance(value, dict) and value:
-        return {k: v for key, sub in value.items() for k, v in flatten(sub, f"{prefix}{key}.").items()}
-    return {prefix.removesuffix("."): value}
-
-
-def varied_keys(configs: list[Config]) -> list[str]:
-    """The keys whose values differ between ``configs``, in the schema's order."""
-    flat = [flatten(dataclasses.asdict(config)) for config in configs]
-    keys = dict.fromkeys(key for tree in flat for key in tree)
-    return [key for key in keys if len({json.dumps(tree.get(key)) for tree in flat}) > 1]
-
-
-def varied_values(config: Config, keys: Sequence[str]) -> list[str]:
-    flat = flatten(dataclasses.asdict(config))
-    return [f"{key.rpartition('.')[2]}={flat.get(key)}" for key in keys if flat.get(key) is not None]
-
-
-def bits_name(config: Config, facts: Facts) -> str:
-    return f"{config.quant.bits or 8 * facts.compute_bytes}bit"
-
-
-def trial_label(config: Config, facts: Facts, varied: list[str]) -> str:
-    """What a person calls the trial: r, targets and bits, and whatever else varies."""
-    targets = config.lora.targets if isinstance(config.lora.targets, str) else "+".join(config.lora.targets)
-    shown = [f"r={config.lora.r}", targets, bits_name(config, facts)]
-    others = [key for key in varied if key not in ("lora.r", "lora.targets", "quant.bits", "quant.double_quant")]
-    if "model.name" in others:
-        others = [key for key in others if not key.startswith("model.")] + ["model.name"]
-    if "data.name" in others:
-        others = [key for key in others if not key.startswith("data.")] + ["data.name"]
-    return " ".join([*shown, *varied_values(config, others)])
-
-
 # --- the command -------------------------------------------------------------------------------------------------
 
 
@@ -220,12 +156,11 @@ def print_plan(arguments: list[str]) -> None:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from sweep.compose import CONFIG_NAME, compose_points, points
-    from sweep.plan_table import plan_table
-    from sweep.store import sweep_name
 
-    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    overrides = as_overrides(arguments)
     with initialize_config_dir(str(Path(__file__).parent.parent / "conf"), version_base="1.3", job_name="plan"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -233,11 +168,31 @@ def print_plan(arguments: list[str]) -> None:
         tree = loader.load_configuration(
             CONFIG_NAME, overrides, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
         )
-        sweeper = tree.hydra.sweeper
-        trials = points(loader, list(tree.hydra.overrides.task), dict(sweeper.params), [list(r) for r in sweeper.rows])
-        configs = compose_points(loader, list(tree.hydra.overrides.hydra), trials)
+        sweeper = dict(tree.hydra.sweeper)
+        for key in sweeper:
+            if key not in ("_target_", "params", "rows"):
+                raise Refused(f"hydra.sweeper.{key}", "is no known key", ("params", "rows"), str(key))
+        given: Any = OmegaConf.to_container(tree.hydra.overrides, resolve=False)  # ${lora.r} is each point's own
+        trials = points(loader, given["task"], dict(sweeper["params"]), list(sweeper["rows"]))
+        configs = compose_points(loader, given["hydra"], trials)
     plan = make_plan(configs, strict=False)
     print(plan_table(plan, Path(configs[0].runs_dir), sweep_name(plan)))
+
+
+def as_overrides(arguments: list[str]) -> list[str]:
+    """The overrides among the arguments of ``lora_sweep.train``; ``--config-dir`` becomes its override."""
+    parser = argparse.ArgumentParser(prog="python -m sweep.plan", description="Show a command's trials; train nothing.")
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken as lora_sweep.train takes it")
+    parser.add_argument("-cd", "--config-dir", help="a folder with further files of the groups")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_intermixed_args(arguments)
+    if given.config_dir is None:
+        return list(given.overrides)
+    folder = Path(given.config_dir).absolute()
+    if not folder.is_dir():
+        raise Refused(f"--config-dir {given.config_dir}", "is no folder")
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.searchpath=['{quoted}']", *given.overrides]
 
 
 def main() -> None:

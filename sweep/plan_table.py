@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lora_sweep import results
-from sweep.plan import Plan, Planned
+from sweep.trials import Plan, Planned
 
 HEADERS = ("#", "trial", "id", "state", "target modules", "trainable", "memory")
 RIGHT = {0, 5, 6}

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_sweep import results
 from lora_sweep.config import short_hash
-from sweep.plan import Plan, Planned
+from sweep.trials import Plan, Planned
 
 
 def sweep_name(plan: Plan) -> str:
@@ -24,14 +24,17 @@ def unfinished(plan: Plan, runs: Path) -> list[Planned]:
 
 
 def write_sweep(plan: Plan, runs: Path, name: str, command: str) -> None:
-    """Record the sweep; a name used before keeps its trials beside the new ones. Unchanged lists change no file."""
+    """Record the sweep; a name used before keeps its other trials. An unchanged sweep changes no file.
+
+    A trial that is evaluated anew is listed with its new evaluation: two evaluations cannot be ranked together.
+    """
     path = results.sweep_file(runs, name)
     before = results.read_json(path) or {}
-    entries: dict[str, dict[str, Any]] = {entry["trial_id"]: entry for entry in before.get("trials", [])}
-    for trial in plan.trials:
-        fields = ("trial_id", "eval_id", "kind", "label")
-        entries[trial.trial_id] = {field: getattr(trial, field) for field in fields}
-    ordered = sorted(entries.values(), key=lambda entry: entry["kind"])  # stable: baseline < trial
+    planned = {trial.trial_id for trial in plan.trials}
+    entries: list[dict[str, Any]] = [entry for entry in before.get("trials", []) if entry["trial_id"] not in planned]
+    fields = ("trial_id", "eval_id", "kind", "label")
+    entries += [{field: getattr(trial, field) for field in fields} for trial in plan.trials]
+    ordered = sorted(entries, key=lambda entry: str(entry["kind"]))  # stable: baseline < trial
     if ordered == before.get("trials") and not unfinished(plan, runs):
         return
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")

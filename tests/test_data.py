@@ -15,24 +15,18 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from lora_sweep.config import Columns, Data, WheelFile
-from lora_sweep.data import (
+from lora_sweep.data import Row, Split, hash_share, load_split, read_records, sampled, source_fingerprint, tiny_records
+from lora_sweep.errors import Refused
+from lora_sweep.prompts import (
     IGNORED,
     Example,
-    Row,
-    Split,
     end_marker,
     examples,
-    hash_share,
-    load_split,
     prompt_ids,
     prompt_text,
-    read_records,
     response_ids,
-    source_fingerprint,
-    tiny_records,
     token_count,
 )
-from lora_sweep.errors import Refused
 
 Record = dict[str, Any]
 SPLITS = ("train", "validation", "test")
@@ -202,8 +196,28 @@ def test_a_line_that_is_not_utf_8_is_refused_with_its_number(tmp_path: Path, end
 def test_truncated_json_is_refused_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, tiny_records(3))
     path.write_text(path.read_text()[:-20])
-    start = f"{path}, line 3: is broken JSON (Unterminated string starting at at column "
-    assert refusal(source(path)).startswith(start)
+    line = path.read_text().splitlines()[2]
+    column = line.rindex(': "') + 3
+    assert refusal(source(path)) == f"{path}, line 3: is broken JSON (Unterminated string starting, column {column})"
+
+
+def csv_lines(lines: list[str]) -> str:
+    return "".join(line + "\n" for line in ("product,category,description", *lines))
+
+
+@pytest.mark.parametrize(
+    ("lines", "number", "said"),
+    [
+        (["a,b,c", "d,e,f, and more", "g,h,i"], 3, "has more cells than the header: a text with a comma in it must"),
+        (["a,b,c", 'd,e,"f', "g,h,i"], 4, "is broken CSV (unexpected end of data)"),
+        (["a,b,c", 'd,e,"f"g', "h,i,j"], 3, "is broken CSV (',' expected after '\"')"),
+        (["a,b," + "c" * 200_000], 2, "is broken CSV (field larger than field limit (131072))"),
+    ],
+)
+def test_broken_csv_is_refused_with_its_line(tmp_path: Path, lines: list[str], number: int, said: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(csv_lines(lines))
+    assert refusal(source(path)).startswith(f"{path}, line {number}: {said}")
 
 
 @pytest.mark.parametrize(("line", "kind"), [("[1, 2]", "list"), ('"text"', "str"), ("null", "NoneType"), ("3", "int")])
@@ -321,9 +335,13 @@ def test_a_sample_is_the_one_that_pandas_draws(tmp_path: Path) -> None:
     records = tiny_records(100)
     drawn = pandas.DataFrame(records).sample(n=25, random_state=42).to_dict("records")
     path = write(tmp_path, records)
-    assert read_records(source(path, sample=25)) == drawn
-    assert read_records(source(path, sample=25, sample_seed=1)) != drawn
-    assert read_records(source(path, sample=100)) == read_records(source(path, sample=500)) == records
+    assert sampled(records, source(path, sample=25)) == drawn
+    assert sampled(records, source(path, sample=25, sample_seed=1)) != drawn
+    assert sampled(records, source(path, sample=100)) == sampled(records, source(path, sample=500)) == records
+    split = load_split(source(path, sample=25))
+    assert {row.product for row in rows_of(split)} == {record["product"] for record in drawn}
+    assert split.rows_read == 100
+    assert split.dropped == {"not among the 25 sampled": 75}
 
 
 @pytest.mark.parametrize(("changes", "name"), [({"validation_fraction": 0.0}, "validation"), ({}, "train")])
@@ -332,7 +350,7 @@ def test_a_split_without_a_row_is_refused(tmp_path: Path, changes: dict[str, Any
     data = source(path, **({"validation_fraction": 0.5, "test_fraction": 0.49} | changes))
     count = 40 if changes else 1
     share = " (data.validation_fraction=0.0)" if changes else ""
-    assert refusal(data) == f"data mine: no row is left in the {name} split of {count} usable rows{share}"
+    assert refusal(data) == f"data {path}: no row is left in the {name} split of {count} usable rows{share}"
 
 
 # --- splits ------------------------------------------------------------------------------------------------------
@@ -416,18 +434,26 @@ def test_an_unknown_split_is_refused_with_the_nearest_name(tmp_path: Path) -> No
 
 
 def test_an_empty_split_of_a_column_is_refused(tmp_path: Path) -> None:
-    records = [record for record in with_column() if record["fold"] != "validation"]
-    expected = "data mine: no row is left in the validation split of 4 usable rows"
-    assert refusal(source(write(tmp_path, records), **BY_COLUMN)) == expected
+    path = write(tmp_path, [record for record in with_column() if record["fold"] != "validation"])
+    expected = f"data {path}: no row is left in the validation split of 4 usable rows"
+    assert refusal(source(path, **BY_COLUMN)) == expected
 
 
-@pytest.mark.parametrize("name", ["validation", "test"])
-def test_a_prompt_of_the_train_split_in_another_one_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("text", [{}, {"description": "another text"}])
+@pytest.mark.parametrize(("name", "other"), [("validation", "train"), ("test", "train"), ("test", "validation")])
+def test_a_prompt_in_two_splits_is_refused(tmp_path: Path, name: str, other: str, text: Record) -> None:
     records = with_column()
-    leaked = {**records[0], "description": "another text", "fold": name}
-    product = records[0]["product"]
-    expected = f"1 of the {name} split's prompts are in the train split too, first {product!r}"
-    assert refusal(source(write(tmp_path, [*records, leaked]), **BY_COLUMN)) == f"data.columns.split: {expected}"
+    first = records[SPLITS.index(other)]
+    leaked = {**first, **text, "fold": name}
+    expected = f"1 of the {name} split's prompts are in the {other} split too, first {first['product']!r}"
+    for order in ([*records, leaked], [leaked, *records]):
+        assert refusal(source(write(tmp_path, order), **BY_COLUMN)) == f"data.columns.split: {expected}"
+
+
+def test_a_row_repeated_within_its_split_is_dropped_and_counted(tmp_path: Path) -> None:
+    records = with_column()
+    split = load_split(source(write(tmp_path, [*records, records[0]]), **BY_COLUMN))
+    assert split.dropped == {"repeated": 1}
 
 
 FIELDS = ("product", "category", "description")
@@ -540,6 +566,13 @@ def test_chat_without_a_chat_template_is_refused(tokenizer: Any) -> None:
     said = r"^data\.template = chat: this tokenizer has no chat template; allowed: alpaca, qa$"
     with pytest.raises(Refused, match=said):
         prompt_text("chat", "Lamp", "light", tokenizer)
+
+
+def test_a_chat_template_that_changes_what_is_said_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] | length }}{% endfor %}"
+    said = r"^data\.template = chat: its chat template does not show a message as it is; allowed: alpaca, qa$"
+    with pytest.raises(Refused, match=said):
+        prompt_ids("chat", "Lamp", "light", tokenizer)
 
 
 @pytest.mark.parametrize(

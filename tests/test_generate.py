@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from lora_sweep.config import Data, Eval, Lora, Model, Quant
-from lora_sweep.data import end_marker, examples, load_split, prompt_ids
+from lora_sweep.data import load_split
 from lora_sweep.device import Device
 from lora_sweep.finetune import attach_adapter
 from lora_sweep.generate import as_written, generate, pad_left, reference_losses
 from lora_sweep.model import load_base, load_tokenizer
+from lora_sweep.prompts import end_marker, examples, prompt_ids
 
 CPU = Device("cpu", "cpu", torch.float32)
 TINY = Model(name="tiny", tiny="llama")

@@ -14,7 +14,8 @@ from lora_sweep import results
 from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train
 from sweep import launch as launcher
 from sweep.launch import launch, packs
-from sweep.plan import Plan, make_plan
+from sweep.plan import make_plan
+from sweep.trials import Plan
 
 
 def config(runs: Path, **changes: Any) -> Config:

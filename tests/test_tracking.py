@@ -36,12 +36,10 @@ def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """Nobody is logged in, the home directory is empty, and wandb has not been used in this process."""
     for name in [name for name in os.environ if name.startswith(("WANDB_", "NETRC", "XDG_"))]:
         monkeypatch.delenv(name)
-    for name, value in {
-        "HOME": str(tmp_path / "home"),
-        "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false",
-    }.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("WANDB_SILENT", "WANDB_ERROR_REPORTING"):  # tracking sets them: have them taken away again
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()
     monkeypatch.setattr(tracking, "_given_up", False)
     monkeypatch.setattr(tracking, "_open", set())
@@ -103,17 +101,8 @@ def test_a_trial_is_mirrored_with_its_config_curves_numbers_and_texts(runs: Path
     run = open_run(runs)
     for step in (1, 2, 3):
         run.log_step(step, {"loss": 3 / step, "learning_rate": 1e-3, "grad_norm": None if step == 1 else 0.5})
-    rows = [
-        {
-            "new_tokens": 3,
-            "quality": None,
-            "prompt_id": f"fixed-{i}",
-            "product": "Mouse",
-            "prompt": "Write:",
-            "text": text,
-        }
-        for i, text in enumerate(HOSTILE)
-    ]
+    asked = {"words": 3, "quality": None, "prompt": "Write:"}
+    rows: list[dict[str, Any]] = [{**asked, "prompt_id": f"fixed-{i}", "text": text} for i, text in enumerate(HOSTILE)]
     rows.append({"prompt_id": "validation-0", "quality": 41.5, "finished": True, "reference": "ok", "product": "Mouse"})
     run.finish({"quality": 41.5, "trainable_params": 2_662_400, "validation_loss": 3.16}, rows)
     run.finish({"quality": 0})
@@ -126,13 +115,14 @@ def test_a_trial_is_mirrored_with_its_config_curves_numbers_and_texts(runs: Path
     (header,) = of_type(content, "run")
     assert (header["run_group"], header["display_name"], header["run_id"]) == ("first", "r=8 attn 4bit", "abc-def")
     assert (header["project"], header["job_type"], header["tags"]) == ("lora-sweep", "trial", ["smollm2_demo"])
+    assert "git" not in header
     config = header["config"]["update"]
     assert config["lora"]["r"] == 8
     assert config["lora"]["targets"] == ["q_proj", "v_proj"]
     assert config["train"]["learning_rate"] == 1e-3
     points = [record["item"] for record in of_type(content, "history")]
-    assert [(p["_step"], p["train/loss"], p.get("train/grad_norm")) for p in points] == [
-        (1, 3, None),
+    assert [(p["_step"], p["train/loss"], p.get("train/grad_norm", "none")) for p in points] == [
+        (1, 3, "none"),
         (2, 1.5, 0.5),
         (3, 1, 0.5),
     ]
@@ -147,7 +137,7 @@ def test_a_trial_is_mirrored_with_its_config_curves_numbers_and_texts(runs: Path
 
 
 def test_runs_that_are_open_at_once_keep_apart_and_leave_the_process_as_it_was(runs: Path, tmp_path: Path) -> None:
-    before = dict(os.environ)
+    before = {**os.environ, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
     first = open_run(runs)
     second = open_run(runs, run_id="base-def", job_type="baseline", name="baseline 4bit")
     first.log_step(1, {"loss": 1.0})
@@ -173,6 +163,7 @@ def test_a_failed_run_says_how_and_why(runs: Path) -> None:
 
     (folder,) = folders(runs)
     content = records(folder)
+    assert of_type(content, "history")[0]["item"]["train/loss"] == "NaN"
     assert of_type(content, "exit") == [{"exit_code": 1}]
     assert (summary(content)["status"], summary(content)["reason"]) == ("diverged", "loss is nan at step 1")
 
@@ -197,6 +188,7 @@ def test_the_sweeps_own_run_has_its_table_and_its_best(runs: Path) -> None:
     assert (numbers["best_quality"], numbers["best_label"], numbers["baseline_quality"]) == (44, "b", 50)
     assert (numbers["trials"], numbers["complete"]) == (5, 3)
     saved = table(folder, content, "trials")
+    assert list(saved[0]) == ["label", "quality", "kind", "status", "target_modules", "reason"]
     assert [row["label"] for row in saved] == ["base", "a", "b", "c", "d"]
     assert [row["target_modules"] for row in saved] == [None, "q_proj, v_proj", "q_proj", "", ""]
     assert saved[3]["reason"] == "why"
@@ -209,7 +201,8 @@ def test_no_secret_of_the_command_line_or_the_config_is_in_any_file(runs: Path, 
         "values = {'train': {'sft': {'hub_token': 'geheim-config', 'eos': 'kept'}}}\n"
         "run = tracking.open_run(config.Tracking(), Path(sys.argv[1]), group='g', name='n', run_id='i',\n"
         "                        job_type='trial', config=values, tags=[])\n"
-        "run.log_step(1, {'loss': 1.0}); run.finish({'quality': 1.0}, [{'text': 'seen'}])\n"
+        "run.log_step(1, {'loss': 1.0}); print('geheim-printed')\n"
+        "run.finish({'quality': 1.0}, [{'text': 'seen'}])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parents[1])}
     subprocess.run([sys.executable, str(script), str(runs), "--token=geheim-argv"], env=environment, check=True)
@@ -283,7 +276,8 @@ def test_nobody_is_asked_for_a_login_even_at_a_terminal(runs: Path) -> None:
     )
     keyboard, terminal = pty.openpty()
     command = [sys.executable, "-c", script, str(runs)]
-    done = subprocess.run(command, stdin=terminal, stdout=terminal, stderr=terminal, timeout=30, check=False)
+    environment = {**os.environ, "TERM": "xterm", "WANDB_SILENT": "false"}  # silent, it would ask nobody anyway
+    done = subprocess.run(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, timeout=20)
     os.close(terminal)
     said = os.read(keyboard, 10_000).decode()
     os.close(keyboard)
@@ -376,6 +370,26 @@ def test_a_server_that_cannot_be_reached_makes_later_runs_offline_at_once(
     offline = [folder for folder in folders(runs) if folder.name.startswith("offline-")]
     assert [summary(records(folder))["quality"] for folder in offline] == [7, 8]
     assert tracking.sync_line(Tracking(mode="online"), runs) is not None
+
+
+def test_an_end_of_the_service_that_would_end_the_process_does_not(runs: Path, capfd: Any) -> None:
+    import wandb
+
+    def broken(*, mode: str, **_: Any) -> None:
+        raise RuntimeError(f"no {mode}")
+
+    def crashed() -> None:
+        sys.exit(2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", KEY)
+        patch.setattr(wandb, "init", broken)
+        patch.setattr(wandb, "teardown", crashed)
+        open_run(runs).finish({"quality": 1.0})
+    assert capfd.readouterr().out.splitlines() == [
+        "W&B: going online failed, so runs are kept offline: RuntimeError: no online",
+        "W&B: the run 'r=8 attn 4bit' is not mirrored: RuntimeError: no offline",
+    ]
 
 
 def test_a_service_that_dies_is_one_line(runs: Path) -> None:
@@ -496,3 +510,19 @@ def test_a_server_that_falls_silent_does_not_hold_the_trial(
     assert time.monotonic() - started < 5
     (folder,) = folders(runs)
     assert summary(records(folder))["quality"] == 5  # kept on disk: `wandb sync --include-online` uploads it
+
+
+def test_a_run_that_cannot_go_online_leaves_the_open_ones_alone(
+    server: Server, runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    first = open_run(runs)
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 1.0)
+    server.answers.clear()
+    open_run(runs, run_id="second", name="second").finish({"quality": 1.0})
+    server.answers.set()
+    first.log_step(1, {"loss": 1.0})
+    first.finish({"quality": 1.0})
+    assert [point["train/loss"] for point in server.points] == [1]
+    said = capfd.readouterr().out
+    assert said.startswith("W&B: the run 'second' is not mirrored: CommError")
+    assert said.count("\n") == 1

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from lora_sweep import results, worker
 from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train
-from lora_sweep.data import load_split, prompt_ids
+from lora_sweep.data import load_split
 from lora_sweep.device import pick_device
 from lora_sweep.generate import generate
 from lora_sweep.model import load_base, load_tokenizer
+from lora_sweep.prompts import prompt_ids
 from sweep.launch import as_job
 from sweep.plan import make_plan
 
