@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -20,6 +19,8 @@ class GridSweeper(Sweeper):
         self.params, self.rows = params, rows
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if config.hydra.runtime.choices["hydra/launcher"] != "local":
+            raise Refused("hydra/launcher", "only 'local' runs trials")
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -32,9 +33,7 @@ class GridSweeper(Sweeper):
         assert self.launcher is not None
         trials = points(self.hydra_context.config_loader, arguments, dict(self.params), list(self.rows))
         returns = self.launcher.launch(trials, initial_job_idx=0)
-        for job in returns:  # another launcher keeps a refusal as a job's outcome
-            if isinstance(job._return_value, Refused):
-                raise job._return_value
-        if any(job.status == JobStatus.FAILED for job in returns):
+        launcher: Any = self.launcher  # Hydra 1.3 may load the class a second time: isinstance would not know it
+        if not launcher.complete:
             sys.exit(EXIT_FAILED)
         return returns

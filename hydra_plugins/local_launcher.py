@@ -32,4 +32,5 @@ class LocalLauncher(Launcher):
                 result.metric("quality") if status == JobStatus.COMPLETED else RuntimeError(result.reason)
             )
             returns.append(job)
+        self.complete = all(result.status == "complete" for result in outcomes.values())  # baselines too
         return returns

@@ -1,4 +1,4 @@
-"""The schema of a trial: a tree of dataclasses, the checks of their values, and the trial's identity.
+"""The schema of a trial: a tree of dataclasses, and the checks of their values.
 
 Owns which keys exist and which values make sense on their own. Does not know what a model or a data set
 looks like (``facts``), and holds no values for people: those are in ``conf/``. Hydra merges every file and
@@ -6,17 +6,13 @@ every override into this tree, so that a misspelt key fails at composition.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lora_sweep.errors import Refused
-
-RECIPE_VERSION = 1  # raise it when the same configuration would train to another adapter
-SCORER_VERSION = 1  # raise it when the same adapter would get other texts or numbers
 
 TARGET_GROUPS = ("attn", "mlp", "all_linear", "all_linear_and_head")
 TEMPLATES = ("alpaca", "qa", "chat")
@@ -93,11 +89,12 @@ class Data:
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     train_rows: int | None = None  # at most this many, in hash order
+    default_rows: int | None = None  # where train_rows is null: a subset of an embedded source, none of one's own file
 
     def check(self) -> None:
         if not any((self.path, self.hub_id, self.wheel, self.tiny)):
             raise Refused("data", "has no source", ["data.path", "data.hub_id", "data.wheel", "data.tiny"])
-        for name in ("sample", "train_rows", "tiny"):
+        for name in ("sample", "train_rows", "default_rows", "tiny"):
             value = getattr(self, name)
             refuse_unless(value is None or value >= 1, f"data.{name}", value, "at least 1, or null")
         for name in ("validation_fraction", "test_fraction"):
@@ -160,7 +157,8 @@ SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, beside those of Tra
         "tracking": "report_to run_name",
         "nothing: a row is a sequence": "packing padding_free",
         "nothing: the tokenizer's own": "eos_token pad_token",
-        "nothing: every step is logged": "logging_steps disable_tqdm",
+        "nothing: every step is logged": "logging_steps logging_strategy logging_first_step disable_tqdm",
+        "nothing: the loss is the mean negative log-likelihood": "loss_type label_smoothing_factor use_liger_kernel",
         "nothing: a non-finite loss ends the trial": "logging_nan_inf_filter",
         "nothing: the adapter is saved once, at the end": "save_strategy",
         "nothing: the dtype follows the device": "bf16 fp16",
@@ -310,6 +308,17 @@ def config_from_json(value: dict[str, Any]) -> Config:
     return config
 
 
+def settle(config: Config) -> Config:
+    """A copy in which a path that was typed replaces the source of its group's file, and names it."""
+    model, data = config.model, config.data
+    if model.path:
+        model = Model(name=Path(model.path).expanduser().resolve().name, path=model.path)
+    if data.path:
+        data = dataclasses.replace(data, name=Path(data.path).name, licence=None, hub_id=None, revision=None)
+        data = dataclasses.replace(data, wheel=None, tiny=None, default_rows=None)
+    return dataclasses.replace(config, model=model, data=data)
+
+
 def check_template(where: str, template: str) -> None:
     """Refuse a template that is neither a known name nor a text with the field {product}."""
     if template in TEMPLATES:
@@ -329,72 +338,3 @@ def check_sweep_name(name: str | None) -> None:
     """Refuse a sweep name that could be a path or a surprise in one."""
     ok = name is None or bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name))
     refuse_unless(ok, "sweep_name", repr(name), "1 to 80 letters, digits, '.', '_' or '-', not starting with '.'")
-
-
-def canonical(value: Any) -> str:
-    """JSON that is equal for equal values: sorted keys, 8 and 8.0 alike, no spaces."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, float) and item.is_integer():
-            return int(item)
-        if isinstance(item, dict):
-            return {str(key): plain(sub) for key, sub in item.items()}
-        if isinstance(item, list | tuple):
-            return [plain(sub) for sub in item]
-        return item
-
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def short_hash(value: Any, length: int = 12) -> str:
-    """The first hex digits of the sha256 of ``value``'s canonical form."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
-
-
-def base_identity(config: Config, model_fingerprint: str, data_fingerprint: str) -> dict[str, Any]:
-    """What trials of one base share: the model, its bits, and the rows with their template and split."""
-    data = {
-        key: value
-        for key, value in dataclasses.asdict(config.data).items()
-        if key not in ("name", "licence", "path", "hub_id", "revision", "wheel")
-    }
-    return {
-        "model": model_fingerprint,
-        "quant": dataclasses.asdict(config.quant),
-        "data": {"source": data_fingerprint, **data},
-    }
-
-
-def trial_identity(
-    config: Config, model_fingerprint: str, data_fingerprint: str, target_modules: list[str]
-) -> dict[str, Any]:
-    """Everything that can change the adapter, resolved, and nothing else. Its hash names the trial's folder."""
-    lora = dataclasses.asdict(config.lora)
-    lora["targets"] = sorted(target_modules)
-    train = dataclasses.asdict(config.train)
-    train["batch"] = train.pop("per_device_train_batch_size") * train.pop("gradient_accumulation_steps")
-    train.pop("gradient_checkpointing")  # recomputes, changes nothing
-    train.pop("num_train_epochs" if config.train.max_steps else "max_steps")
-    base = base_identity(config, model_fingerprint, data_fingerprint)
-    return {"kind": "trial", "recipe": RECIPE_VERSION, **base, "lora": lora, "train": train, "seed": config.seed}
-
-
-def baseline_identity(config: Config, model_fingerprint: str, data_fingerprint: str, template: str) -> dict[str, Any]:
-    """The untuned base as it generates, prompted in ``template``."""
-    base = base_identity(config, model_fingerprint, data_fingerprint)
-    base["quant"]["bits"] = config.eval_bits()
-    base["data"]["template"] = template
-    return {"kind": "baseline", "recipe": RECIPE_VERSION, **base}
-
-
-def eval_identity(config: Config) -> dict[str, Any]:
-    """Everything that can change an evaluation of one adapter. Its hash names the evaluation's folder."""
-    evaluation = dataclasses.asdict(config.eval)
-    for key in ("batch_size", "baseline_templates", "quant"):
-        evaluation.pop(key)
-    if not config.eval.do_sample:
-        evaluation.pop("temperature"), evaluation.pop("top_p")
-    else:
-        evaluation["seed"] = config.seed
-    cut = config.train.max_length  # the rows of the validation loss are cut to it, a baseline's too
-    return {"scorer": SCORER_VERSION, "bits": config.eval_bits(), "max_length": cut, **evaluation}

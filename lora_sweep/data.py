@@ -60,9 +60,10 @@ def load_split(data: Data) -> Split:
     if len(records) < len(found):
         dropped[f"not among the {data.sample} sampled"] = len(found) - len(records)
     splits = _by_column(rows, homes) if data.columns.split else _by_hash(rows, data)
-    if data.train_rows is not None and len(splits["train"]) > data.train_rows:
-        dropped[f"beyond data.train_rows={data.train_rows}"] = len(splits["train"]) - data.train_rows
-        splits["train"] = splits["train"][: data.train_rows]
+    limit = data.train_rows or data.default_rows
+    if limit is not None and len(splits["train"]) > limit:
+        dropped[f"beyond data.{'train' if data.train_rows else 'default'}_rows={limit}"] = len(splits["train"]) - limit
+        splits["train"] = splits["train"][:limit]
     for name in ("train", "validation"):
         if not splits[name]:
             by_share = name == "validation" and not data.columns.split

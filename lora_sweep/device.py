@@ -32,10 +32,6 @@ class Device:
     def compute_bytes(self) -> int:
         return self.compute_dtype.itemsize
 
-    def adapter_dtype(self, quantized: bool) -> torch.dtype:
-        """Of the adapter: the compute dtype on a quantized base, as QLoRA does (arXiv 2305.14314), else fp32."""
-        return self.compute_dtype if quantized else torch.float32
-
 
 def pick_device() -> Device:
     """The accelerator that torch finds, or the CPU."""
@@ -87,7 +83,7 @@ def gpu_utilization(device: Device) -> float | None:
         return None
     try:
         return float(torch.cuda.utilization())
-    except (ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py: the gpu extra
+    except Exception:  # noqa: BLE001 - needs nvidia-ml-py (the gpu extra), a driver that tells, and the right to ask
         return None
 
 
@@ -95,4 +91,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory ran out, on the host or on the device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -5,16 +5,20 @@ arithmetic over them. Imports no torch, and opens no file but its own cache.
 """
 
 import dataclasses
+import importlib.metadata
+import os
 import platform
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.config import Config, short_hash
+from lora_sweep.config import Config
 from lora_sweep.fetch import cache_folder
+from lora_sweep.identity import short_hash
 from lora_sweep.results import read_json
 
-FACTS_VERSION = 2  # raise it when the same model or data would give other facts
+FACTS_VERSION = 3  # raise it when the same model or data would give other facts
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class DataFacts:
     cut_rows: int | None = None
     train_tokens: int | None = None  # of one epoch, cut to max_length
     longest_row: int | None = None  # prompt and response, before cutting
+    longest_prompt: int | None = None  # of those that are generated from
+    cut_validation_rows: int | None = None  # of those that the validation loss is over
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "DataFacts":
@@ -106,7 +112,8 @@ def facts_key(config: Config, strict: bool) -> str:
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     asked = {
         "version": FACTS_VERSION,
-        "machine": platform.node(),
+        "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
+        "libraries": library_versions(),
         "strict": strict,
         "model": dataclasses.asdict(config.model),
         "data": dataclasses.asdict(config.data),
@@ -117,6 +124,17 @@ def facts_key(config: Config, strict: bool) -> str:
         "files": stats,
     }
     return short_hash(asked, 24)
+
+
+def library_versions() -> list[str]:
+    """Of the libraries whose word the facts and the accepted settings are."""
+    return [importlib.metadata.version(name) for name in ("transformers", "trl")]
+
+
+def is_lasting(config: Config) -> bool:
+    """Whether the same facts will hold tomorrow: a hub source without a commit can change unseen."""
+    sources = (config.model, config.data)
+    return all(s.path or not s.hub_id or re.fullmatch("[0-9a-f]{40}", s.revision or "") for s in sources)
 
 
 def facts_file(config: Config, strict: bool) -> Path:

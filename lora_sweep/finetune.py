@@ -65,7 +65,6 @@ def finetune(
         Diverged: a loss or gradient norm that is not finite, with its step.
         Refused: ``train.sft`` has a key or value that SFTConfig does not take.
     """
-    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     drawn = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     watch = Watch(on_step, device)
     with forward_restored(model.get_base_model()), head_adapter_allowed(model):
@@ -78,9 +77,11 @@ def finetune(
         )
         trainer.device = device
         trainer.remove_callback(PrinterCallback)  # prints every step; on_step tells whoever wants to know
-        for name, parameter in model.named_parameters():  # SFTTrainer rounds them to bf16 on a quantized base
+        for name, parameter in model.named_parameters():
+            # SFTTrainer rounds the adapter to bf16 on a quantized base: there a rate of 1e-5 moves most weights by
+            # nothing. In fp32 every update counts, and autocast multiplies in the compute dtype all the same.
             if name in drawn:
-                parameter.data = drawn[name].to(device.adapter_dtype(quantized))
+                parameter.data = drawn[name]
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
@@ -156,10 +157,6 @@ class ResponseTrainer(SFTTrainer):
         )
         count = (wanted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return loss / count
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._metrics["train"].clear()  # TRL's averages over metrics that compute_loss above does not make
-        super().log(logs, start_time)
 
 
 class Watch(TrainerCallback):

@@ -41,7 +41,9 @@ class Forecast:
 def forecast_memory(
     config: Config, model: ModelFacts, trainable: int, longest_row: int | None, compute_bytes: int
 ) -> Forecast:
-    """Memory of one training step, to tell what fits from what does not. Not exact: about 20 % either way.
+    """Memory of one training step's tensors, to tell what fits from what does not: an estimate, not a bound.
+
+    On a CPU the process holds about 1 GiB of libraries beside them, and whatever the C library keeps.
 
     Args:
         trainable: parameters of the adapter.

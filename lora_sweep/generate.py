@@ -35,6 +35,7 @@ def generate(
         marker: a text that ends a response, besides the eos token; may be empty.
     """
     set_seed(seed)
+    ends = eos_ids(model, tokenizer)
     written: dict[int, Written] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), settings.batch_size):
@@ -43,21 +44,28 @@ def generate(
         outputs = model.generate(
             input_ids=ids.to(device.type),
             attention_mask=mask.to(device.type),
-            generation_config=generation_config(settings, tokenizer),
+            generation_config=generation_config(settings, tokenizer, ends),
             **({"stop_strings": [marker.strip()], "tokenizer": tokenizer} if marker.strip() else {}),
         )
         for index, new in zip(batch, outputs[:, ids.shape[1] :].tolist(), strict=True):
-            written[index] = as_written(new, tokenizer, marker, settings.max_new_tokens)
+            written[index] = as_written(new, tokenizer, ends, marker)
     return [written[index] for index in range(len(prompts))]
 
 
-def generation_config(settings: Eval, tokenizer: Any) -> GenerationConfig:
-    """Decoding as ``settings`` says, and nothing from the model's own generation_config.json."""
-    sampling = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.do_sample else {}
+def eos_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the tokenizer's, and those that the model's folder names beside it."""
+    named = model.generation_config.eos_token_id
+    others = named if isinstance(named, list) else [] if named is None else [named]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *others]))
+
+
+def generation_config(settings: Eval, tokenizer: Any, ends: list[int]) -> GenerationConfig:
+    """Decoding as ``settings`` says. transformers would fill gaps from the model's own; ``load_base`` empties that."""
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         do_sample=settings.do_sample,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
@@ -71,17 +79,17 @@ def pad_left(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tenso
     return ids, mask
 
 
-def as_written(new: list[int], tokenizer: Any, marker: str, limit: int) -> Written:
-    """One row of ``generate``'s new tokens, up to its eos token or end marker."""
-    ended = tokenizer.eos_token_id in new
-    if ended:
-        new = new[: new.index(tokenizer.eos_token_id) + 1]
+def as_written(new: list[int], tokenizer: Any, ends: list[int], marker: str) -> Written:
+    """One row of ``generate``'s new tokens, up to its first end token or end marker."""
+    end = next((place for place, token in enumerate(new) if token in ends), None)
+    new, ended = (new, False) if end is None else (new[: end + 1], True)
     text = tokenizer.decode(new, skip_special_tokens=True)
-    if marker.strip() and marker.strip() in text:
-        text, ended = text[: text.index(marker.strip())], True
-        while len(new) > 1 and marker.strip() in tokenizer.decode(new[:-1], skip_special_tokens=True):
+    sign = marker.strip()
+    if sign and sign in text:
+        text, ended = text[: text.index(sign)], True
+        while len(new) > 1 and sign in tokenizer.decode(new[:-1], skip_special_tokens=True):
             new = new[:-1]  # padding behind the marker
-    return Written(text.strip(), ended, min(len(new), limit))
+    return Written(text.strip(), ended, len(new))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ REQUESTS.json ANSWERS.json``. An answer is ``{"facts": ...}`` or ``{"refused": .
 they depend on. Its standard output is for people, its standard error for what libraries have to say.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from lora_sweep.config import Config, Train, config_from_json
 from lora_sweep.data import Split, load_split, source_fingerprint
 from lora_sweep.errors import Refused
-from lora_sweep.facts import DataFacts, Facts, Linear, ModelFacts, cached_facts, facts_file
+from lora_sweep.facts import DataFacts, Facts, Linear, ModelFacts, cached_facts, facts_file, is_lasting
 from lora_sweep.prompts import examples, prompt_ids, token_count
 from lora_sweep.results import write_json
 
@@ -39,7 +40,8 @@ def inspect_trial(config: Config, strict: bool) -> Facts:
     from lora_sweep.device import pick_device
 
     facts = Facts(model_facts(config), data, pick_device().compute_bytes)
-    write_json(facts_file(config, strict), facts.to_json())
+    if is_lasting(config) and data.longest_row is not None:
+        write_json(facts_file(config, strict), facts.to_json())
     return facts
 
 
@@ -88,6 +90,8 @@ def data_facts(config: Config, split: Split | None, strict: bool) -> DataFacts:
     tokenizer = _tokenizer_or_none(config, strict)
     if split is None:
         return DataFacts(source)
+    if not is_lasting(config) and config.data.hub_id and not config.data.path:
+        source = f"{config.data.hub_id}@rows:{split.fingerprint()}"
     counts: dict[str, Any] = {
         "rows_fingerprint": split.fingerprint(),
         "rows_read": split.rows_read,
@@ -100,17 +104,21 @@ def data_facts(config: Config, split: Split | None, strict: bool) -> DataFacts:
         return DataFacts(source, **counts)
     max_length = config.train.max_length
     train = examples(split.train, config.data, tokenizer, max_length)
-    examples(
-        split.validation[: max(config.eval.validation_rows, config.eval.prompts)], config.data, tokenizer, max_length
-    )
+    held_out = split.validation[: max(config.eval.validation_rows, config.eval.prompts)]
+    prompts: list[int] = []
     for template in (config.data.template, *config.eval.baseline_templates):
-        for prompt in config.eval.fixed_prompts:
-            prompt_ids(template, prompt.product, prompt.category, tokenizer)
+        data = dataclasses.replace(config.data, template=template)
+        prompts += [example.prompt_length for example in examples(held_out, data, tokenizer, max_length)]
+        for fixed in config.eval.fixed_prompts:
+            prompts.append(len(prompt_ids(template, fixed.product, fixed.category, tokenizer)))
+    validation = examples(split.validation[: config.eval.validation_rows], config.data, tokenizer, max_length)
     whole = examples(split.train, config.data, tokenizer, 1 << 30)
     return DataFacts(
         source,
         **counts,
         cut_rows=sum(example.cut for example in train),
+        cut_validation_rows=sum(example.cut for example in validation),
+        longest_prompt=max(prompts),
         train_tokens=token_count(train),
         longest_row=max(len(example.input_ids) for example in whole),
     )

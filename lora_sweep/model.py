@@ -3,7 +3,6 @@
 The one translator to transformers, PEFT and bitsandbytes. Code from a model's folder is never run.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,14 @@ import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GgufConfig,
+)
 
 from lora_sweep.config import Lora, Model, Quant
 from lora_sweep.device import Device
@@ -93,6 +99,7 @@ def load_base(model: Model, quant: Quant, device: Device) -> Any:
         quantization_config=bitsandbytes_config(quant, device),
         device_map={"": device.type} if device.type != "cpu" else None,
     )
+    base.generation_config = GenerationConfig(eos_token_id=base.generation_config.eos_token_id)  # its decoding is ours
     base.eval()
     for parameter in base.parameters():
         parameter.requires_grad_(False)
@@ -190,8 +197,3 @@ def quiet_transformers() -> None:
     """Keep transformers' progress bars and advice out of a worker's output; errors still come through."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def architecture_name(config: Any) -> str:
-    """For messages: the model type, as ``llama``."""
-    return str(getattr(config, "model_type", json.dumps(type(config).__name__)))

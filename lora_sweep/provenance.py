@@ -12,7 +12,7 @@ from lora_sweep.device import Device
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "lora-sweep")
 
 
-def provenance(device: Device, bits: int | None, started: str) -> dict[str, Any]:
+def provenance(device: Device, started: str) -> dict[str, Any]:
     """Where and with what a result was made."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     commit, dirty = git_state()
@@ -22,7 +22,7 @@ def provenance(device: Device, bits: int | None, started: str) -> dict[str, Any]
         "git_dirty": dirty,
         "device": device.name,
         "dtype": str(device.compute_dtype).removeprefix("torch."),
-        "adapter_dtype": str(device.adapter_dtype(bits is not None)).removeprefix("torch."),
+        "adapter_dtype": "float32",
         "platform": platform.platform(),
         "started": started,
         "finished": now(),

@@ -194,6 +194,23 @@ class TrialResult:
         return None if value is None else float(value)
 
 
+def write_failure(
+    runs: Path, ids: dict[str, str], config: dict[str, Any], facts: dict[str, Any], status: str, reason: str
+) -> None:
+    """Record how a trial ended other than complete: as its evaluation's outcome when it is trained, else its own.
+
+    Args:
+        ids: trial_id, eval_id and kind.
+        config, facts: what planning knows of the trial, for a report that has nothing else.
+    """
+    folder = trial_folder(runs, ids["trial_id"])
+    trained = (read_json(folder.result) or {}).get("status") == "complete"
+    if not trained:  # the checksums of a complete result hold its config as it was
+        write_json(folder.config, {"trial_id": ids["trial_id"], "kind": ids["kind"], "config": config})
+    target = folder.evaluation(ids["eval_id"]).result if trained else folder.result
+    write_json(target, {**ids, "status": status, "reason": reason, "eval": config["eval"], **facts})
+
+
 def load_result(runs: Path, trial_id: str, eval_id: str, label: str = "") -> TrialResult:
     """One trial of a sweep from its files. Never raises for files that are absent: their values are empty."""
     folder = trial_folder(runs, trial_id)
@@ -201,15 +218,18 @@ def load_result(runs: Path, trial_id: str, eval_id: str, label: str = "") -> Tri
     training = read_json(folder.result) or {}
     evaluation = read_json(evaluation_folder.result) or {}
     outcome = evaluation if training.get("status") == "complete" else training
-    config = read_json(folder.config) or {}
+    kept = read_json(folder.config) or {}
+    config = kept.get("config", {})
+    if evaluation.get("eval") and isinstance(config, dict):  # an adapter outlives the evaluation it was trained with
+        config = {**config, "eval": evaluation["eval"]}
     return TrialResult(
         trial_id=trial_id,
         eval_id=eval_id,
-        kind=config.get("kind", "trial"),
+        kind=kept.get("kind", "trial"),
         label=label,
         status=outcome.get("status"),
         reason=outcome.get("reason"),
-        config=config.get("config", {}),
+        config=config,
         training=training,
         evaluation=evaluation,
         scores=read_json(evaluation_folder.scores) or {} if evaluation else {},

@@ -16,8 +16,7 @@ from lora_sweep.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Refused
 
 
 def run_trial(config: DictConfig) -> None:
-    """What Hydra's own launchers would call for each trial."""
-    raise Refused("hydra/launcher", "only 'local' runs trials")
+    """What Hydra's own launchers would call for each trial; ours starts workers instead."""
 
 
 def main() -> None:

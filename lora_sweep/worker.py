@@ -55,6 +55,9 @@ def run_pack(jobs: list[Job], runs: Path, sweep: str, say: Callable[[str], None]
     shared = jobs[0].config
     tokenizer = load_tokenizer(shared.model)
     split = load_split(shared.data)
+    planned = jobs[0].facts["data"]["rows_fingerprint"]
+    if split.fingerprint() != planned:
+        raise RuntimeError(f"the rows of data {shared.data.name} changed after planning: run the command again")
     bases = Bases(shared, device, say)
     trials = [Trial(job, runs, sweep, device, tokenizer, split, bases, say) for job in jobs]
     for stage in stages(trials):
@@ -92,6 +95,10 @@ class Bases:
     def release(self, model: PeftModel) -> None:
         """Take the adapter off. A base that is not as before is loaded anew by the next ``at``."""
         self.base = model.unload()
+
+    def drop(self) -> None:
+        """Forget the base: a training that broke off can leave hooks on it, which no signature shows."""
+        self.base, self.quant = None, None
 
 
 @dataclass
@@ -136,22 +143,17 @@ class Trial:
             status = "diverged" if isinstance(error, Diverged) else "oom" if is_out_of_memory(error) else "failed"
             reason = str(error).strip() or type(error).__name__
             reason = reason if isinstance(error, Diverged) else f"{type(error).__name__}: {reason}"
-            self.write_failure(target, status, reason[:2000])
+            self.write_failure(status, reason[:2000])
             return status != "oom"
         return True
 
-    def write_failure(self, target: Path, status: str, reason: str) -> None:
-        self.write_config()
-        ids = {"trial_id": self.job.trial_id, "kind": self.job.kind, "eval_id": self.job.eval_id}
-        results.write_json(target, {**ids, "status": status, "reason": reason, **self.job.facts})
-        self.say(f"{self.job.label}: {status}: {reason.splitlines()[0][:160]}")
+    def write_failure(self, status: str, reason: str) -> None:
+        job = self.job
+        ids = {"trial_id": job.trial_id, "eval_id": job.eval_id, "kind": job.kind}
+        results.write_failure(self.runs, ids, dataclasses.asdict(job.config), job.facts, status, reason)
+        self.say(f"{job.label}: {status}: {reason.splitlines()[0][:160]}")
         (self.run or self.open_run()).fail(status, reason)
         self.run = None
-
-    def write_config(self) -> None:
-        kept = {"trial_id": self.job.trial_id, "kind": self.job.kind, "config": dataclasses.asdict(self.job.config)}
-        if results.read_json(self.folder.config) != kept:
-            results.write_json(self.folder.config, kept)
 
     def open_run(self) -> tracking.Run:
         job = self.job
@@ -171,7 +173,8 @@ class Trial:
     def train(self) -> None:
         """Base and rows to adapter, and the training's result."""
         job, started = self.job, now()
-        self.write_config()
+        kept = {"trial_id": job.trial_id, "kind": job.kind, "config": dataclasses.asdict(job.config)}
+        results.write_json(self.folder.config, kept)
         outcome: dict[str, Any] = {"trainable_params": 0, "template": job.config.data.template}
         bits = job.config.eval_bits()
         if job.kind == "trial":
@@ -185,7 +188,7 @@ class Trial:
             "bits": stored_bits(bits, self.device),
             **job.facts,
             **outcome,
-            "provenance": provenance(self.device, bits, started),
+            "provenance": provenance(self.device, started),
             "files": results.file_hashes(self.folder.path, files),
         }
         results.write_json(self.folder.result, result)
@@ -195,6 +198,10 @@ class Trial:
         rows = examples(self.split.train, config.data, self.tokenizer, config.train.max_length)
         model = attach_adapter(self.bases.at(config.quant), config.lora, self.job.target_modules, config.seed)
         try:
+            trainable, _ = model.get_nb_trainable_parameters()
+            planned = self.job.facts["trainable_params"]
+            if trainable != planned:
+                raise RuntimeError(f"PEFT would train {trainable} parameters, {planned} were planned")
             with tempfile.TemporaryDirectory() as scratch:
                 trained = finetune(
                     model, rows, self.tokenizer, config.train, config.seed, self.device, Path(scratch), self.progress
@@ -203,11 +210,10 @@ class Trial:
             results.write_jsonl(self.folder.losses, trained.losses)
             # By default PEFT would add the embedding and the head, untouched, when the head is a target.
             model.save_pretrained(str(self.folder.adapter), save_embedding_layers=False)
-        finally:
-            trainable, _ = model.get_nb_trainable_parameters()
-            self.bases.release(model)
-        if trainable != self.job.facts["trainable_params"]:
-            raise RuntimeError(f"PEFT trains {trainable} parameters, {self.job.facts['trainable_params']} were planned")
+        except BaseException:
+            self.bases.drop()
+            raise
+        self.bases.release(model)
         self.say(f"{self.job.label}: trained {trained.steps} steps in {trained.train_seconds:.0f} s")
         return {**training_numbers(trained), **peaks, "adapter_bytes": folder_bytes(self.folder.adapter)}
 
@@ -239,10 +245,11 @@ class Trial:
             "status": "complete",
             "reason": None,
             "bits": stored_bits(config.eval_bits(), self.device),
+            "eval": dataclasses.asdict(config.eval),
             **numbers,
             **peak_memory(self.device),
             "metrics": scores["means"],
-            "provenance": provenance(self.device, config.eval_bits(), started),
+            "provenance": provenance(self.device, started),
             "files": results.file_hashes(folder.path, ["generations.jsonl", "scores.json"]),
         }
         results.write_json(folder.result, result)

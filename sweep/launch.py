@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep import results, tracking
-from lora_sweep.config import base_identity, canonical
+from lora_sweep.identity import base_identity, canonical
 from sweep import store
 from sweep.plan_table import plan_table
 from sweep.trials import Key, Plan, Planned
@@ -55,6 +55,8 @@ def launch(plan: Plan, arguments: list[str]) -> dict[Key, results.TrialResult]:
         raise
     print(write_report(runs, name))
     outcomes = {trial.key: results.load_result(runs, *trial.key, trial.label) for trial in plan.trials}
+    if any(result.status != "complete" for result in outcomes.values()):
+        print(f"not everything is complete; the workers' logs: {results.report_folder(runs, name)}/worker-*.log")
     if todo:
         mirror(plan, runs, name, command)
     return outcomes
@@ -90,8 +92,9 @@ def run_pack(pack: list[Planned], runs: Path, name: str, log: Path) -> None:
         code = run_worker(left, runs, name, log)
         after = [trial for trial in left if not has_outcome(trial, runs)]
         if code != 0 and after:
-            write_crash(after[0], runs, code, log)
-            after = after[1:]
+            hit = struck(after, runs)
+            write_crash(hit, runs, code, log)
+            after.remove(hit)
         elif len(after) == len(left):
             raise RuntimeError(f"a worker ended without an outcome for any of {len(left)} trials; see {log}")
         left = after
@@ -99,6 +102,14 @@ def run_pack(pack: list[Planned], runs: Path, name: str, log: Path) -> None:
 
 def has_outcome(trial: Planned, runs: Path) -> bool:
     return results.load_result(runs, *trial.key).status is not None
+
+
+def struck(left: list[Planned], runs: Path) -> Planned:
+    """The trial that a worker was at: the first left, or, where all train before any generates, the first untrained."""
+    if any(trial.config.eval_bits() != trial.config.quant.bits for trial in left):
+        untrained = [t for t in left if not results.trial_folder(runs, t.trial_id).result.exists()]
+        return (untrained or left)[0]
+    return left[0]
 
 
 def run_worker(
@@ -120,7 +131,7 @@ def run_worker(
             stderr=errors,
             stdin=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **WORKER_ENVIRONMENT},
+            env={**os.environ, **WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": first_gpu()},
         ) as process:
             try:
                 assert process.stdout is not None
@@ -129,6 +140,11 @@ def run_worker(
                 return process.wait()
             finally:
                 process.kill()
+
+
+def first_gpu() -> str:
+    """The one GPU that a worker sees: TRL refuses to train on several from one process. Means nothing without one."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def as_job(trial: Planned) -> dict[str, Any]:
@@ -157,13 +173,8 @@ def write_crash(trial: Planned, runs: Path, code: int, log: Path) -> None:
     """The outcome of the trial during which a worker died."""
     status = "killed" if code < 0 else "failed"
     what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    reason = f"the worker process ended with {what}; see {log.name}"
-    folder = results.trial_folder(runs, trial.trial_id)
-    trained = (results.read_json(folder.result) or {}).get("status") == "complete"
-    target = folder.evaluation(trial.eval_id).result if trained else folder.result
-    config = {"trial_id": trial.trial_id, "kind": trial.kind, "config": dataclasses.asdict(trial.config)}
-    results.write_json(folder.config, config)
+    reason = f"the worker process ended with {what}; see {log.parent.name}/{log.name}"
     job = as_job(trial)
     ids = {key: job[key] for key in ("trial_id", "eval_id", "kind")}
-    results.write_json(target, {**ids, "status": status, "reason": reason, **job["facts"]})
+    results.write_failure(runs, ids, job["config"], job["facts"], status, reason)
     print(f"{trial.label}: {status}: {reason}", flush=True)

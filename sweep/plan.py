@@ -15,19 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.config import (
-    Config,
-    Train,
-    baseline_identity,
-    eval_identity,
-    register_schema,
-    short_hash,
-    trial_identity,
-)
+from lora_sweep.config import Config, Train, register_schema, settle
 from lora_sweep.errors import EXIT_REFUSED, Refused
-from lora_sweep.facts import Facts, cached_facts, facts_key
+from lora_sweep.facts import Facts, cached_facts, facts_key, library_versions
 from lora_sweep.fetch import cache_folder
 from lora_sweep.footprint import forecast_memory, trainable_params
+from lora_sweep.identity import baseline_identity, eval_identity, short_hash, trial_identity
 from lora_sweep.results import write_json
 from lora_sweep.targets import check_rank, resolve_targets, target_modules
 from sweep.plan_table import plan_table
@@ -44,6 +37,7 @@ def make_plan(configs: list[Config], strict: bool) -> Plan:
     Raises:
         Refused: the first thing found that cannot work.
     """
+    configs = [settle(config) for config in configs]
     for config in configs:
         config.check()
     facts = find_facts(configs, strict)
@@ -53,18 +47,22 @@ def make_plan(configs: list[Config], strict: bool) -> Plan:
     keys = []
     for config in configs:
         known = facts[facts_key(config, strict)]
-        for template in dict.fromkeys([config.data.template, *config.eval.baseline_templates]):
-            baseline = plan_baseline(config, known, template, varied)
+        of_base = [
+            plan_baseline(config, known, template, varied)
+            for template in dict.fromkeys([config.data.template, *config.eval.baseline_templates])
+        ]
+        for baseline in of_base:
             baselines.setdefault(baseline.key, baseline)
-        trial = plan_trial(config, known, varied)
+        trial = plan_trial(config, known, varied, of_base[0].key)
         trials.setdefault(trial.key, trial)
         keys.append(trial.key)
     return Plan([*baselines.values(), *trials.values()], keys, varied)
 
 
-def plan_trial(config: Config, facts: Facts, varied: list[str]) -> Planned:
+def plan_trial(config: Config, facts: Facts, varied: list[str], baseline: Key) -> Planned:
     linears = resolve_targets(config.lora.targets, facts.model)
     check_rank(config.lora, linears)
+    check_positions(config, facts)
     modules = target_modules(linears, facts.model)
     identity = trial_identity(config, facts.model.fingerprint, facts.data.fingerprint, modules)
     trainable = trainable_params(config.lora, linears, facts.model)
@@ -79,7 +77,18 @@ def plan_trial(config: Config, facts: Facts, varied: list[str]) -> Planned:
         trainable_params=trainable,
         forecast=forecast_memory(config, facts.model, trainable, facts.data.longest_row, facts.compute_bytes),
         identity=identity,
+        baseline=baseline,
     )
+
+
+def check_positions(config: Config, facts: Facts) -> None:
+    """Refuse rows and texts that are longer than the model has positions for."""
+    known, longest = facts.model.max_positions, facts.data.longest_prompt
+    if known and config.train.max_length > known:
+        raise Refused(f"train.max_length = {config.train.max_length}", f"is more than this model's {known} positions")
+    if known and longest and longest + config.eval.max_new_tokens > known:
+        what = f"and the longest prompt's {longest} tokens are more than this model's {known} positions"
+        raise Refused(f"eval.max_new_tokens = {config.eval.max_new_tokens}", what)
 
 
 def plan_baseline(config: Config, facts: Facts, template: str, varied: list[str]) -> Planned:
@@ -129,7 +138,10 @@ def find_facts(configs: list[Config], strict: bool) -> dict[str, Facts]:
 
 def settings_file(train: Train) -> Path:
     """What is in the cache once the libraries were asked whether they know these names."""
-    names = [train.lr_scheduler_type, train.optim, train.train_sampling_strategy, train.sft]
+    names: list[Any] = [train.lr_scheduler_type, train.optim, train.train_sampling_strategy]
+    if train.sft:  # judged together with everything else
+        names.append(dataclasses.asdict(train))
+    names += library_versions()
     return cache_folder() / "settings" / f"{short_hash(names, 24)}.json"
 
 

@@ -40,7 +40,10 @@ def head(plan: Plan, runs: Path, name: str) -> str:
             continue
         tokens = "" if data.train_tokens is None else f", {data.train_tokens:,} training tokens an epoch"
         dropped = "".join(f"; {count} left out ({why})" for why, count in data.dropped.items())
-        cut = f"; {data.cut_rows} cut at {trial.config.train.max_length} tokens" if data.cut_rows else ""
+        cut = ""
+        if data.cut_rows or data.cut_validation_rows:
+            rows = f"{data.cut_rows} training and {data.cut_validation_rows} validation rows"
+            cut = f"; {rows} cut at {trial.config.train.max_length} tokens"
         lines.append(
             f"data {source}: {data.train_rows} training, {data.validation_rows} validation, "
             f"{data.test_rows} test rows{tokens}{dropped}{cut}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep import results
-from lora_sweep.config import short_hash
+from lora_sweep.identity import short_hash
 from sweep.trials import Plan, Planned
 
 
@@ -33,7 +33,9 @@ def write_sweep(plan: Plan, runs: Path, name: str, command: str) -> None:
     planned = {trial.trial_id for trial in plan.trials}
     entries: list[dict[str, Any]] = [entry for entry in before.get("trials", []) if entry["trial_id"] not in planned]
     fields = ("trial_id", "eval_id", "kind", "label")
-    entries += [{field: getattr(trial, field) for field in fields} for trial in plan.trials]
+    for trial in plan.trials:
+        entry = {field: getattr(trial, field) for field in fields}
+        entries.append({**entry, "baseline": list(trial.baseline) if trial.baseline else None})
     ordered = sorted(entries, key=lambda entry: str(entry["kind"]))  # stable: baseline < trial
     if ordered == before.get("trials") and not unfinished(plan, runs):
         return

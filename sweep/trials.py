@@ -27,6 +27,7 @@ class Planned:
     trainable_params: int
     forecast: Forecast
     identity: dict[str, Any]
+    baseline: Key | None = None  # of a trial: its base, untuned, asked in the same form
 
     @property
     def key(self) -> Key:
@@ -94,6 +95,7 @@ def baseline_label(config: Config, facts: Facts, varied: list[str]) -> str:
     """What a person calls the baseline: its bits, and what varies of its model, its prompts and its decoding."""
     keys = [key for key in varied if key.partition(".")[0] in ("model", "data", "eval")]
     keys = [key for key in keys if key not in ("data.template", "eval.quant", "eval.baseline_templates")]
+    keys += [key for key in varied if key == "train.max_length"]  # rows of the validation loss are cut to it
     shown = ["baseline", bits_name(config, facts), *varied_values(config, keys)]
     forms = config.eval.baseline_templates or "data.template" in varied
     return " ".join([*shown, *([config.data.template] if forms else [])])

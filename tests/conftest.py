@@ -39,21 +39,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has inherited all of it
     isolate()
 
 
-@pytest.fixture
-def lasting_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache as it is outside of the tests, for slow ones: the real model is fetched and converted once."""
-    monkeypatch.setenv("LORA_SWEEP_CACHE", os.environ["LASTING_CACHE"])
-    return Path(os.environ["LASTING_CACHE"])
-
-
 @pytest.fixture(scope="session")
 def tiny_folder() -> Callable[..., Path]:
     """``tiny_folder("llama", tie_word_embeddings=True)``: a folder with that random model, made once a session.
 
     The folder is shared: copy it before changing anything in it.
     """
-    from lora_sweep.config import short_hash
     from lora_sweep.fetch import cache_folder, made_once
+    from lora_sweep.identity import short_hash
 
     def make(shape: str, **changes: Any) -> Path:
         folder = cache_folder() / "test-models" / f"{shape}-{short_hash(changes)}"

@@ -16,18 +16,14 @@ from lora_sweep.config import (
     Config,
     FixedPrompt,
     WheelFile,
-    base_identity,
-    baseline_identity,
-    canonical,
     check_sweep_name,
     check_template,
     config_from_json,
-    eval_identity,
     refuse_unless,
-    short_hash,
-    trial_identity,
+    settle,
 )
 from lora_sweep.errors import Refused
+from lora_sweep.identity import base_identity, baseline_identity, canonical, eval_identity, short_hash, trial_identity
 
 
 def good() -> Config:
@@ -317,7 +313,6 @@ NOT_IN_AN_EVALUATION = {
     "data": "in the trial's identity",
     "lora": "in the trial's identity",
     "quant.double_quant": "in the trial's identity",
-    "eval.batch_size": "the same tokens whatever the batch",
     "eval.baseline_templates": "makes further baselines",
     "tracking": A_MIRROR,
     "runs_dir": A_MIRROR,
@@ -357,8 +352,16 @@ LEAVES = dict(leaves(good()))
 
 @pytest.mark.parametrize("path", LEAVES)
 def test_a_trial_s_id_changes_with_every_key_that_can_change_the_adapter(path: str) -> None:
-    other = changed(good(), path, another(LEAVES[path]))
-    assert (trial_id(other) != trial_id(good())) == (not is_named(path, NOT_IN_A_TRIAL))
+    config = changed(good(), "quant.bits", 4)  # where double quantization means something
+    value = dict(leaves(config))[path]
+    other = changed(config, path, 8 if path == "quant.bits" else another(value))
+    assert (trial_id(other) != trial_id(config)) == (not is_named(path, NOT_IN_A_TRIAL))
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_double_quantization_names_no_trial_whose_base_has_none(bits: int | None) -> None:
+    config = changed(good(), "quant.bits", bits)
+    assert trial_id(changed(config, "quant.double_quant", False)) == trial_id(config)
 
 
 @pytest.mark.parametrize("sampling", [False, True])
@@ -370,7 +373,8 @@ def test_an_evaluation_s_id_changes_with_every_key_that_can_change_what_is_writt
         (key for key in LEAVES if key.startswith("train.") and key != "train.max_length"), "in the trial's identity"
     )
     if not sampling:
-        reasons |= dict.fromkeys(("seed", "eval.temperature", "eval.top_p"), "greedy decoding draws nothing")
+        greedy = ("seed", "eval.temperature", "eval.top_p", "eval.batch_size")
+        reasons |= dict.fromkeys(greedy, "greedy decoding draws nothing")
     before = eval_id(config)
     value = dict(leaves(config))[path]
     if path == "eval.quant":
@@ -529,3 +533,20 @@ def test_equal_values_have_equal_hashes_in_any_order(value: Any) -> None:
 def test_a_hash_is_short_and_hexadecimal() -> None:
     assert re.fullmatch(r"[0-9a-f]{12}", short_hash({"a": 1}))
     assert short_hash({"a": 1}, 24).startswith(short_hash({"a": 1}))
+
+
+# --- what a typed path replaces ----------------------------------------------------------------------------------
+
+
+def test_a_typed_path_replaces_the_source_of_its_group_and_names_it() -> None:
+    config = good()
+    config.model.path, config.model.hub_id = "/models/mine/", "a/b"
+    config.data.path, config.data.licence, config.data.default_rows = "rows/mine.csv", "theirs", 64
+    config.data.columns.product = "title"
+    settled = settle(config)
+    assert (settled.model.name, settled.model.hub_id, settled.model.tiny) == ("mine", None, None)
+    assert (settled.data.name, settled.data.licence, settled.data.tiny) == ("mine.csv", None, None)
+    assert settled.data.default_rows is None, "the embedded subset's size would cut one's own rows"
+    assert settled.data.columns.product == "title"
+    assert config.data.name == "tiny", "the original changed"
+    assert settle(good()) == good()

@@ -16,6 +16,8 @@ from lora_sweep import results
 from lora_sweep.config import Data
 from lora_sweep.data import load_split, tiny_records
 from lora_sweep.errors import EXIT_INTERRUPTED
+from sweep.report.ranking import baseline_of
+from sweep.report.table import load_sweep
 
 SMOKE = [sys.executable, "-m", "lora_sweep.train", "experiment=smoke"]
 
@@ -159,6 +161,9 @@ def test_two_evaluations_of_one_sweep_are_rows_of_their_own(tmp_path: Path) -> N
     assert [row["kind"] for row in table] == ["baseline"] * 2 + ["trial"] * 2
     assert len({row["trial_id"] for row in table[2:]}) == 1
     assert len({row["eval_id"] for row in table[2:]}) == 2
+    assert [row["eval.max_new_tokens"] for row in table] == ["2", "3", "2", "3"]
+    report = (tmp_path / "runs/sweeps/two/report.md").read_text()
+    assert "Rows were evaluated differently" in report
 
 
 def test_a_failed_trial_gives_exit_code_1_and_stays_in_the_report(tmp_path: Path) -> None:
@@ -204,6 +209,24 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) 
     )
 
 
+def test_each_model_is_compared_with_its_own_baseline(tmp_path: Path, tiny_folder: Any) -> None:
+    small = ["data=tiny", "train.max_steps=1", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
+    models = f"model.path={tiny_folder('llama')},{tiny_folder('gpt2')}"
+    done = run([sys.executable, "-m", "lora_sweep.train", *small, models, "sweep_name=models"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = results.read_json(tmp_path / "runs/sweeps/models.json")
+    assert sweep is not None
+    named = {tuple(entry["baseline"]) for entry in sweep["trials"] if entry["kind"] == "trial"}
+    assert named == {(e["trial_id"], e["eval_id"]) for e in sweep["trials"] if e["kind"] == "baseline"}
+    loaded = load_sweep(tmp_path / "runs", "models")
+    for row in loaded.rows:
+        if row["kind"] == "trial":
+            baseline = baseline_of(loaded, row)
+            assert baseline is not None
+            assert baseline["base"] == row["base"]
+    assert "smollm2_demo" not in (tmp_path / "runs/sweeps/models/report.md").read_text()
+
+
 def test_the_blogs_experiment_on_stand_ins_of_the_same_shape(tmp_path: Path, tiny_folder: Any) -> None:
     """Everything of experiment=databricks_table but the size: an untied Llama, its columns, its bits and its forms."""
     rows = [{**record, "text": ""} for record in tiny_records(60)]
@@ -228,6 +251,8 @@ def test_the_blogs_experiment_on_stand_ins_of_the_same_shape(tmp_path: Path, tin
     )
     assert {row["alpha"] for row in table[2:]} == {"8.0"}
     report = (tmp_path / "runs/sweeps/databricks_table/report.md").read_text()
+    assert "red_dot.jsonl" in report
+    assert "openllama" not in report, "the report names a model that was not used"
     assert "Corelogic Smooth Mouse" in report
     assert "Hoover Lightspeed" in report
 
@@ -238,5 +263,6 @@ def test_a_hub_data_set_is_read_as_the_datasets_library_gives_it(tmp_path: Path)
     results.write_jsonl(tmp_path / "set/train.jsonl", tiny_records(40))
     data = Data(name="hub", hub_id=str(tmp_path / "set"), sample=30, sample_seed=42)
     split = load_split(data)
-    assert split.rows_read == 30
+    assert split.rows_read == 40
+    assert split.dropped["not among the 30 sampled"] == 10
     assert {row.product for row in split.train} <= {record["product"] for record in tiny_records(40)}

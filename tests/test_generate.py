@@ -1,5 +1,7 @@
 """Generation: the same tokens whatever the batch, an end that is noticed, and losses that are exact."""
 
+import json
+import shutil
 from typing import Any
 
 import pytest
@@ -9,8 +11,8 @@ from lora_sweep.config import Data, Eval, Lora, Model, Quant
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
 from lora_sweep.finetune import attach_adapter
-from lora_sweep.generate import as_written, generate, pad_left, reference_losses
-from lora_sweep.model import load_base, load_tokenizer
+from lora_sweep.generate import as_written, eos_ids, generate, pad_left, reference_losses
+from lora_sweep.model import load_base, load_tokenizer, model_source
 from lora_sweep.prompts import end_marker, examples, prompt_ids
 
 CPU = Device("cpu", "cpu", torch.float32)
@@ -63,6 +65,26 @@ def test_texts_come_back_in_the_order_of_the_prompts(prompts: Any, tokenizer: An
     assert len(set(together)) > 1
 
 
+@pytest.mark.parametrize("sampling", [False, True])
+def test_the_models_own_decoding_settings_do_not_leak_in(
+    sampling: bool, prompts: Any, tokenizer: Any, tmp_path: Any
+) -> None:
+    """transformers fills what a GenerationConfig leaves open from generation_config.json."""
+    plain, _ = model_source(TINY)
+    folder = tmp_path / "opinionated"
+    shutil.copytree(plain, folder)
+    own = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "top_k": 2, "eos_token_id": [1, 7]}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    settings = Eval(max_new_tokens=8, do_sample=sampling, temperature=2.0)
+    bases = [load_base(model, Quant(), CPU) for model in (TINY, Model(name="mine", path=str(folder)))]
+    assert eos_ids(bases[1], tokenizer) == [1, 7], "its end tokens are the model's to say"
+    bases[1].generation_config.eos_token_id = None
+    first, second = (
+        [text.text for text in generate(base, tokenizer, prompts, settings, MARKER, CPU, seed=1)] for base in bases
+    )
+    assert first == second
+
+
 def test_sampling_depends_on_the_seed_alone(prompts: Any, tokenizer: Any) -> None:
     base = load_base(TINY, Quant(), CPU)
     settings = Eval(do_sample=True, temperature=2.0, max_new_tokens=8)
@@ -85,14 +107,14 @@ def test_sampling_depends_on_the_seed_alone(prompts: Any, tokenizer: Any) -> Non
 )
 def test_where_a_text_ends(text: str, tail: str, expected: str, finished: bool, tokenizer: Any) -> None:
     ids = tokenizer(text + tail, add_special_tokens=False)["input_ids"]
-    written = as_written(ids, tokenizer, MARKER, 100)
+    written = as_written(ids, tokenizer, [tokenizer.eos_token_id], MARKER)
     assert (written.text, written.finished) == (expected, finished)
 
 
 def test_padding_after_the_end_is_not_counted(tokenizer: Any) -> None:
     marked = tokenizer("A lamp.\n### End", add_special_tokens=False)["input_ids"]
     padding = [tokenizer.pad_token_id] * 5
-    assert as_written(marked + padding, tokenizer, MARKER, 100).new_tokens == len(marked)
+    assert as_written(marked + padding, tokenizer, [tokenizer.eos_token_id], MARKER).new_tokens == len(marked)
 
 
 def test_generation_stops_at_the_marker(tokenizer: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from lora_sweep.data import Row, load_split
 from lora_sweep.errors import Refused
 from lora_sweep.facts import DataFacts, Facts, ModelFacts, cached_facts, facts_file, facts_key
 from lora_sweep.footprint import trainable_params
-from lora_sweep.inspect import check_settings, data_facts, facts_of, inspect_trial, model_facts
+from lora_sweep.inspect import check_model_path, check_settings, data_facts, facts_of, inspect_trial, model_facts
 from lora_sweep.prompts import examples
 from lora_sweep.targets import resolve_targets, target_modules, unique
 
@@ -80,8 +80,9 @@ def test_a_folder_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=rf"^model\.path = {tmp_path}: holds no config\.json; it must be a folder in"):
-        model_facts(from_folder(tmp_path))
+    for path, what in ((tmp_path, "holds no config.json"), (tmp_path / "absent", "is no folder")):
+        with pytest.raises(Refused, match=rf"^model\.path = {path}: {what}; it must be a folder in"):
+            check_model_path(str(path))
     with pytest.raises(Refused, match=r"nowhere: is no folder; it must be a folder in transformers' format$"):
         model_facts(from_folder(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.utils import JobStatus
+from omegaconf import OmegaConf
 
 from lora_sweep import results
 from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train
 from sweep import launch as launcher
-from sweep.launch import launch, packs
+from sweep.launch import launch, packs, struck
 from sweep.plan import make_plan
 from sweep.trials import Plan
 
@@ -153,6 +155,36 @@ def test_a_pack_is_what_shares_a_base(tmp_path: Path) -> None:
     assert [len(group) for group in groups] == [3, 3, 2]
     assert [group[0].split()[0] for group in groups] == ["baseline"] * 3
     assert all(len({trial.config.quant.bits for trial in pack}) == 1 for pack in packs(plan.trials))
+
+
+def test_whom_a_crash_hit(tmp_path: Path) -> None:
+    """At one base each trial generates after its training; at two, all train before any generates."""
+    same = plan_of(*(config(tmp_path, lora=Lora(r=r)) for r in (1, 2))).trials
+    eight = dataclasses.replace(config(tmp_path).eval, quant="8bit")
+    two = plan_of(*(config(tmp_path, lora=Lora(r=r), eval=eight, quant=Quant(4)) for r in (1, 2))).trials
+    two = [trial for trial in two if trial.kind == "trial"]
+    for trial in (same[1], two[0]):
+        results.write_json(results.trial_folder(tmp_path, trial.trial_id).result, {"status": "complete"})
+    assert struck(same[1:], tmp_path) is same[1], "its evaluation was under way"
+    assert struck(two, tmp_path) is two[1], "the first was trained already"
+    assert struck(two[:1], tmp_path) is two[0]
+
+
+def test_a_baseline_that_failed_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra_plugins.local_launcher import LocalLauncher
+    from sweep import compose
+
+    plan = plan_of(config(tmp_path))
+    launch(plan, [])
+    results.trial_folder(tmp_path, plan.trials[0].trial_id).result.unlink()
+    monkeypatch.setattr(launcher, "run_worker", lambda *args: 1)
+    monkeypatch.setattr(compose, "compose_points", lambda *args: [config(tmp_path)])
+    local: Any = LocalLauncher()
+    local.hydra_context, local.config = Any, OmegaConf.create({"hydra": {"overrides": {"hydra": []}}})
+    local.hydra_context = type("Context", (), {"config_loader": None})
+    (job,) = local.launch([[]], 0)
+    assert job.status == JobStatus.COMPLETED
+    assert not local.complete
 
 
 def test_one_worker_that_ends_without_any_outcome_is_an_error_of_ours(tmp_path: Path, monkeypatch: Any) -> None:

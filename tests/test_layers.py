@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "ac
 ROWS = (
     ("errors", "results", "metrics", "device"),
     ("config",),
-    ("fetch", "tracking", "composition_errors"),
+    ("fetch", "tracking", "composition_errors", "identity"),
     ("facts", "data", "provenance"),
     ("targets", "footprint", "prompts"),
     ("tiny",),
@@ -26,7 +26,8 @@ ROWS = (
     ("worker", "inspect", "train"),
 )
 OPEN_TO_SWEEP = {
-    "config", "results", "errors", "facts", "targets", "footprint", "tracking", "fetch", "composition_errors", "metrics"
+    "config", "results", "errors", "facts", "targets", "footprint", "tracking", "fetch", "composition_errors", "metrics",
+    "identity",
 }  # fmt: skip
 
 

@@ -102,10 +102,10 @@ def test_a_label_says_rank_targets_and_bits_and_what_else_varies() -> None:
         changed(seed=3),
     )
     assert labels(plan) == [
-        "r=8 attn 32bit learning_rate=0.001 seed=0",
-        "r=16 attn 4bit learning_rate=0.001 seed=0",
+        "r=8 attn 32bit learning_rate=0.003 seed=0",
+        "r=16 attn 4bit learning_rate=0.003 seed=0",
         "r=8 q_proj+up_proj 32bit learning_rate=0.0001 seed=0",
-        "r=8 attn 32bit learning_rate=0.001 seed=3",
+        "r=8 attn 32bit learning_rate=0.003 seed=3",
     ]
     assert plan.varied == ["lora.r", "lora.targets", "quant.bits", "train.learning_rate", "seed"]
 
@@ -363,7 +363,7 @@ def test_the_table_says_what_is_to_do_and_what_the_data_lost(tmp_path: Path) -> 
     assert head == "sweep s: 2 trials and 1 baseline of small; 2 to run, 1 done"
     assert data == (
         "data few: 40 training, 5 validation, 3 test rows, 1,234 training tokens an epoch; "
-        "2 left out (repeated); 1 cut at 256 tokens"
+        "2 left out (repeated); 1 training and 0 validation rows cut at 256 tokens"
     )
     assert blank == ""
     assert header.split() == ["#", "trial", "id", "state", "target", "modules", "trainable", "memory"]

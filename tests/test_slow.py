@@ -1,6 +1,7 @@
 """The default model and data, trained for real: minutes. ``make test-slow``."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
-    """Two of the demo's eight trials and their baseline, in a folder of their own."""
+    """Two of the demo's eight trials and their baseline, in a folder of their own, with the lasting cache."""
     folder = tmp_path_factory.mktemp("slow")
+    environment = {**os.environ, "LORA_SWEEP_CACHE": os.environ["LASTING_CACHE"]}
     command = [sys.executable, "-m", "lora_sweep.train", "-m", "lora.r=8", "lora.targets=attn,all_linear", "quant=4bit"]
-    done = subprocess.run([*command, "sweep_name=slow"], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "sweep_name=slow"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
     with (folder / "runs/sweeps/slow/report.csv").open(newline="", encoding="utf-8") as file:

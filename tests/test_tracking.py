@@ -119,7 +119,7 @@ def test_a_trial_is_mirrored_with_its_config_curves_numbers_and_texts(runs: Path
     config = header["config"]["update"]
     assert config["lora"]["r"] == 8
     assert config["lora"]["targets"] == ["q_proj", "v_proj"]
-    assert config["train"]["learning_rate"] == 1e-3
+    assert config["train"]["learning_rate"] == 3e-3
     points = [record["item"] for record in of_type(content, "history")]
     assert [(p["_step"], p["train/loss"], p.get("train/grad_norm", "none")) for p in points] == [
         (1, 3, "none"),

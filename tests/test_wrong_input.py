@@ -5,6 +5,7 @@ through reaches a worker, which fails with another exit code and leaves files.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -327,3 +328,22 @@ def test_every_key_that_we_give_the_trainer_is_refused_by_name() -> None:
 
 def test_these_checks_pass_what_is_right() -> None:
     Config(model=Model(name="x", tiny="llama"), data=Data(name="x", tiny=9)).check()
+
+
+def test_rows_longer_than_the_model_has_positions_are_refused(weightless: Path, tmp_path: Path) -> None:
+    said = refusal(weightless, tmp_path / "runs", "train.max_length=4096")
+    assert said == "train.max_length = 4096: is more than this model's 1024 positions"
+
+
+def test_texts_longer_than_the_model_has_positions_are_refused(weightless: Path, tmp_path: Path) -> None:
+    said = refusal(weightless, tmp_path / "runs", "eval.max_new_tokens=1000")
+    assert re.fullmatch(
+        r"eval\.max_new_tokens = 1000: and the longest prompt's \d+ tokens are more than this model's 1024 positions",
+        said,
+    )
+
+
+@pytest.mark.parametrize("key", ["logging_strategy=no", "loss_type=dft", "hub_token=secret"])
+def test_settings_of_the_trainer_that_would_be_ignored_are_refused(key: str, weightless: Path, tmp_path: Path) -> None:
+    said = refusal(weightless, tmp_path / "runs", f"+train.sft.{key}")
+    assert said.startswith(f"train.sft.{key.partition('=')[0]}: is set by lora-sweep; use nothing: ")

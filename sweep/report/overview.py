@@ -184,7 +184,7 @@ def _commit(training: dict[str, Any]) -> str | None:
 def _packages(sweep: Sweep) -> list[str]:
     versions = [dig(result.training, "provenance.versions") for result in sweep.results]
     found = {str(name) for each in versions if isinstance(each, dict) for name in each if "." not in str(name)}
-    return sorted(found, key=lambda name: (name != "lora_sweep", name != "python", name))
+    return sorted(found, key=lambda name: (name != "lora-sweep", name != "python", name))
 
 
 def _short(fingerprint: Any) -> str | None:

@@ -37,13 +37,26 @@ def best(sweep: Sweep) -> Best:
         text += f"the {name} has {metric('quality', baseline['quality'])}."
         if baseline["quality"] >= top:
             text += " No trial's mean is above its baseline's."
+    if evaluated_differently(sweep):
+        text += " Rows were evaluated differently: their means cannot be compared."
     return Best(rows, baseline, f"{text} {NO_INTERVALS}")
 
 
+def evaluated_differently(sweep: Sweep) -> bool:
+    """Whether complete rows answered other prompts, or the same ones under other limits: they cannot be ranked."""
+    ours = ("quant", "batch_size", "baseline_templates")
+    found = [result.config.get("eval") for result in sweep.results if result.status == "complete"]
+    settings = [{k: v for k, v in each.items() if k not in ours} for each in found if isinstance(each, dict)]
+    return any(each != settings[0] for each in settings)
+
+
 def baseline_of(sweep: Sweep, row: Row) -> Row | None:
-    """The baseline that generated as ``row`` did: same bits and template if there is one, else the nearest to it."""
+    """The baseline that the sweep names for ``row``; where it names none, the one most like it in bits and template."""
     scored = [other for other in sweep.rows if other["kind"] == "baseline" and is_complete(other)]
     scored = [other for other in scored if other.get("quality") is not None]
+    if isinstance(row.get("baseline"), list):
+        named = (other for other in scored if [other["trial_id"], other["eval_id"]] == row["baseline"])
+        return next(named, None)
     bits = row["eval_bits"] or row["bits"]
 
     def likeness(other: Row) -> tuple[bool, bool]:

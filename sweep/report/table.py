@@ -29,8 +29,8 @@ SHOWN_KEYS = {
     "quant.bits": "bits",
     "seed": "seed",
     "train.learning_rate": "learning_rate",
-    "model": "base",
-    "data": "data",
+    "model.name": "base",
+    "data.name": "data",
     "data.template": "template",
     "eval.quant": "eval_bits",
 }
@@ -103,6 +103,8 @@ def load_sweep(runs: Path, name: str) -> Sweep:
     results = [_load(runs, entry) for entry in entries]
     kinds = [entry.get("kind") or result.kind for entry, result in zip(entries, results, strict=True)]
     rows = [_row(result, kind, varied) for result, kind in zip(results, kinds, strict=True)]
+    for row, entry in zip(rows, entries, strict=True):
+        row["baseline"] = entry.get("baseline")
     for kind, prefix in (("baseline", "B"), ("trial", "")):
         for place, row in enumerate((row for row in rows if row["kind"] == kind), start=1):
             row["mark"] = f"{prefix}{place}"
