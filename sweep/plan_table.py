@@ -42,7 +42,7 @@ def head(plan: Plan, runs: Path, name: str) -> str:
         dropped = "".join(f"; {count} left out ({why})" for why, count in data.dropped.items())
         cut = ""
         if data.cut_rows or data.cut_validation_rows:
-            rows = f"{data.cut_rows} training and {data.cut_validation_rows} validation rows"
+            rows = f"{data.cut_rows} training and {data.cut_validation_rows or 0} validation rows"
             cut = f"; {rows} cut at {trial.config.train.max_length} tokens"
         lines.append(
             f"data {source}: {data.train_rows} training, {data.validation_rows} validation, "

@@ -26,8 +26,8 @@ ROWS = (
     ("worker", "inspect", "train"),
 )
 OPEN_TO_SWEEP = {
-    "config", "results", "errors", "facts", "targets", "footprint", "tracking", "fetch", "composition_errors", "metrics",
-    "identity",
+    "config", "results", "errors", "facts", "targets", "footprint", "tracking", "fetch", "composition_errors",
+    "metrics", "identity",
 }  # fmt: skip
 
 

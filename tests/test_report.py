@@ -420,7 +420,7 @@ def test_facts_name_model_data_counts_and_command(runs: Path) -> None:
             "700 no keyword, 92 name too long",
             "3 of 96 training responses",
             "24 steps, batch 4, learning rate 0.003, schedule linear, alpha 8",
-            "12 held-out and 1 fixed prompts, greedy, at most 96 new tokens",
+            "12 held-out and 1 fixed prompts, greedy, at most 128 new tokens",
             "torch 2.13.0",
             "0123456789ab",
             "python -m lora_sweep.train -m lora.r=8,16",

@@ -277,7 +277,7 @@ def test_a_folder_that_is_no_causal_language_model_is_refused(weightless: Path, 
     shutil.copytree(weightless, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 64}))
     said = refusal(folder, tmp_path / "runs")
-    assert said.startswith("model tiny: is no causal language model that transformers knows (Unrecognized")
+    assert said.startswith("model vision: is no causal language model that transformers knows (Unrecognized")
 
 
 def test_a_key_that_the_trainer_does_not_know_is_refused(weightless: Path, tmp_path: Path) -> None:
