@@ -36,8 +36,9 @@ def base_identity(config: Config, model_fingerprint: str, data_fingerprint: str)
     data = {
         key: value
         for key, value in dataclasses.asdict(config.data).items()
-        if key not in ("name", "licence", "path", "hub_id", "revision", "wheel")
+        if key not in ("name", "licence", "path", "hub_id", "revision", "wheel", "train_rows", "default_rows")
     }
+    data["rows"] = config.data.train_rows or config.data.default_rows
     double = config.quant.double_quant if config.quant.bits == 4 else None  # means nothing at other bits
     return {
         "model": model_fingerprint,

@@ -358,6 +358,12 @@ def test_a_trial_s_id_changes_with_every_key_that_can_change_the_adapter(path: s
     assert (trial_id(other) != trial_id(config)) == (not is_named(path, NOT_IN_A_TRIAL))
 
 
+def test_the_same_rows_are_one_trial_whoever_limits_them() -> None:
+    default = changed(good(), "data.default_rows", 64)
+    assert trial_id(changed(good(), "data.train_rows", 64)) == trial_id(default)
+    assert trial_id(changed(default, "data.train_rows", 32)) != trial_id(default)
+
+
 @pytest.mark.parametrize("bits", [None, 8])
 def test_double_quantization_names_no_trial_whose_base_has_none(bits: int | None) -> None:
     config = changed(good(), "quant.bits", bits)
