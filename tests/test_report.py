@@ -29,7 +29,7 @@ from sweep.report.__main__ import main
 from sweep.report.csv_file import csv_cell
 from sweep.report.markdown import escape, fenced
 from sweep.report.ranking import best
-from sweep.report.show import millions, size, visible
+from sweep.report.show import millions, size, summary_columns, visible
 from sweep.report.table import load_sweep
 
 Json = dict[str, Any]
@@ -730,3 +730,10 @@ def test_importing_the_report_loads_no_torch() -> None:
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "sweep" in loaded
     assert not loaded & {"torch", "transformers", "peft", "trl", "pandas", "wandb", "hydra"}
+
+
+def test_eval_bits_are_a_column_only_where_they_differ_from_the_trainings(runs: Path) -> None:
+    assert "eval_bits" not in [key for key, _ in summary_columns(load_sweep(runs, "demo"))]
+    evaluation = trial_folder(runs, "t00000000000").evaluation("e0123456789a").result
+    evaluation.write_text(json.dumps({**json.loads(evaluation.read_text()), "bits": 32}))
+    assert "eval_bits" in [key for key, _ in summary_columns(load_sweep(runs, "demo"))]

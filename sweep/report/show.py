@@ -124,8 +124,10 @@ def summary_columns(sweep: Sweep) -> list[tuple[str, str]]:
     if all(row["peak_gpu_memory_bytes"] is None for row in sweep.rows):
         keys.remove("peak_gpu_memory_bytes")
     after = keys.index("bits") + 1
-    shown = ("base", "data", "template", "eval_bits", "alpha", "dropout", "learning_rate", "seed")
+    shown = ("base", "data", "template", "alpha", "dropout", "learning_rate", "seed")
     varied = [key for key in shown if _varies(sweep, key)]
+    if any(row["eval_bits"] not in (None, row["bits"]) for row in sweep.rows):
+        varied.insert(0, "eval_bits")
     extra = [*varied, *(key for key in extra_keys(sweep.varied) if _varies(sweep, key))]
     keys[after:after] = extra
     return [(key, HEADERS.get(key) or visible(key.rpartition(".")[2]).replace("_", " ")) for key in keys]
