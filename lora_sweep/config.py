@@ -160,7 +160,7 @@ SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, beside those of Tra
         "nothing: every step is logged": "logging_steps logging_strategy logging_first_step disable_tqdm",
         "nothing: the loss is the mean negative log-likelihood": "loss_type label_smoothing_factor use_liger_kernel",
         "nothing: a non-finite loss ends the trial": "logging_nan_inf_filter",
-        "nothing: the adapter is saved once, at the end": "save_strategy",
+        "train.checkpoint_steps": "save_strategy save_steps save_total_limit save_only_model",
         "nothing: the dtype follows the device": "bf16 fp16",
         "nothing: the device is chosen by what is there": "use_cpu dataloader_pin_memory",
         "nothing: code from a model folder is never run": "trust_remote_code",
@@ -189,12 +189,15 @@ class Train:
     optim: str = "adamw_torch"
     train_sampling_strategy: str = "random"  # or group_by_length, sequential
     gradient_checkpointing: bool = False
+    checkpoint_steps: int | None = None  # save every so many steps, to go on from after a kill; changes no number
     sft: dict[str, Any] = field(default_factory=dict)  # further SFTConfig keys, as they are
 
     def check(self) -> None:
         refuse_unless(is_positive(self.num_train_epochs), "train.num_train_epochs", self.num_train_epochs, "above 0")
         steps = self.max_steps
         refuse_unless(steps is None or steps >= 1, "train.max_steps", steps, "at least 1, or null")
+        every = self.checkpoint_steps
+        refuse_unless(every is None or every >= 1, "train.checkpoint_steps", every, "at least 1, or null")
         refuse_unless(is_positive(self.learning_rate), "train.learning_rate", self.learning_rate, "a number above 0")
         for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
             value = getattr(self, name)
@@ -262,6 +265,39 @@ class Tracking:
 
 
 @dataclass
+class Launch:
+    """How the orchestrator runs trials. Changes no number of any trial, and is the same for a whole sweep."""
+
+    devices: Any = "auto"  # every accelerator, or the CPU where there is none; cpu; or a list of indices, [0,1]
+    workers: int | None = None  # processes at once; null: one a device
+    trial_minutes: float | None = None  # a trial that takes longer is a timeout
+    stall_minutes: float | None = 30.0  # without a step, a text or a word for longer, a trial is a timeout
+    grace_seconds: float = 30.0  # between the request to stop and the kill
+    on_oom: str = "record"  # or halve_batch: try again with half the batch and twice the accumulation
+    retry: str | None = None  # failed: try again what ended other than complete
+    strict: bool = False  # refuse the whole sweep for one bad point, instead of a row `invalid`
+
+    def check(self) -> None:
+        if isinstance(self.devices, str):
+            if self.devices not in ("auto", "cpu"):
+                raise Refused(f"launch.devices = {self.devices}", "is unknown", ("auto", "cpu", "[0,1]"), self.devices)
+        else:
+            ok = isinstance(self.devices, list) and self.devices and all(type(i) is int and i >= 0 for i in self.devices)
+            unique = ok and len(set(self.devices)) == len(self.devices)
+            refuse_unless(unique, "launch.devices", self.devices, "auto, cpu, or a list of different indices, as [0,1]")
+        refuse_unless(self.workers is None or self.workers >= 1, "launch.workers", self.workers, "at least 1, or null")
+        for name in ("trial_minutes", "stall_minutes"):
+            value = getattr(self, name)
+            refuse_unless(value is None or is_positive(value), f"launch.{name}", value, "above 0, or null")
+        grace = self.grace_seconds
+        refuse_unless(grace == 0 or is_positive(grace), "launch.grace_seconds", grace, "at least 0")
+        if self.on_oom not in ("record", "halve_batch"):
+            raise Refused(f"launch.on_oom = {self.on_oom}", "is unknown", ("record", "halve_batch"), self.on_oom)
+        if self.retry not in (None, "failed"):
+            raise Refused(f"launch.retry = {self.retry}", "is unknown", ("null", "failed"), self.retry)
+
+
+@dataclass
 class Config:
     """A trial, complete."""
 
@@ -272,6 +308,7 @@ class Config:
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
     tracking: Tracking = field(default_factory=Tracking)
+    launch: Launch = field(default_factory=Launch)
     seed: int = 0
     runs_dir: str = "runs"
     sweep_name: str | None = None
@@ -282,7 +319,8 @@ class Config:
         Raises:
             Refused: naming the first key whose value cannot work.
         """
-        for group in (self.model, self.data, self.lora, self.quant, self.train, self.eval, self.tracking):
+        groups = (self.model, self.data, self.lora, self.quant, self.train, self.eval, self.tracking, self.launch)
+        for group in groups:
             group.check()
         refuse_unless(self.seed >= 0, "seed", self.seed, "at least 0")
         check_sweep_name(self.sweep_name)

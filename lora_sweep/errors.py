@@ -2,7 +2,8 @@
 
     SweepError
     ├── Refused     wrong input, found before any weight is loaded    exit 78
-    └── Diverged    a loss or gradient stopped being a finite number  the trial's status
+    ├── Diverged    a loss or gradient stopped being a finite number  the trial's status
+    └── Preempted   a signal asked to stop: what is done is saved     the trial goes on later
 
 Anything else that a trial raises is caught by the worker and becomes that trial's status and reason.
 """
@@ -36,6 +37,10 @@ class Refused(SweepError):
 
 class Diverged(SweepError):
     """A loss or gradient norm that is not finite. The message names the step."""
+
+
+class Preempted(SweepError):
+    """A trial stopped because a signal asked for it. The message says where it will go on."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:

@@ -55,7 +55,8 @@ def trial_identity(
     lora["targets"] = sorted(target_modules)
     train = dataclasses.asdict(config.train)
     train["batch"] = train.pop("per_device_train_batch_size") * train.pop("gradient_accumulation_steps")
-    train.pop("gradient_checkpointing")  # recomputes, changes nothing
+    for key in ("gradient_checkpointing", "checkpoint_steps"):  # recomputes, and saves: neither changes a number
+        train.pop(key)
     train.pop("num_train_epochs" if config.train.max_steps else "max_steps")
     base = base_identity(config, model_fingerprint, data_fingerprint)
     return {"kind": "trial", "recipe": RECIPE_VERSION, **base, "lora": lora, "train": train, "seed": config.seed}

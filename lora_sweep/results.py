@@ -6,11 +6,17 @@
         losses.jsonl             {"step", "loss", "learning_rate", "grad_norm", "epoch"} a line
         adapter/                 PEFT's format
         result.json              written last: the training's outcome, with the sha256 of the files above
+        checkpoints/             of a training under way
+        setbacks.jsonl           a line for each death of its worker and each time that memory ran out
+        log.txt                  what the libraries and the trial said
         evals/<eval id>/
           generations.jsonl      a prompt a line: what was asked, written and meant
           scores.json            the metrics of each prompt, and their means
           result.json            written last: the evaluation's outcome
-      sweeps/<name>.json         ids and the command; beside it <name>/report.{md,csv,html}
+      sweeps/<name>.json         ids and the command
+      sweeps/<name>/             events.jsonl, report.{md,csv,html}, worker-N.log; while it runs progress.json
+      quarantine/                trials whose files are not as they were written
+      locks/                     held by who runs; empty otherwise
       wandb/                     a mirror; nothing reads it
 
 A baseline is a trial without an adapter: its own result says so at once, and its numbers are in its evaluation.
@@ -27,7 +33,8 @@ from pathlib import Path
 from typing import Any
 
 STATUSES = ("complete", "diverged", "oom", "timeout", "preempted", "killed", "invalid", "pruned", "failed")
-SETTLED = ("complete", "diverged", "invalid", "pruned")  # trying again would end the same way
+SETTLED = ("complete", "diverged", "invalid", "pruned", "timeout", "killed")  # trying again would end the same way
+LARGE_FILE = 8 << 20  # bytes; a larger file is hashed again only where its time says that it was written to
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -61,6 +68,61 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     write_atomic(path, "".join(lines).encode())
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON object as a line, in one write, and keep it. What a killed writer left behind is closed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, b"\n" * torn + line)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_result(path: Path, value: dict[str, Any]) -> None:
+    """Write a result.json: atomically, and with a seal over its own content."""
+    write_json(path, {**value, "seal": seal_of(value)})
+
+
+def seal_of(value: dict[str, Any]) -> str:
+    """The sha256 of a result's content but for its seal."""
+    content = {key: item for key, item in value.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def broken(path: Path) -> str | None:
+    """Why the result.json at ``path`` cannot be trusted: it or a file that it names is not as it was written.
+
+    None where all is as written, and where there is no result.json at all. A file larger than LARGE_FILE whose time
+    is not after the result's is taken for unchanged: an adapter of a gigabyte is not read to find out.
+    """
+    if not path.exists():
+        return None
+    value = read_json(path)
+    if value is None:
+        return f"{path.name} is torn"
+    if value.get("seal") != seal_of(value):
+        return f"{path.name} was altered"
+    written = path.stat().st_mtime_ns
+    files = value.get("files", {})
+    for name, digest in files.items():
+        file = path.parent / name
+        try:
+            stat = file.stat()
+            if stat.st_size > LARGE_FILE and stat.st_mtime_ns <= written:
+                continue
+            with file.open("rb") as handle:
+                same = hashlib.file_digest(handle, "sha256").hexdigest() == digest
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if not same:
+            return f"{name} was altered"
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -140,6 +202,18 @@ class TrialFolder:
     def result(self) -> Path:
         return self.path / "result.json"
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def setbacks(self) -> Path:
+        return self.path / "setbacks.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
     def evaluation(self, eval_id: str) -> EvalFolder:
         return EvalFolder(self.path / "evals" / eval_id)
 
@@ -154,6 +228,43 @@ def sweep_file(runs: Path, name: str) -> Path:
 
 def report_folder(runs: Path, name: str) -> Path:
     return runs / "sweeps" / name
+
+
+def events_file(runs: Path, name: str) -> Path:
+    return report_folder(runs, name) / "events.jsonl"
+
+
+def progress_file(runs: Path, name: str) -> Path:
+    return report_folder(runs, name) / "progress.json"
+
+
+def trial_lock(runs: Path, trial_id: str) -> Path:
+    return runs / "locks" / f"trial-{trial_id}"
+
+
+def sweep_lock(runs: Path, name: str) -> Path:
+    return runs / "locks" / f"sweep-{name}"
+
+
+def quarantine(runs: Path, path: Path, why: str) -> Path:
+    """Move a trial's or an evaluation's folder aside, whole, with the reason beside it; returns its new place."""
+    home = runs / "quarantine"
+    home.mkdir(parents=True, exist_ok=True)
+    parts = path.relative_to(runs / "trials").parts
+    name = "-".join(part for part in parts if part != "evals")
+    number = 1
+    while (home / f"{name}-{number}").exists():
+        number += 1
+    target = home / f"{name}-{number}"
+    os.replace(path, target)
+    write_json(home / f"{name}-{number}.json", {"from": "/".join(("trials", *parts)), "why": why})
+    return target
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed. Only for who holds the folder's claim."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -208,7 +319,14 @@ def write_failure(
     if not trained:  # the checksums of a complete result hold its config as it was
         write_json(folder.config, {"trial_id": ids["trial_id"], "kind": ids["kind"], "config": config})
     target = folder.evaluation(ids["eval_id"]).result if trained else folder.result
-    write_json(target, {**ids, "status": status, "reason": reason, "eval": config["eval"], **facts})
+    write_result(target, {**ids, "status": status, "reason": reason, "eval": config["eval"], **facts})
+
+
+def forget_failure(folder: TrialFolder, eval_id: str) -> None:
+    """Remove outcomes other than complete, so that an outcome found later is of the attempt that follows."""
+    for path in (folder.result, folder.evaluation(eval_id).result):
+        if (read_json(path) or {}).get("status") != "complete":
+            path.unlink(missing_ok=True)
 
 
 def load_result(runs: Path, trial_id: str, eval_id: str, label: str = "") -> TrialResult:
