@@ -9,7 +9,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lora_sweep.errors import EXIT_FAILED, Refused
+from lora_sweep.errors import EXIT_FAILED
 
 
 class GridSweeper(Sweeper):
@@ -19,21 +19,33 @@ class GridSweeper(Sweeper):
         self.params, self.rows = params, rows
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        if config.hydra.runtime.choices["hydra/launcher"] != "local":
-            raise Refused("hydra/launcher", "only 'local' runs trials")
+        from sweep.elsewhere import run_point
+
         self.hydra_context, self.config = hydra_context, config
+        self.is_local = config.hydra.runtime.choices["hydra/launcher"] == "local"
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=hydra_context, task_function=task_function if self.is_local else run_point, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from sweep.compose import points
+        from sweep.compose import compose_points, points
+        from sweep.elsewhere import launch_points
 
         assert self.hydra_context is not None
-        assert self.launcher is not None
-        trials = points(self.hydra_context.config_loader, arguments, dict(self.params), list(self.rows))
-        returns = self.launcher.launch(trials, initial_job_idx=0)
-        launcher: Any = self.launcher  # Hydra 1.3 may load the class a second time: isinstance would not know it
-        if not launcher.complete:
+        assert self.config is not None
+        loader, launcher = self.hydra_context.config_loader, self.launcher
+        assert launcher is not None
+        trials = points(loader, arguments, dict(self.params), list(self.rows))
+        if self.is_local:
+            returns = launcher.launch(trials, initial_job_idx=0)
+            local: Any = launcher  # Hydra 1.3 may load the class a second time: isinstance would not know it
+            complete = local.complete
+        else:
+            configs = compose_points(loader, [str(each) for each in self.config.hydra.overrides.hydra], trials)
+            returns, outcomes = launch_points(
+                lambda jobs: launcher.launch(jobs, initial_job_idx=0), configs, trials, sys.argv[1:]
+            )
+            complete = all(result.status == "complete" for result in outcomes.values())
+        if not complete:
             sys.exit(EXIT_FAILED)
         return returns

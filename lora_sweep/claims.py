@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lora_sweep.crashes import crash_point
+
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[bool]:
@@ -30,8 +32,10 @@ def claim(path: Path) -> Iterator[bool]:
         about = {"pid": os.getpid(), "host": platform.node(), "started": datetime.now(UTC).isoformat("T", "seconds")}
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(about).encode(), 0)
+        crash_point("claim written")
         yield True
     finally:
+        crash_point("before claim is freed")
         path.unlink(missing_ok=True)  # before it is unlocked: who locks a removed file sees that it is removed
         os.close(handle)
         with contextlib.suppress(OSError):
@@ -73,14 +77,14 @@ def remove_stale(folder: Path) -> None:
 def _locked(path: Path) -> int | None:
     tries = 3  # is_claimed holds the lock of a file that nobody claims for an instant
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # another claim's end removed the folder in between
+        except (FileNotFoundError, FileExistsError):  # another claim's end removed the folder in between
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(path).st_ino == os.fstat(handle).st_ino:
+            if path.stat().st_ino == os.fstat(handle).st_ino:
                 return handle
         except BlockingIOError:
             tries -= 1

@@ -160,11 +160,12 @@ SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, beside those of Tra
         "nothing: every step is logged": "logging_steps logging_strategy logging_first_step disable_tqdm",
         "nothing: the loss is the mean negative log-likelihood": "loss_type label_smoothing_factor use_liger_kernel",
         "nothing: a non-finite loss ends the trial": "logging_nan_inf_filter",
-        "train.checkpoint_steps": "save_strategy save_steps save_total_limit save_only_model",
+        "train.checkpoint_steps": "save_strategy save_steps save_total_limit save_only_model enable_jit_checkpoint",
         "nothing: the dtype follows the device": "bf16 fp16",
         "nothing: the device is chosen by what is there": "use_cpu dataloader_pin_memory",
         "nothing: code from a model folder is never run": "trust_remote_code",
-        "nothing: the same command resumes": "resume_from_checkpoint",
+        "nothing: the same command resumes": "resume_from_checkpoint ignore_data_skip",
+        "launch.on_oom": "auto_find_batch_size",
         "nothing: a trial stays on this machine": "push_to_hub hub_token push_to_hub_token hub_model_id",
     }.items()
     for key in keys.split()
@@ -282,8 +283,8 @@ class Launch:
             if self.devices not in ("auto", "cpu"):
                 raise Refused(f"launch.devices = {self.devices}", "is unknown", ("auto", "cpu", "[0,1]"), self.devices)
         else:
-            ok = isinstance(self.devices, list) and self.devices and all(type(i) is int and i >= 0 for i in self.devices)
-            unique = ok and len(set(self.devices)) == len(self.devices)
+            named = self.devices if isinstance(self.devices, list) else []
+            unique = all(type(i) is int and i >= 0 for i in named) and len(set(named)) == len(named) > 0
             refuse_unless(unique, "launch.devices", self.devices, "auto, cpu, or a list of different indices, as [0,1]")
         refuse_unless(self.workers is None or self.workers >= 1, "launch.workers", self.workers, "at least 1, or null")
         for name in ("trial_minutes", "stall_minutes"):

@@ -1,16 +1,19 @@
 """What this machine can do: the one place where a device, a dtype or a memory counter is chosen.
 
-Everything else asks here and stays the same on a CPU and on any accelerator that torch knows.
+Everything else asks here and stays the same on a CPU and on any accelerator that torch knows. With
+``LORA_SWEEP_DEVICE=cpu`` in the environment there is none. ``python -m lora_sweep.device`` prints them all, as JSON.
 """
 
 import contextlib
 import ctypes
 import gc
+import json
 import os
 import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,14 +38,36 @@ class Device:
 
 def pick_device() -> Device:
     """The accelerator that torch finds, or the CPU."""
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
-        assert kind is not None
+    kind = accelerator()
+    if kind is not None:
         name = torch.cuda.get_device_name() if kind.type == "cuda" else kind.type
         native = kind.type == "xpu" or (kind.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
         return Device(kind.type, name, torch.bfloat16 if native else torch.float32)
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return Device("cpu", f"cpu ({torch.get_num_threads()} threads)", torch.bfloat16 if native else torch.float32)
+
+
+def accelerator() -> torch.device | None:
+    """The kind of accelerator that torch finds, unless the environment asks for the CPU."""
+    if os.environ.get("LORA_SWEEP_DEVICE") == "cpu" or not torch.accelerator.is_available():
+        return None
+    return torch.accelerator.current_accelerator()
+
+
+def accelerators() -> list[dict[str, Any]]:
+    """Each accelerator: type, index, name, and memory_bytes, which is None where torch does not tell."""
+    kind = accelerator()
+    if kind is None:
+        return []
+    count = 1 if kind.type == "mps" else torch.accelerator.device_count()
+    found: list[dict[str, Any]] = []
+    for index in range(count):
+        device: dict[str, Any] = {"type": kind.type, "index": index, "name": kind.type, "memory_bytes": None}
+        if kind.type in ("cuda", "xpu"):
+            properties: Any = (torch.cuda if kind.type == "cuda" else torch.xpu).get_device_properties(index)
+            device |= {"name": properties.name, "memory_bytes": properties.total_memory}
+        found.append(device)
+    return found
 
 
 def scores_every_position(device: Device) -> bool:
@@ -93,3 +118,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+if __name__ == "__main__":
+    print(json.dumps(accelerators()))

@@ -5,6 +5,7 @@ arithmetic over them. Imports no torch, and opens no file but its own cache.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -19,6 +20,7 @@ from lora_sweep.identity import short_hash
 from lora_sweep.results import read_json
 
 FACTS_VERSION = 3  # raise it when the same model or data would give other facts
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")  # which accelerators torch sees
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def facts_key(config: Config, strict: bool) -> str:
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     asked = {
         "version": FACTS_VERSION,
-        "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
+        "machine": [platform.node(), *(os.environ.get(name) for name in VISIBLE), uses_cpu(config)],
         "libraries": library_versions(),
         "strict": strict,
         "model": dataclasses.asdict(config.model),
@@ -126,9 +128,15 @@ def facts_key(config: Config, strict: bool) -> str:
     return short_hash(asked, 24)
 
 
-def library_versions() -> list[str]:
-    """Of the libraries whose word the facts and the accepted settings are."""
-    return [importlib.metadata.version(name) for name in ("transformers", "trl")]
+def uses_cpu(config: Config) -> bool:
+    """Whether the CPU is asked for where there may be an accelerator: a number has other bytes on it."""
+    return config.launch.devices == "cpu" or os.environ.get("LORA_SWEEP_DEVICE") == "cpu"
+
+
+@functools.cache
+def library_versions() -> tuple[str, ...]:
+    """Of the libraries whose word the facts and the accepted settings are. They stay while this process does."""
+    return tuple(importlib.metadata.version(name) for name in ("transformers", "trl"))
 
 
 def is_lasting(config: Config) -> bool:

@@ -1,13 +1,15 @@
 """Base, adapter and prompts to texts, and the loss of references under the model. Knows nothing of metrics."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig, StoppingCriteria, set_seed
 
 from lora_sweep.config import Eval
 from lora_sweep.device import Device
+from lora_sweep.errors import Preempted
 from lora_sweep.model import response_logits
 from lora_sweep.prompts import IGNORED, Example
 
@@ -23,7 +25,15 @@ class Written:
 
 @torch.no_grad()
 def generate(
-    model: Any, tokenizer: Any, prompts: list[list[int]], settings: Eval, marker: str, device: Device, seed: int = 0
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    settings: Eval,
+    marker: str,
+    device: Device,
+    seed: int = 0,
+    on_batch: Callable[[int, int], None] = lambda done, texts: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Written]:
     """Write a text for each prompt, in batches of like length, left-padded.
 
@@ -33,23 +43,47 @@ def generate(
     Args:
         prompts: token ids.
         marker: a text that ends a response, besides the eos token; may be empty.
+        on_batch: called after every batch with the number of texts that are written, and of how many.
+        stop: asked before every batch and at every token.
+
+    Raises:
+        Preempted: ``stop`` said so.
     """
     set_seed(seed)
     ends = eos_ids(model, tokenizer)
     written: dict[int, Written] = {}
+    asked = Asked(stop)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), settings.batch_size):
+        asked.heed()
         batch = order[start : start + settings.batch_size]
         ids, mask = pad_left([prompts[index] for index in batch], tokenizer.pad_token_id)
         outputs = model.generate(
             input_ids=ids.to(device.type),
             attention_mask=mask.to(device.type),
             generation_config=generation_config(settings, tokenizer, ends),
+            stopping_criteria=[asked],
             **({"stop_strings": [marker.strip()], "tokenizer": tokenizer} if marker.strip() else {}),
         )
         for index, new in zip(batch, outputs[:, ids.shape[1] :].tolist(), strict=True):
             written[index] = as_written(new, tokenizer, ends, marker)
+        on_batch(len(written), len(prompts))
     return [written[index] for index in range(len(prompts))]
+
+
+class Asked(StoppingCriteria):
+    """Obeys a request to stop within a token: ends no text by itself, but raises out of ``model.generate``."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.stop = stop
+
+    def heed(self) -> None:
+        if self.stop():
+            raise Preempted("while it was writing; the adapter is kept")
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self.heed()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def eos_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -94,16 +128,28 @@ def as_written(new: list[int], tokenizer: Any, ends: list[int], marker: str) -> 
 
 @torch.no_grad()
 def reference_losses(
-    model: Any, rows: list[Example], pad: int, batch_size: int, device: Device
+    model: Any,
+    rows: list[Example],
+    pad: int,
+    batch_size: int,
+    device: Device,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[tuple[float, int]]:
     """The negative log-likelihood of each row's response, its end included, under the model.
 
+    Args:
+        stop: asked before every batch.
+
     Returns:
         Per row: the sum over its response tokens in nats, and their number.
+
+    Raises:
+        Preempted: ``stop`` said so.
     """
     losses: dict[int, tuple[float, int]] = {}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     for start in range(0, len(order), batch_size):
+        Asked(stop).heed()
         batch = order[start : start + batch_size]
         longest = max(len(rows[index].input_ids) for index in batch)
         ids, mask, labels = [], [], []

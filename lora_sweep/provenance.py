@@ -1,25 +1,32 @@
-"""Where and with what a result was made: versions, commit, device, dtypes, times."""
+"""Where and with what a result was made: versions, code, commit, device, dtypes, times. Imports no torch."""
 
+import ast
 import datetime
+import functools
+import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_sweep.device import Device
+if TYPE_CHECKING:  # it imports torch, and an orchestrator asks here too
+    from lora_sweep.device import Device
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "lora-sweep")
+# The modules that make a trial's numbers. Left out is what a trial's id stands for already (config, targets), and what
+# only carries files and words about (results, tracking, fetch, worker).
+CODE = ("data", "prompts", "device", "tiny", "model", "checkpoints", "finetune", "generate", "score", "trial")
+# Read at once, for a file can be edited while a worker that has imported it trains.
+SOURCES = {name: Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in CODE}
 
 
-def provenance(device: Device, started: str) -> dict[str, Any]:
+def provenance(device: "Device", started: str) -> dict[str, Any]:
     """Where and with what a result was made."""
-    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    commit, dirty = git_state()
     return {
-        "versions": versions,
-        "git_commit": commit,
-        "git_dirty": dirty,
+        **made_with(),
         "device": device.name,
         "dtype": str(device.compute_dtype).removeprefix("torch."),
         "adapter_dtype": "float32",
@@ -27,6 +34,42 @@ def provenance(device: Device, started: str) -> dict[str, Any]:
         "started": started,
         "finished": now(),
     }
+
+
+def made_with() -> dict[str, Any]:
+    """The part of a result's provenance that any process knows, without a device: versions, code, commit."""
+    commit, dirty = git_state()
+    return {**versions_and_code(), "git_commit": commit, "git_dirty": dirty}
+
+
+def versions_and_code() -> dict[str, Any]:
+    """What makes a trial's numbers; asks no other process."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"versions": versions, "code": code_fingerprint()}
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Hex digits that change when the code that makes a trial's numbers does."""
+    return fingerprint_of(SOURCES)
+
+
+def fingerprint_of(sources: Mapping[str, str]) -> str:
+    """Hex digits of the statements in ``sources``: comments, docstrings and layout do not count."""
+    plain = {name: _plain(ast.parse(source)) for name, source in sources.items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """A syntax tree as lists without docstrings and empty fields, of which each Python has its own."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    fields = dict(ast.iter_fields(value))
+    if isinstance(value, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        fields["body"] = value.body[ast.get_docstring(value, clean=False) is not None :]
+    return [type(value).__name__, *([name, _plain(item)] for name, item in fields.items() if item not in (None, []))]
 
 
 def version(package: str) -> str:

@@ -23,6 +23,7 @@ A baseline is a trial without an adapter: its own result says so at once, and it
 Nothing here knows what a metric means.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -32,8 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_sweep.crashes import crash_point
+
 STATUSES = ("complete", "diverged", "oom", "timeout", "preempted", "killed", "invalid", "pruned", "failed")
 SETTLED = ("complete", "diverged", "invalid", "pruned", "timeout", "killed")  # trying again would end the same way
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # no trial's fault
 LARGE_FILE = 8 << 20  # bytes; a larger file is hashed again only where its time says that it was written to
 
 
@@ -45,9 +49,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            crash_point("written")
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
+        crash_point("before rename")
         os.replace(temporary, path)
+        crash_point("renamed")
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -78,7 +85,9 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     try:
         size = os.fstat(handle).st_size
         torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        crash_point("before append")
         os.write(handle, b"\n" * torn + line)
+        crash_point("appended")
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -256,7 +265,9 @@ def quarantine(runs: Path, path: Path, why: str) -> Path:
     while (home / f"{name}-{number}").exists():
         number += 1
     target = home / f"{name}-{number}"
+    crash_point("before quarantine")
     os.replace(path, target)
+    crash_point("quarantined")
     write_json(home / f"{name}-{number}.json", {"from": "/".join(("trials", *parts)), "why": why})
     return target
 
@@ -327,6 +338,7 @@ def forget_failure(folder: TrialFolder, eval_id: str) -> None:
     for path in (folder.result, folder.evaluation(eval_id).result):
         if (read_json(path) or {}).get("status") != "complete":
             path.unlink(missing_ok=True)
+            crash_point("failure forgotten")
 
 
 def load_result(runs: Path, trial_id: str, eval_id: str, label: str = "") -> TrialResult:
@@ -356,10 +368,15 @@ def load_result(runs: Path, trial_id: str, eval_id: str, label: str = "") -> Tri
     )
 
 
+def read_outcome(runs: Path, trial_id: str, eval_id: str) -> dict[str, Any]:
+    """The result.json that says how a trial with this evaluation ended; {} while none does."""
+    folder = trial_folder(runs, trial_id)
+    training = read_json(folder.result) or {}
+    if training.get("status") != "complete":
+        return training
+    return read_json(folder.evaluation(eval_id).result) or {}
+
+
 def is_settled(runs: Path, trial_id: str, eval_id: str) -> bool:
     """Whether this trial with this evaluation needs no further work."""
-    training = read_json(trial_folder(runs, trial_id).result) or {}
-    if training.get("status") != "complete":
-        return training.get("status") in SETTLED
-    evaluation = read_json(trial_folder(runs, trial_id).evaluation(eval_id).result) or {}
-    return evaluation.get("status") == "complete"
+    return read_outcome(runs, trial_id, eval_id).get("status") in SETTLED

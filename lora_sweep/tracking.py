@@ -122,10 +122,11 @@ def open_run(
 def log_sweep(tracking: Tracking, runs_dir: Path, *, name: str, command: str, rows: list[dict[str, Any]]) -> None:
     """The sweep's own run: its rows as a table, and what is best in them as its summary.
 
-    ``rows`` are those of report.csv: at least ``kind``, ``status``, ``quality``, ``label`` are looked at.
+    ``rows`` are those of report.csv: ``kind``, ``status``, ``quality``, ``label`` and ``drift`` are looked at.
     """
     complete = [row for row in rows if row.get("status") == "complete"]
     ranked = [row for row in complete if isinstance(row.get("quality"), int | float)]
+    ranked = [row for row in ranked if not {"model", "data"} & set(row.get("drift") or ())]  # made from something else
     summary: dict[str, Any] = {"trials": len(rows), "complete": len(complete)}
     for kind, key in (("trial", "best"), ("baseline", "baseline")):
         best = max((row for row in ranked if row.get("kind") == kind), key=lambda row: row["quality"], default=None)

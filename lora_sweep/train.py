@@ -16,7 +16,11 @@ from lora_sweep.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Refused
 
 
 def run_trial(config: DictConfig) -> None:
-    """What Hydra's own launchers would call for each trial; ours starts workers instead."""
+    """What Hydra calls under another sweeper than ours, whose points nobody has planned.
+
+    Ours gives its launchers something else to call: ``sweep.elsewhere.run_point``.
+    """
+    raise Refused("hydra/sweeper", "trials are planned by our own sweeper", ("grid",))
 
 
 def main() -> None:

@@ -1,339 +1,163 @@
-"""A pack in one process: trials that share a base, one after another. `python -m lora_sweep.worker PACK.json`.
+"""The process that owns a device and runs trials: `python -m lora_sweep.worker RUNS_DIR SWEEP`, jobs on its stdin.
 
-Outcomes travel in the trials' files alone; the exit code says only that the process ended (0) or crashed. A trial's
-fault becomes its status; after running out of memory the process ends, and the orchestrator starts a fresh one.
+Owns what must hold whatever a trial does: its claim, its log, its outcome, and that nothing of this process's group
+outlives the orchestrator. What a trial does is a ``jobs.Line``. Imports no torch before the first job.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
 import os
+import select
 import signal
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from lora_sweep import results
+from lora_sweep.claims import claim
+from lora_sweep.crashes import crash_point
+from lora_sweep.errors import EXIT_INTERRUPTED, Diverged, Preempted
+from lora_sweep.jobs import Job, Line, Voice
 
-from lora_sweep import results, score, tracking
-from lora_sweep.config import Config, Quant, config_from_json
-from lora_sweep.data import Split, load_split
-from lora_sweep.device import Device, is_out_of_memory, peak_memory, pick_device, reset_peak_memory
-from lora_sweep.errors import Diverged
-from lora_sweep.finetune import Trained, attach_adapter, finetune
-from lora_sweep.generate import Written, generate, reference_losses
-from lora_sweep.model import base_signature, load_base, load_tokenizer, quiet_transformers, stored_bits
-from lora_sweep.prompts import end_marker, examples, prompt_ids, prompt_text
-from lora_sweep.provenance import now, provenance
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One trial of a pack: its config, and what planning already knows about it."""
+def serve(lines: Iterator[str], runs: Path, sweep: str, make_line: Callable[[Path, str], Line], voice: Voice) -> int:
+    """Run the jobs that come in until the word ``end``, and return the exit code.
 
-    trial_id: str
-    eval_id: str
-    kind: str
-    label: str
-    config: Config
-    target_modules: list[str]
-    facts: dict[str, Any]  # identity, fingerprints, trainable_params, total_params, data
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Job":
-        return cls(**{**value, "config": config_from_json(value["config"])})
-
-
-def run_pack(jobs: list[Job], runs: Path, sweep: str, say: Callable[[str], None]) -> None:
-    """Train, generate and score every job that has no outcome yet, and write its files."""
-    device = pick_device()
-    shared = jobs[0].config
-    tokenizer = load_tokenizer(shared.model)
-    split = load_split(shared.data)
-    planned = jobs[0].facts["data"]["rows_fingerprint"]
-    if split.fingerprint() != planned:
-        raise RuntimeError(f"the rows of data {shared.data.name} changed after planning: run the command again")
-    bases = Bases(shared, device, say)
-    trials = [Trial(job, runs, sweep, device, tokenizer, split, bases, say) for job in jobs]
-    for stage in stages(trials):
-        if not stage():
-            return  # out of memory: what is left goes to a fresh process
-
-
-def stages(trials: list["Trial"]) -> list[Callable[[], bool]]:
-    """Each trial's evaluation right after its training where both use one base; else all trainings first."""
-    if all(trial.one_base for trial in trials):
-        return [stage for trial in trials for stage in (trial.try_train, trial.try_evaluate)]
-    return [trial.try_train for trial in trials] + [trial.try_evaluate for trial in trials]
-
-
-class Bases:
-    """The one base that the worker holds, loaded when another number of bits is asked for."""
-
-    def __init__(self, config: Config, device: Device, say: Callable[[str], None]) -> None:
-        self.config, self.device, self.say = config, device, say
-        self.quant: Quant | None = None
-        self.base: Any = None
-        self.signature: Any = None
-
-    def at(self, quant: Quant) -> Any:
-        """The base with ``quant``'s weights, without an adapter."""
-        if self.quant != quant or base_signature(self.base) != self.signature:
-            self.base = None  # freed before the next one is loaded
-            started = time.perf_counter()
-            self.base = load_base(self.config.model, quant, self.device)
-            self.quant, self.signature = quant, base_signature(self.base)
-            bits = stored_bits(quant.bits, self.device)
-            self.say(f"loaded {self.config.model.name} at {bits} bits in {time.perf_counter() - started:.1f} s")
-        return self.base
-
-    def release(self, model: PeftModel) -> None:
-        """Take the adapter off. A base that is not as before is loaded anew by the next ``at``."""
-        self.base = model.unload()
-
-    def drop(self) -> None:
-        """Forget the base: a training that broke off can leave hooks on it, which no signature shows."""
-        self.base, self.quant = None, None
-
-
-@dataclass
-class Trial:
-    """One job in this process: train, then evaluate."""
-
-    job: Job
-    runs: Path
-    sweep: str
-    device: Device
-    tokenizer: Any
-    split: Split
-    bases: Bases
-    say: Callable[[str], None]
-    run: tracking.Run | None = None  # open from the first step to the scores, where nothing comes between
-
-    @property
-    def folder(self) -> results.TrialFolder:
-        return results.trial_folder(self.runs, self.job.trial_id)
-
-    @property
-    def one_base(self) -> bool:
-        return self.job.config.eval_bits() == self.job.config.quant.bits
-
-    def try_train(self) -> bool:
-        return self.attempt(self.train, self.folder.result)
-
-    def try_evaluate(self) -> bool:
-        if (results.read_json(self.folder.result) or {}).get("status") != "complete":
-            return True
-        return self.attempt(self.evaluate, self.folder.evaluation(self.job.eval_id).result)
-
-    def attempt(self, stage: Callable[[], None], target: Path) -> bool:
-        """Run a stage unless it has an outcome; turn its fault into one. False after running out of memory."""
-        if (results.read_json(target) or {}).get("status") in results.SETTLED:
-            return True
-        reset_peak_memory(self.device)
+    0 after the last, and after running out of memory, since the next trial needs a fresh process; 75 after a stop, or
+    where nothing can be written any more, which is no trial's fault and so no outcome of one.
+    """
+    line: Line | None = None
+    for text in lines:
+        message = json.loads(text)
+        if "end" in message:
+            break
+        line = line or make_line(runs, sweep)
+        job = Job.from_json(message)
         try:
-            stage()
-        except Exception as error:  # noqa: BLE001 - a trial's fault is an outcome: it never takes the sweep down
-            traceback.print_exc()
-            status = "diverged" if isinstance(error, Diverged) else "oom" if is_out_of_memory(error) else "failed"
-            reason = str(error).strip() or type(error).__name__
-            reason = reason if isinstance(error, Diverged) else f"{type(error).__name__}: {reason}"
-            self.write_failure(status, reason[:2000])
-            return status != "oom"
-        return True
+            status = run_job(job, runs, line, voice)
+        except Exception as error:
+            if not is_disk_trouble(error):
+                raise
+            voice.tell({"event": "disk", "reason": str(error)})
+            return EXIT_INTERRUPTED
+        crash_point("before end")
+        voice.tell({"event": "end", "status": status})
+        crash_point("end told")
+        if status == "preempted":
+            return EXIT_INTERRUPTED
+        if status == "oom":
+            return 0
+    return 0
 
-    def write_failure(self, status: str, reason: str) -> None:
-        job = self.job
-        ids = {"trial_id": job.trial_id, "eval_id": job.eval_id, "kind": job.kind}
-        results.write_failure(self.runs, ids, dataclasses.asdict(job.config), job.facts, status, reason)
-        self.say(f"{job.label}: {status}: {reason.splitlines()[0][:160]}")
-        (self.run or self.open_run()).fail(status, reason)
-        self.run = None
 
-    def open_run(self) -> tracking.Run:
-        job = self.job
-        return tracking.open_run(
-            job.config.tracking,
-            self.runs,
-            group=self.sweep,
-            name=job.label,
-            run_id=f"{job.trial_id}-{job.eval_id}",
-            job_type=job.kind,
-            config={**dataclasses.asdict(job.config), "target_modules": job.target_modules, "trial_id": job.trial_id},
-            tags=[job.config.model.name, job.config.data.name],
-        )
+def run_job(job: Job, runs: Path, line: Line, voice: Voice) -> str:
+    """Run a job's stages under the trial's claim.
 
-    # --- the straight line -------------------------------------------------------------------------------------
+    Returns:
+        The status that the trial now has; ``trained`` where only its evaluation is left; ``busy`` when another
+        process has the claim.
+    """
+    folder = results.trial_folder(runs, job.trial_id)
+    with claim(results.trial_lock(runs, job.trial_id)) as ours:
+        if not ours:
+            return "busy"
+        crash_point("claimed")
+        results.remove_leftovers(folder.path)
+        if not results.is_settled(runs, job.trial_id, job.eval_id):
+            results.forget_failure(folder, job.eval_id)
+        with output_to(folder.log):
+            voice.tell({"event": "start"})
+            crash_point("started")
+            for stage in job.stages:
+                path = folder.result if stage == "train" else folder.evaluation(job.eval_id).result
+                status = (results.read_json(path) or {}).get("status")
+                if status is None:
+                    status = attempt(stage, job, runs, line, voice)
+                if status != "complete":
+                    return str(status)
+    return "complete" if "evaluate" in job.stages else "trained"
 
-    def train(self) -> None:
-        """Base and rows to adapter, and the training's result."""
-        job, started = self.job, now()
-        kept = {"trial_id": job.trial_id, "kind": job.kind, "config": dataclasses.asdict(job.config)}
-        results.write_json(self.folder.config, kept)
-        outcome: dict[str, Any] = {"trainable_params": 0, "template": job.config.data.template}
-        bits = job.config.eval_bits()
-        if job.kind == "trial":
-            outcome, bits = self.train_adapter(), job.config.quant.bits
-        files = ["config.json", "losses.jsonl", "adapter"] if job.kind == "trial" else ["config.json"]
-        result = {
-            "trial_id": job.trial_id,
-            "kind": job.kind,
-            "status": "complete",
-            "reason": None,
-            "bits": stored_bits(bits, self.device),
-            **job.facts,
-            **outcome,
-            "provenance": provenance(self.device, started),
-            "files": results.file_hashes(self.folder.path, files),
-        }
-        results.write_json(self.folder.result, result)
 
-    def train_adapter(self) -> dict[str, Any]:
-        config = self.job.config
-        rows = examples(self.split.train, config.data, self.tokenizer, config.train.max_length)
-        model = attach_adapter(self.bases.at(config.quant), config.lora, self.job.target_modules, config.seed)
-        try:
-            trainable, _ = model.get_nb_trainable_parameters()
-            planned = self.job.facts["trainable_params"]
-            if trainable != planned:
-                raise RuntimeError(f"PEFT would train {trainable} parameters, {planned} were planned")
-            with tempfile.TemporaryDirectory() as scratch:
-                trained = finetune(
-                    model, rows, self.tokenizer, config.train, config.seed, self.device, Path(scratch), self.progress
-                )
-            peaks = peak_memory(self.device)
-            results.write_jsonl(self.folder.losses, trained.losses)
-            # By default PEFT would add the embedding and the head, untouched, when the head is a target.
-            model.save_pretrained(str(self.folder.adapter), save_embedding_layers=False)
-        except BaseException:
-            self.bases.drop()
+def attempt(stage: str, job: Job, runs: Path, line: Line, voice: Voice) -> str:
+    """Run one stage; a fault becomes the trial's outcome. Returns its status."""
+    try:
+        (line.train if stage == "train" else line.evaluate)(job, voice)
+        crash_point("stage done")
+        return "complete"
+    except Exception as error:
+        if is_disk_trouble(error):
             raise
-        self.bases.release(model)
-        self.say(f"{self.job.label}: trained {trained.steps} steps in {trained.train_seconds:.0f} s")
-        return {**training_numbers(trained), **peaks, "adapter_bytes": folder_bytes(self.folder.adapter)}
+        status, reason = outcome_of(error, line)
+        if status not in ("preempted", "diverged"):
+            traceback.print_exc()
+    crash_point("before failure")
+    results.write_failure(runs, job.ids, dataclasses.asdict(job.config), job.facts, status, reason)
+    voice.say(f"{job.label}: {status}: {reason.splitlines()[0][:160]}")
+    line.failed(job, status, reason)
+    return status
 
-    def progress(self, step: int, steps: int, values: dict[str, float]) -> None:
-        if self.one_base:
-            self.run = self.run or self.open_run()
-            self.run.log_step(step, values)
-        if step in (1, steps) or step * 4 // steps != (step - 1) * 4 // steps:
-            self.say(f"{self.job.label}: step {step}/{steps}, loss {values['loss']:.3f}")
 
-    def evaluate(self) -> None:
-        """Base, adapter and held-out prompts to texts, losses, scores, and the evaluation's result."""
-        job, started = self.job, now()
-        config = job.config
-        folder = self.folder.evaluation(job.eval_id)
-        base = self.bases.at(dataclasses.replace(config.quant, bits=config.eval_bits()))
-        model = PeftModel.from_pretrained(base, str(self.folder.adapter)) if job.kind == "trial" else base
-        model.eval()
+def outcome_of(error: Exception, line: Line) -> tuple[str, str]:
+    """A fault as a status and a reason."""
+    reason = str(error).strip() or type(error).__name__
+    if isinstance(error, Preempted):
+        return "preempted", reason
+    if isinstance(error, Diverged):
+        return "diverged", reason
+    return "oom" if line.is_out_of_memory(error) else "failed", f"{type(error).__name__}: {reason}"[:2000]
+
+
+def is_disk_trouble(error: BaseException) -> bool:
+    """Whether the disk is full, gone or read-only. Libraries wrap the system's word into errors of their own."""
+    if isinstance(error, OSError) and error.errno in results.DISK_ERRORS:
+        return True
+    signs = ("No space left on device", "Read-only file system", "Disk quota exceeded", "Input/output error")
+    return any(sign in str(error) for sign in signs)
+
+
+# --- the process -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def output_to(log: Path) -> Iterator[None]:
+    """Append what this process prints, compiled code included, to ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = [os.dup(1), os.dup(2)]
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        for target in (1, 2):
+            os.dup2(handle, target)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, old in zip((1, 2), before, strict=True):
+            os.dup2(old, target)
+            os.close(old)
+        os.close(handle)
+
+
+def events_to(handle: int) -> Callable[[dict[str, Any]], None]:
+    """A function that writes events as lines to ``handle``; what is said to people goes to the log too."""
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "say":
+            print(time.strftime("%H:%M:%S"), event["text"], file=sys.stderr, flush=True)
+        data = json.dumps(event).encode() + b"\n"
         try:
-            generations, numbers = self.write_texts(model)
-        finally:
-            if job.kind == "trial":
-                self.bases.release(model)
-        scores = score.score(generations)
-        results.write_jsonl(folder.generations, generations)
-        results.write_json(folder.scores, scores)
-        result = {
-            "eval_id": job.eval_id,
-            "status": "complete",
-            "reason": None,
-            "bits": stored_bits(config.eval_bits(), self.device),
-            "eval": dataclasses.asdict(config.eval),
-            **numbers,
-            **peak_memory(self.device),
-            "metrics": scores["means"],
-            "provenance": provenance(self.device, started),
-            "files": results.file_hashes(folder.path, ["generations.jsonl", "scores.json"]),
-        }
-        results.write_json(folder.result, result)
-        quality, finished = scores["means"]["quality"], scores["means"]["finished"]
-        self.say(
-            f"{job.label}: quality {quality:.1f}, validation loss {numbers['validation_loss']:.3f}, {finished:.0%} end"
-        )
-        self.track(generations, scores, result)
+            while data:
+                data = data[os.write(handle, data) :]
+        except BrokenPipeError:  # nobody is there to run for
+            os._exit(EXIT_INTERRUPTED)
 
-    def write_texts(self, model: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Rows of generations.jsonl, and the numbers of the evaluation's result that they do not hold."""
-        config = self.job.config
-        held_out = self.split.validation[: config.eval.prompts]
-        scored = self.split.validation[: max(config.eval.validation_rows, len(held_out))]
-        rows = examples(scored, config.data, self.tokenizer, config.train.max_length)
-        losses = reference_losses(model, rows, self.tokenizer.pad_token_id, config.eval.batch_size, self.device)
-        asked: list[tuple[str, str, str | None, str | None]]
-        asked = [(f"validation-{i}", row.product, row.category, row.description) for i, row in enumerate(held_out)]
-        asked += [(f"fixed-{i}", p.product, p.category, None) for i, p in enumerate(config.eval.fixed_prompts)]
-        template, tokenizer = config.data.template, self.tokenizer
-        ids = [prompt_ids(template, product, category, tokenizer) for _, product, category, _ in asked]
-        started = time.perf_counter()
-        marker = end_marker(config.data, template)
-        written = generate(model, tokenizer, ids, config.eval, marker, self.device, config.seed)
-        seconds = time.perf_counter() - started
-        generations = [
-            {
-                "prompt_id": prompt_id,
-                "product": product,
-                "category": category,
-                "prompt": prompt_text(template, product, category, tokenizer),
-                **dataclasses.asdict(text),
-                "reference": reference,
-                "response_nll": None if reference is None else losses[i][0] / losses[i][1],
-            }
-            for i, ((prompt_id, product, category, reference), text) in enumerate(zip(asked, written, strict=True))
-        ]
-        validation = losses[: config.eval.validation_rows]
-        return generations, {
-            "validation_loss": sum(total for total, _ in validation) / sum(count for _, count in validation),
-            "validation_rows": len(validation),
-            **generation_numbers(written, seconds),
-        }
-
-    def track(self, generations: list[dict[str, Any]], scores: dict[str, Any], result: dict[str, Any]) -> None:
-        run = self.run
-        if run is None:  # trained in another process, or with other trials in between: the curve comes from its file
-            run = self.open_run()
-            for values in results.read_jsonl(self.folder.losses):
-                run.log_step(int(values["step"]), {key: value for key, value in values.items() if key != "step"})
-        training = results.read_json(self.folder.result) or {}
-        numbers = {key: value for key, value in {**training, **result}.items() if isinstance(value, int | float)}
-        by_prompt = {prompt["prompt_id"]: prompt for prompt in scores["prompts"]}
-        rows = [{**by_prompt[generation["prompt_id"]], **generation} for generation in generations]
-        run.finish({**numbers, **scores["means"], "status": "complete", "kind": self.job.kind}, rows)
-        self.run = None
-
-
-def training_numbers(trained: Trained) -> dict[str, Any]:
-    """The training's part of result.json; ``train_loss`` is the mean of the last tenth of the steps."""
-    tail = trained.losses[-max(1, len(trained.losses) // 10) :]
-    return {
-        "steps": trained.steps,
-        "train_loss": sum(values["loss"] for values in tail) / len(tail),
-        "train_seconds": trained.train_seconds,
-        "tokens_seen": trained.tokens,
-        "tokens_per_second": trained.tokens / trained.train_seconds,
-        "gpu_utilization_percent": trained.gpu_utilization_percent,
-    }
-
-
-def generation_numbers(written: list[Written], seconds: float) -> dict[str, Any]:
-    """The generation's part of an evaluation's result."""
-    tokens = sum(text.new_tokens for text in written)
-    return {
-        "generate_seconds": seconds,
-        "new_tokens": tokens,
-        "generate_tokens_per_second": tokens / seconds,
-    }
-
-
-def folder_bytes(folder: Path) -> int:
-    """The size of a folder's files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return tell
 
 
 def die_with_parent() -> None:
@@ -342,14 +166,56 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def main() -> None:
+def start_guard() -> int:
+    """Fork a child that kills this process's group once the orchestrator or this process is gone, and return its pid.
+
+    A death signal reaches a child alone; what that child had started itself would go on. The guard watches the pipe
+    of jobs, which ends with its writer, and its own parent.
+    """
+    worker = os.getpid()
+    if os.getpgid(0) != worker:
+        os.setpgid(0, 0)
+    guard = os.fork()
+    if guard:
+        return guard
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        writer = select.poll()
+        writer.register(0, 0)  # no event but the end
+        while os.getppid() == worker and not writer.poll(300):
+            pass
+    finally:
+        os.killpg(0, signal.SIGKILL)
+    raise AssertionError
+
+
+def main(make_line: Callable[[Path, str], Line] | None = None) -> None:
+    """Serve the orchestrator. A test gives its own ``make_line``."""
+    runs, sweep = Path(sys.argv[1]), sys.argv[2]
+    guard = start_guard()
     die_with_parent()
-    quiet_transformers()
-    pack = json.loads(Path(sys.argv[1]).read_text())
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what compiled code prints belongs in the log, which is stderr
-    jobs = [Job.from_json(job) for job in pack["jobs"]]
-    run_pack(jobs, Path(pack["runs_dir"]), pack["sweep"], print)
+    stops: list[int] = []
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: stops.append(number))
+    tell = events_to(os.dup(1))
+    os.dup2(2, 1)  # what is printed belongs in the log, which is stderr
+    try:
+        code = serve(
+            iter(sys.stdin.readline, ""), runs, sweep, make_line or straight_line, Voice(tell, lambda: bool(stops))
+        )
+    finally:
+        os.kill(guard, signal.SIGKILL)
+        os.waitpid(guard, 0)
+    sys.exit(code)
+
+
+def straight_line(runs: Path, sweep: str) -> Line:
+    """The real thing: from here on this process holds torch."""
+    from lora_sweep.trial import StraightLine
+
+    return StraightLine(runs, sweep)
 
 
 if __name__ == "__main__":

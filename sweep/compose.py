@@ -79,12 +79,13 @@ def compose_points(
         HydraException, OmegaConfBaseException: a key, group or value does not fit the schema.
     """
     parser = OverridesParser.create(config_loader=loader)
+    parse = functools.cache(lambda line: parser.parse_overrides([line])[0])  # a grid has few values in many points
     is_group = functools.cache(lambda name: bool(loader.get_group_options(name)))  # 10 ms a call
     composed: dict[tuple[str, ...], tuple[DictConfig, Config, bool]] = {}
-    typed_values: dict[str, Any] = {}
+    typed_values: dict[tuple[Any, ...], Any] = {}
     configs = []
     for trial in trials:
-        parsed = parser.parse_overrides(list(trial))
+        parsed: list[Override] = [parse(line) for line in trial]
         anew = {o.key_or_group for o in parsed if o.type != OverrideType.CHANGE or is_group(o.key_or_group)}
         structural = tuple(o.input_line or "" for o in parsed if o.key_or_group in anew)
         if structural not in composed:
@@ -95,9 +96,9 @@ def compose_points(
         if follows or not all(can_be_set(config, override) for override in values):
             configs.append(compose_groups(loader, [*base_overrides, *trial])[1])
             continue
-        config = copy.deepcopy(config)
+        config = copied(config)
         for override in values:
-            memo = json.dumps([structural, override.input_line])
+            memo = (structural, override.input_line)
             if memo not in typed_values:
                 typed_values[memo] = typed_value(tree, override)
             set_value(config, override.key_or_group, copy.deepcopy(typed_values[memo]))
@@ -131,6 +132,19 @@ def typed_value(tree: DictConfig, override: Override) -> Any:
     OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     value = OmegaConf.select(changed, override.key_or_group)
     return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+
+
+def copied(node: Any) -> Any:
+    """A tree of dataclasses, dicts and lists anew; as copy.deepcopy, in a tenth of its time."""
+    if isinstance(node, dict):
+        return {key: copied(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [copied(value) for value in node]
+    if dataclasses.is_dataclass(node):
+        same = copy.copy(node)
+        vars(same).update({name: copied(value) for name, value in vars(node).items()})
+        return same
+    return node
 
 
 def set_value(config: Config, key: str, value: Any) -> None:

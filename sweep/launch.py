@@ -1,180 +1,155 @@
-"""A plan to outcomes: worker processes, one after another, each for the trials that share a base.
+"""A plan to outcomes: looks at what is there, runs what is left, and reports. Imports no torch.
 
-Imports no torch. What happened is read from the trials' files; a worker's exit code only says ended or crashed.
+Owns the order of things and what a person is told. What happened is read from the trials' files.
 """
 
-import dataclasses
-import json
 import os
 import shlex
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lora_sweep import results, tracking
-from lora_sweep.identity import base_identity, canonical
-from sweep import store
-from sweep.plan_table import plan_table
-from sweep.trials import Key, Plan, Planned
+from lora_sweep.claims import claim, holder, remove_stale
+from lora_sweep.crashes import crash_point
+from lora_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, Refused
+from sweep import machine, store
+from sweep.board import Board
+from sweep.crew import Crew, Stopped
+from sweep.drift import drift_notes
+from sweep.estimate import needed_bytes
+from sweep.live import screen
+from sweep.plan_table import plan_table, size
+from sweep.schedule import Queue, Waiting
+from sweep.store import State
+from sweep.trials import Key, Plan
+from sweep.workers import COMMAND
 
-WORKER_ENVIRONMENT = {
-    # glibc gives buffers of a step back to the system, and asks for them again at the next: 15-25 % of a CPU step.
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONUNBUFFERED": "1",
-}
+Outcomes = dict[Key, results.TrialResult]
 
 
-def launch(plan: Plan, arguments: list[str]) -> dict[Key, results.TrialResult]:
+def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND) -> Outcomes:
     """Run what is left of the plan, write and print the report, and return every trial's result.
 
     Args:
         arguments: of the command, for the record and to print the line that goes on after an interruption.
+        worker: the command of a worker process; a test gives its own.
+
+    Raises:
+        Refused: the sweep runs already, or its folder cannot take what it needs.
+        SystemExit: 75 after a signal or where the disk takes no more, 1 where no worker starts.
     """
+    runs, name = Path(plan.trials[0].config.runs_dir), store.sweep_name(plan)
+    command = command_of(arguments)
+    states = head(plan, runs, name)
+    if store.is_done(plan, states, runs, name):
+        return finish(plan, runs, name, worked=False)
+    path = results.sweep_lock(runs, name)
+    try:
+        with claim(path) as ours:
+            if not ours:
+                raise Refused(f"sweep {name}", f"is run by {holder(path)}: one command at a time")
+            waiting = prepared(plan, runs, name, command)
+            if waiting:
+                run(plan, waiting, runs, name, worker)
+                crash_point("before mirror")
+                mirror(plan, runs, name, command)
+                crash_point("mirrored")
+    except Stopped as stopped:
+        print(f"\n{stopped}; finished trials are kept. Go on with:\n  {command}", flush=True)
+        raise SystemExit(EXIT_INTERRUPTED if stopped.can_go_on else EXIT_FAILED) from None
+    return finish(plan, runs, name, worked=True)
+
+
+def command_of(arguments: list[str]) -> str:
+    """What a person types to go on."""
+    return shlex.join(["python", "-m", "lora_sweep.train", *arguments])
+
+
+def head(plan: Plan, runs: Path, name: str) -> dict[Key, State]:
+    """Look at what is there, say it, and refuse what the disk cannot take."""
+    states = store.states(plan, runs)
+    print(plan_table(plan, runs, name, states, notes=drift_notes(plan, states, runs, name)), flush=True)
+    if not store.is_done(plan, states, runs, name):
+        check_disk(plan, states, runs)
+    return states
+
+
+def prepared(plan: Plan, runs: Path, name: str, command: str) -> list[Waiting]:
+    """Record the sweep, move aside what is broken, and list what is left to run. Only for who has the sweep's claim."""
+    remove_stale(runs / "locks")
+    results.remove_leftovers(runs / "sweeps")
+    retry = plan.trials[0].config.launch.retry == "failed"
+    states = store.states(plan, runs)  # once more: whoever had the claim before may have gone on in between
+    for trial in plan.trials:
+        said = store.prepare(trial, states[trial.key], runs, retry)
+        if said:
+            print(said, flush=True)
+        if said or retry:
+            states[trial.key] = store.state_of(trial, runs)
+    waiting = [Waiting(t, trained=states[t.key].name == "trained") for t in plan.trials if not states[t.key].settled]
+    crash_point("prepared")
+    store.write_sweep(plan, runs, name, command, work=bool(waiting))
+    store.write_invalid(plan, runs)
+    return waiting
+
+
+def run(plan: Plan, waiting: list[Waiting], runs: Path, name: str, worker: Sequence[str]) -> None:
+    """Run what waits, on the places of this machine."""
+    settings = plan.trials[0].config.launch
+    places = machine.places(settings.devices)
+    places = [places[number % len(places)] for number in range(settings.workers or len(places))][: len(waiting)]
+    status = {trial.key: str(results.read_outcome(runs, *trial.key).get("status")) for trial in plan.trials}
+    status |= {item.trial.key: "waiting" for item in waiting} | {point.key: "invalid" for point in plan.invalid}
+    board = Board(name, len(status), time.time(), counts=dict(Counter(status.values())))
+    try:
+        with screen(board) as shown:
+            crew = Crew(runs, name, settings, places, Queue(waiting), status, shown, board, worker)
+            crew.note("begin", pid=os.getpid(), waiting=len(waiting))
+            crew.run()
+            crew.note("finish", counts=board.counts)
+    except OSError as error:
+        if error.errno not in results.DISK_ERRORS:
+            raise
+        raise Stopped(f"nothing can be written: {error}") from error
+    finally:
+        remove_stale(runs / "locks")  # of workers that were killed
+
+
+def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
+    """Write and print the report."""
     from sweep.report import write_report
 
-    runs = Path(plan.trials[0].config.runs_dir)
-    name = store.sweep_name(plan)
-    command = shlex.join(["python", "-m", "lora_sweep.train", *arguments])
-    todo = store.unfinished(plan, runs)
-    print(plan_table(plan, runs, name))
-    store.write_sweep(plan, runs, name, command)
-    store.clear_failures(todo, runs)
-    try:
-        for number, pack in enumerate(packs(todo), start=1):
-            run_pack(pack, runs, name, results.report_folder(runs, name) / f"worker-{number}.log")
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished trials are kept. Go on with:\n  {command}", flush=True)
-        raise
     print(write_report(runs, name))
-    outcomes = {trial.key: results.load_result(runs, *trial.key, trial.label) for trial in plan.trials}
-    if any(result.status != "complete" for result in outcomes.values()):
-        print(f"not everything is complete; the workers' logs: {results.report_folder(runs, name)}/worker-*.log")
-    if todo:
-        mirror(plan, runs, name, command)
+    rows = [*plan.trials, *plan.invalid]
+    outcomes = {row.key: results.load_result(runs, *row.key, row.label) for row in rows}
+    failed = sum(outcome.status not in ("complete", "invalid") for outcome in outcomes.values())
+    if failed:
+        print(f"{failed} failed; their logs: {runs}/trials/<id>/log.txt. To try them again: launch.retry=failed")
+    line = tracking.sync_line(plan.trials[0].config.tracking, runs)
+    if line and worked:
+        print(f"W&B: offline. To upload: {line}")
     return outcomes
 
 
 def mirror(plan: Plan, runs: Path, name: str, command: str) -> None:
-    """The sweep's own run, and the line that uploads what was written offline."""
+    """The sweep's own run."""
     from sweep.report.table import load_sweep
 
     settings = plan.trials[0].config.tracking
     tracking.log_sweep(settings, runs, name=name, command=command, rows=load_sweep(runs, name).rows)
-    line = tracking.sync_line(settings, runs)
-    if line:
-        print(f"W&B: offline. To upload: {line}")
 
 
-def packs(trials: list[Planned]) -> list[list[Planned]]:
-    """The trials grouped by what a worker loads for them, in order of first appearance; baselines first."""
-    groups: dict[str, list[Planned]] = {}
-    for trial in trials:
-        base = base_identity(trial.config, trial.facts.model.fingerprint, trial.facts.data.fingerprint)
-        base["data"].pop("template")
-        key = canonical([base, trial.config.eval_bits(), dataclasses.asdict(trial.config.model)])
-        groups.setdefault(key, []).append(trial)
-    return list(groups.values())
-
-
-def run_pack(pack: list[Planned], runs: Path, name: str, log: Path) -> None:
-    """Run workers until every trial of the pack has an outcome; a crash is the outcome of the trial it hit."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    left = pack
-    while left:
-        code = run_worker(left, runs, name, log)
-        after = [trial for trial in left if not has_outcome(trial, runs)]
-        if code != 0 and after:
-            hit = struck(after, runs)
-            write_crash(hit, runs, code, log)
-            after.remove(hit)
-        elif len(after) == len(left):
-            raise RuntimeError(f"a worker ended without an outcome for any of {len(left)} trials; see {log}")
-        left = after
-
-
-def has_outcome(trial: Planned, runs: Path) -> bool:
-    return results.load_result(runs, *trial.key).status is not None
-
-
-def struck(left: list[Planned], runs: Path) -> Planned:
-    """The trial that a worker was at: the first left, or, where all train before any generates, the first untrained."""
-    if any(trial.config.eval_bits() != trial.config.quant.bits for trial in left):
-        untrained = [t for t in left if not results.trial_folder(runs, t.trial_id).result.exists()]
-        return (untrained or left)[0]
-    return left[0]
-
-
-def run_worker(
-    pack: list[Planned],
-    runs: Path,
-    name: str,
-    log: Path,
-    say: Callable[[str], None] = lambda line: print(line, flush=True),
-) -> int:
-    """One worker process over ``pack``; its lines are printed with the time since its start. Returns its exit code."""
-    jobs = [as_job(trial) for trial in pack]
-    with tempfile.TemporaryDirectory() as folder, log.open("ab") as errors:
-        request = Path(folder) / "pack.json"
-        request.write_text(json.dumps({"runs_dir": str(runs), "sweep": name, "jobs": jobs}))
-        started = time.monotonic()
-        with subprocess.Popen(
-            [sys.executable, "-m", "lora_sweep.worker", str(request)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": first_gpu()},
-        ) as process:
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    say(f"{time.monotonic() - started:6.0f} s  {line.rstrip()}")
-                return process.wait()
-            finally:
-                process.kill()
-
-
-def first_gpu() -> str:
-    """The one GPU that a worker sees: TRL refuses to train on several from one process. Means nothing without one."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-
-
-def as_job(trial: Planned) -> dict[str, Any]:
-    """A trial as ``lora_sweep.worker`` reads it."""
-    facts = trial.facts
-    return {
-        "trial_id": trial.trial_id,
-        "eval_id": trial.eval_id,
-        "kind": trial.kind,
-        "label": trial.label,
-        "config": dataclasses.asdict(trial.config),
-        "target_modules": trial.target_modules,
-        "facts": {
-            "identity": trial.identity,
-            "fingerprints": {"model": facts.model.fingerprint, "data": facts.data.fingerprint},
-            "targets": trial.config.lora.targets if trial.kind == "trial" else None,
-            "target_modules": trial.target_modules,
-            "trainable_params": trial.trainable_params,
-            "total_params": facts.model.total_params,
-            "data": dataclasses.asdict(facts.data),
-        },
-    }
-
-
-def write_crash(trial: Planned, runs: Path, code: int, log: Path) -> None:
-    """The outcome of the trial during which a worker died."""
-    status = "killed" if code < 0 else "failed"
-    what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    reason = f"the worker process ended with {what}; see {log.parent.name}/{log.name}"
-    job = as_job(trial)
-    ids = {key: job[key] for key in ("trial_id", "eval_id", "kind")}
-    results.write_failure(runs, ids, job["config"], job["facts"], status, reason)
-    print(f"{trial.label}: {status}: {reason}", flush=True)
+def check_disk(plan: Plan, states: dict[Key, State], runs: Path) -> None:
+    """Refuse what the disk cannot take, before anything is trained."""
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / f".probe-{os.getpid()}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise Refused(f"runs_dir = {runs}", f"cannot be written: {error.strerror}") from None
+    needed, free = needed_bytes(plan, states), machine.free_bytes(runs)
+    if needed > free:
+        raise Refused(f"runs_dir = {runs}", f"needs about {size(needed)}, and {size(free)} are free")

@@ -1,39 +1,100 @@
-"""A plan as a terminal shows it: what the command means, and a line a trial."""
+"""A plan as a terminal shows it: what the command means, what it takes, and a line a trial."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora_sweep import results
-from sweep.trials import Plan, Planned
+from sweep.estimate import Finished, expected_time, finished_before, left, needed_bytes
+from sweep.machine import Place, free_bytes, places
+from sweep.store import State
+from sweep.trials import Key, Plan, Planned
 
-HEADERS = ("#", "trial", "id", "state", "target modules", "trainable", "memory")
+HEADERS = ("#", "trial", "id", "state", "target modules", "trainable", "memory", "")
 RIGHT = {0, 5, 6}
 MODULES_WIDTH = 44
 
 
-def plan_table(plan: Plan, runs: Path, name: str) -> str:
-    """The plan's head and its rows.
+def plan_table(
+    plan: Plan,
+    runs: Path,
+    name: str,
+    states: Mapping[Key, State],
+    notes: Sequence[str] = (),
+    devices: Sequence[Place] | None = None,
+) -> str:
+    """The plan's head, its rows, and why some of them cannot run or are run again.
 
-    ``trainable`` counts parameters exactly; ``memory`` is the forecast of one training step, in GiB.
+    ``trainable`` counts parameters exactly; ``memory`` is the forecast of one training step.
+
+    Args:
+        states: of the plan's trials, by their key.
+        notes: further lines of the head.
+        devices: those of this machine that the plan may use; None: they are looked for.
+
+    Raises:
+        Refused: ``launch.devices`` names a device that is not there.
     """
-    lines = [row(number, trial, runs) for number, trial in enumerate(plan.trials, start=1)]
+    settings = plan.trials[0].config.launch
+    given = places(settings.devices) if devices is None else devices
+    used = [given[i % len(given)] for i in range(settings.workers or len(given))]
+    work, room = left(plan, states), room_bytes(used)
+    tight = {trial.key for trial in work if room is not None and trial.forecast.total > room}
+    lines = [row(n, trial, states[trial.key].name, room, tight) for n, trial in enumerate(plan.trials, start=1)]
+    for number, point in enumerate(plan.invalid, start=len(lines) + 1):
+        lines.append((str(number), point.label, point.trial_id, "invalid", "-", "-", "-", ""))
+    head = [count_line(plan, states, work, name), *data_lines(plan), device_line(used, len(tight))]
+    if work:
+        head += [time_line(work, states, finished_before(runs), used), disk_line(plan, states, runs, len(used))]
+    below = [f"broken: {t.label}: {states[t.key].why}" for t in plan.trials if states[t.key].name == "broken"]
+    below += [f"invalid: {point.label}: {point.reason}" for point in plan.invalid]
+    return "\n".join([*head, *notes, "", *aligned(lines), *([""] if below else []), *below, ""])
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """The headers and the rows with columns of one width."""
     widths = [max(len(line[i]) for line in [HEADERS, *lines]) for i in range(len(HEADERS))]
-
-    def aligned(line: tuple[str, ...]) -> str:
-        cells = [c.rjust(w) if i in RIGHT else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([head(plan, runs, name), "", aligned(HEADERS), *(aligned(line) for line in lines), ""])
+    formats = [f"{{:>{w}}}" if i in RIGHT else f"{{:<{w}}}" for i, w in enumerate(widths)]
+    return ["  ".join(formats).format(*line).rstrip() for line in [HEADERS, *lines]]
 
 
-def head(plan: Plan, runs: Path, name: str) -> str:
-    """Two lines: how many trials of what, and the data."""
+def row(number: int, trial: Planned, state: str, room: int | None, tight: set[Key]) -> tuple[str, ...]:
+    modules = ", ".join(trial.target_modules)
+    if len(modules) > MODULES_WIDTH:
+        modules = modules[: MODULES_WIDTH - 1] + "…"
+    return (
+        str(number),
+        trial.label,
+        trial.trial_id,
+        state,
+        modules or "-",
+        f"{trial.trainable_params:,}",
+        f"{trial.forecast.total / 2**30:.2f} GiB",
+        f"does not fit {gibibytes(room)}" if room is not None and trial.key in tight else "",
+    )
+
+
+# --- the head ----------------------------------------------------------------------------------------------------
+
+
+def count_line(plan: Plan, states: Mapping[Key, State], work: Sequence[Planned], name: str) -> str:
+    """How many trials of what, and how many of them in which state; the counts after the semicolon add up."""
     trials = [trial for trial in plan.trials if trial.kind == "trial"]
-    done = sum(results.is_settled(runs, *trial.key) for trial in plan.trials)
     baselines = len(plan.trials) - len(trials)
     models = ", ".join(dict.fromkeys(trial.config.model.name for trial in trials))
-    counts = f"{len(trials)} trial{'s' * (len(trials) != 1)} and {baselines} baseline{'s' * (baselines != 1)}"
-    lines = [f"sweep {name}: {counts} of {models}; {len(plan.trials) - done} to run, {done} done"]
-    for source, trial in {trial.config.data.name: trial for trial in trials}.items():
+    working = {trial.key for trial in work}
+    counts = Counter({"to run": 0, "done": 0})
+    for trial in plan.trials:
+        state = states[trial.key].name
+        counts["to run" if trial.key in working and state != "broken" else state] += 1
+    counts["invalid"] += len(plan.invalid)
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state in ("to run", "done"))
+    return f"sweep {name}: {plural(len(trials), 'trial')} and {plural(baselines, 'baseline')} of {models}; {shown}"
+
+
+def data_lines(plan: Plan) -> list[str]:
+    """A line a data set: its splits, and what was left out or cut."""
+    lines = []
+    for source, trial in {trial.config.data.name: trial for trial in plan.trials if trial.kind == "trial"}.items():
         data = trial.facts.data
         if data.train_rows is None:
             lines.append(f"data {source}: not at hand, so lengths and drops are unknown")
@@ -48,29 +109,74 @@ def head(plan: Plan, runs: Path, name: str) -> str:
             f"data {source}: {data.train_rows} training, {data.validation_rows} validation, "
             f"{data.test_rows} test rows{tokens}{dropped}{cut}"
         )
-    return "\n".join(lines)
+    return lines
 
 
-def row(number: int, trial: Planned, runs: Path) -> tuple[str, ...]:
-    modules = ", ".join(trial.target_modules)
-    if len(modules) > MODULES_WIDTH:
-        modules = modules[: MODULES_WIDTH - 1] + "…"
-    return (
-        str(number),
-        trial.label,
-        trial.trial_id,
-        state(trial, runs),
-        modules or "-",
-        f"{trial.trainable_params:,}",
-        f"{trial.forecast.total / 2**30:.2f} GiB",
-    )
+def room_bytes(used: Sequence[Place]) -> int | None:
+    """Memory for one worker where there is most of it; None where a device does not tell.
+
+    Args:
+        used: the place of each worker.
+    """
+    shares = [None if place.memory_bytes is None else place.memory_bytes // used.count(place) for place in used]
+    known = [share for share in shares if share is not None]
+    return max(known) if len(known) == len(shares) else None
 
 
-def state(trial: Planned, runs: Path) -> str:
-    """``done``, ``new``, ``trained`` when only the evaluation is left, or the outcome that will be tried again."""
-    if results.is_settled(runs, *trial.key):
-        return "done"
-    result = results.load_result(runs, *trial.key)
-    if result.status:
-        return result.status
-    return "trained" if result.training and trial.kind == "trial" else "new"
+def device_line(used: Sequence[Place], tight: int) -> str:
+    """What the workers own, and whether every trial fits on it."""
+    kinds = Counter((place.name, place.memory_bytes) for place in dict.fromkeys(used))
+    named = []
+    for (name, memory), count in kinds.items():
+        size_of = "" if memory is None else f", {gibibytes(memory)}{' each' * (count > 1)}"
+        named.append(f"{count} x {name}{size_of}" if count > 1 else f"{name}{size_of}")
+    devices = len(set(used))
+    line = f"device{'s' * (devices > 1)}: {' and '.join(named)}"
+    if len(used) > devices:
+        line += f"; {len(used)} workers share {'them' if devices > 1 else 'it'}"
+    return line + (f"; {tight} of the rows {'do' if tight > 1 else 'does'} not fit" if tight else "")
+
+
+def time_line(
+    work: Sequence[Planned], states: Mapping[Key, State], finished: Sequence[Finished], used: Sequence[Place]
+) -> str:
+    """How long what is left takes, after finished trials of the same base on the same device."""
+    here = [each for each in finished if any(each.device.startswith((place.name, place.type)) for place in used)]
+    expected = expected_time(work, states, here)
+    if not expected.known:
+        return "time unknown: no trial of this base has finished"
+    seconds = expected.seconds / min(len(set(used)), len(work))
+    part = "what is left" if expected.known == len(work) else f"{expected.known} of the {len(work)} that are left"
+    return f"about {duration(seconds)} for {part} (from {plural(expected.finished, 'finished trial')} of the same base)"
+
+
+def disk_line(plan: Plan, states: Mapping[Key, State], runs: Path, workers: int) -> str:
+    needed = needed_bytes(plan, states, workers)
+    return f"disk needed: about {size(needed)} in {runs} (free: {size(free_bytes(runs))})"
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def gibibytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def size(count: int) -> str:
+    """Bytes as ``340 MB``, in steps of a thousand, as disks are sold."""
+    for unit, step in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if count >= step or unit == "MB":
+            number = count / step
+            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``40 s``, ``12 min`` or ``3.2 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -4,6 +4,7 @@ The trials' files belong to ``lora_sweep.results``; this file owns runs/sweeps/<
 which trials are done, which need work, and which cannot be trusted.
 """
 
+import dataclasses
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from lora_sweep import results
 from lora_sweep.claims import claim
 from lora_sweep.identity import short_hash
+from lora_sweep.provenance import made_with
+from sweep.drift import plan_sources
 from sweep.trials import Plan, Planned
 
 
@@ -20,7 +23,7 @@ class State:
     """What the files say of a trial with its evaluation.
 
     Attributes:
-        name: ``done`` (complete), ``new``, ``trained`` (only the evaluation is left), ``saved`` (a checkpoint is there),
+        name: ``done`` (complete), ``new``, ``trained`` (only the evaluation is left), ``saved`` (there is a checkpoint),
             ``broken`` (its files are not as they were written), or the status with which it ended otherwise.
         why: of a broken or failed one.
         settled: whether a run of the command leaves it alone.
@@ -39,18 +42,15 @@ def state_of(trial: Planned, runs: Path) -> State:
         why = results.broken(path)
         if why:
             return State("broken", why)
-    training = results.read_json(folder.result) or {}
-    outcome = training
-    if training.get("status") == "complete":
-        outcome = results.read_json(evaluation.result) or {}
-        if not outcome:
-            return State("new" if trial.kind == "baseline" else "trained")
+    outcome = results.read_outcome(runs, *trial.key)
     status = outcome.get("status")
-    if status is None:
-        return State("saved" if any(folder.checkpoints.glob("checkpoint-*")) else "new")
     if status == "complete":
         return State("done", settled=True)
-    return State(str(status), outcome.get("reason"), settled=status in results.SETTLED)
+    if status is not None:
+        return State(str(status), outcome.get("reason"), settled=status in results.SETTLED)
+    if trial.kind == "trial" and folder.result.exists():
+        return State("trained")
+    return State("saved" if any(folder.checkpoints.glob("checkpoint-*")) else "new")
 
 
 def states(plan: Plan, runs: Path) -> dict[tuple[str, str], State]:
@@ -82,6 +82,27 @@ def prepare(trial: Planned, state: State, runs: Path, retry: bool) -> str | None
     return None
 
 
+def is_done(plan: Plan, states: dict[tuple[str, str], State], runs: Path, name: str) -> bool:
+    """Whether a run of the plan would change nothing: every trial settled, and the sweep's file as it would be."""
+    sweep = results.read_json(results.sweep_file(runs, name)) or {}
+    entries, sources = sweep.get("trials", []), sweep.get("sources") or {}
+    if not plan_sources(plan).items() <= sources.items():  # data changed, and changed back
+        return False
+    listed = {(entry["trial_id"], entry["eval_id"], entry["label"]) for entry in entries}
+    wanted = {(*row.key, row.label) for row in [*plan.trials, *plan.invalid]}
+    retry = plan.trials[0].config.launch.retry == "failed"
+    again = ("done", "invalid") if retry else ()
+    return wanted <= listed and all(s.settled and (s.name in again or not retry) for s in states.values())
+
+
+def write_invalid(plan: Plan, runs: Path) -> None:
+    """A result for each point that cannot work, so that it is a row of the report."""
+    for point in plan.invalid:
+        if results.read_outcome(runs, *point.key).get("reason") != point.reason:
+            ids = {"trial_id": point.trial_id, "eval_id": point.eval_id, "kind": "trial"}
+            results.write_failure(runs, ids, dataclasses.asdict(point.config), {}, "invalid", point.reason)
+
+
 def sweep_name(plan: Plan) -> str:
     """The name given in the config, or a short hash of the sorted trial ids."""
     given = plan.trials[0].config.sweep_name
@@ -91,20 +112,27 @@ def sweep_name(plan: Plan) -> str:
 def write_sweep(plan: Plan, runs: Path, name: str, command: str, work: bool) -> None:
     """Record the sweep; a name used before keeps its other trials. An unchanged sweep without work changes no file.
 
-    A trial that is evaluated anew is listed with its new evaluation: two evaluations cannot be ranked together.
+    A trial that is evaluated anew is listed with its new evaluation: two evaluations cannot be ranked together. What
+    the plan's models and data are now is recorded, and with what the last run that had work was made: rows of before
+    can differ in both.
     """
     path = results.sweep_file(runs, name)
     before = results.read_json(path) or {}
-    planned = {trial.trial_id for trial in plan.trials}
-    entries: list[dict[str, Any]] = [entry for entry in before.get("trials", []) if entry["trial_id"] not in planned]
-    fields = ("trial_id", "eval_id", "kind", "label")
+    entries: list[dict[str, Any]] = []
     for trial in plan.trials:
-        entry = {field: getattr(trial, field) for field in fields}
+        entry = {field: getattr(trial, field) for field in ("trial_id", "eval_id", "kind", "label")}
         entries.append({**entry, "baseline": list(trial.baseline) if trial.baseline else None})
+    for point in plan.invalid:
+        ids = {"trial_id": point.trial_id, "eval_id": point.eval_id}
+        entries.append({**ids, "kind": "trial", "label": point.label, "baseline": None})
+    planned = {entry["trial_id"] for entry in entries}
+    entries = [entry for entry in before.get("trials", []) if entry["trial_id"] not in planned] + entries
     ordered = sorted(entries, key=lambda entry: str(entry["kind"]))  # stable: baseline < trial
-    if ordered == before.get("trials") and not work:
+    sources = {**before.get("sources", {}), **plan_sources(plan)}
+    if (ordered, sources) == (before.get("trials"), before.get("sources")) and not work:
         return
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     varied = list(dict.fromkeys([*before.get("varied", []), *plan.varied]))
-    sweep = {"name": name, "command": command, "started": started, "varied": varied, "trials": ordered}
-    results.write_json(path, sweep)
+    sweep = {"name": name, "command": command, "started": started, "varied": varied, "sources": sources}
+    made = made_with() if work else before.get("provenance")
+    results.write_json(path, {**sweep, **({"provenance": made} if made else {}), "trials": ordered})

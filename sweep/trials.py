@@ -1,20 +1,34 @@
-"""What a plan holds: its trials and baselines, and what a person calls each of them."""
+"""What a plan holds: its trials, baselines and points that cannot work, and what a person calls each of them."""
 
+import copy
 import dataclasses
-import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from lora_sweep.config import Config
+from lora_sweep.config import QUANT_BITS, Config
 from lora_sweep.facts import Facts
 from lora_sweep.footprint import Forecast
+from lora_sweep.identity import eval_identity, short_hash
 
 Key = tuple[str, str]  # trial id, evaluation id
 
 
+class Row:
+    """What every row of a sweep has, whether it can run or not."""
+
+    trial_id: str
+    eval_id: str
+    label: str
+
+    @property
+    def key(self) -> Key:
+        return self.trial_id, self.eval_id
+
+
 @dataclass(frozen=True)
-class Planned:
+class Planned(Row):
     """One trial or baseline, ready for a worker."""
 
     trial_id: str
@@ -29,14 +43,26 @@ class Planned:
     identity: dict[str, Any]
     baseline: Key | None = None  # of a trial: its base, untuned, asked in the same form
 
-    @property
-    def key(self) -> Key:
-        return self.trial_id, self.eval_id
+
+@dataclass(frozen=True)
+class Invalid(Row):
+    """A point of the command that cannot work, beside others that can: nothing to run.
+
+    Attributes:
+        config: the point's; a number that is not finite stands in it as a word, since no file of results can hold it.
+        reason: the sentence with which it would be refused alone.
+    """
+
+    trial_id: str
+    eval_id: str
+    label: str
+    config: Config
+    reason: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of one command, baselines first.
+    """The trials of one command, baselines first, and its points that cannot work.
 
     ``points`` holds the key of each point of the command, in its order; two points may share a trial.
     """
@@ -44,6 +70,39 @@ class Plan:
     trials: list[Planned]
     points: list[Key]
     varied: list[str]
+    invalid: list[Invalid] = field(default_factory=list)
+
+
+def invalid_point(config: Config, compute_bytes: int | None, varied: list[str], reason: str) -> Invalid:
+    """The row of a point that cannot work. Its ids are of the values as they were given: nothing of it is resolved.
+
+    Args:
+        compute_bytes: of a number in the compute dtype; None where no model of the plan is known.
+    """
+    label = trial_label(config, compute_bytes, varied)
+    config = finite(config)
+    given = dataclasses.asdict(config)
+    for key in ("tracking", "launch", "runs_dir", "sweep_name"):
+        given.pop(key)
+    bits_known = config.eval.quant in ("same", *QUANT_BITS)
+    evaluation = eval_identity(config) if bits_known else given["eval"]
+    return Invalid(short_hash({"kind": "invalid", **given}), short_hash(evaluation), label, config, reason)
+
+
+def finite(node: Any) -> Any:
+    """A copy of a tree in which NaN and the infinities are words."""
+    if isinstance(node, dict):
+        return {key: finite(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [finite(value) for value in node]
+    if dataclasses.is_dataclass(node):
+        words = copy.copy(node)
+        vars(words).update({name: finite(value) for name, value in vars(node).items()})
+        return words
+    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
+
+
+# --- what varies, and names ------------------------------------------------------------------------------------------
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -53,15 +112,31 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.removesuffix("."): value}
 
 
+def plain(value: Any) -> Any:
+    """A dataclass as a dict; anything else as it is."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def value_at(config: Config, key: str) -> Any:
+    """The leaf at a dotted path, as :func:`flatten` would give it; None where there is no leaf."""
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)
+    if isinstance(node, list):
+        return [plain(each) for each in node]
+    return None if dataclasses.is_dataclass(node) or (isinstance(node, dict) and node) else node
+
+
 def varied_keys(configs: list[Config]) -> list[str]:
     """The keys whose values differ between ``configs``, in the schema's order.
 
     What follows from a model's or a data set's name varies with it, and is not listed beside it.
     """
-    flat = [flatten(dataclasses.asdict(config)) for config in configs]
+    groups = [name for name in vars(configs[0]) if len({repr(getattr(config, name)) for config in configs}) > 1]
+    flat = [flatten({name: plain(getattr(config, name)) for name in groups}) for config in configs]
 
     def values(*keys: str) -> int:
-        return len({json.dumps([tree.get(key) for key in keys]) for tree in flat})
+        return len({repr([tree.get(key) for key in keys]) for tree in flat})
 
     keys = [key for key in dict.fromkeys(key for tree in flat for key in tree) if values(key) > 1]
     names = {"model": "model.name", "data": "data.name"}
@@ -74,28 +149,29 @@ def varied_keys(configs: list[Config]) -> list[str]:
 
 def varied_values(config: Config, keys: Sequence[str]) -> list[str]:
     """``last part of the key=value`` for each key that has a value; a name counts for its group."""
-    flat = flatten(dataclasses.asdict(config))
-    shown = {key: flat[key] for key in keys if flat.get(key) is not None}
+    shown = {key: value for key in keys if (value := value_at(config, key)) is not None}
     return [f"{key.removesuffix('.name').rpartition('.')[2]}={value}" for key, value in shown.items()]
 
 
-def bits_name(config: Config, facts: Facts) -> str:
-    return f"{config.quant.bits or 8 * facts.compute_bytes}bit"
+def bits_names(config: Config, compute_bytes: int | None) -> list[str]:
+    """``4bit``; nothing where the base is stored as it computes, and in how many bits is unknown."""
+    bits = config.quant.bits or 8 * (compute_bytes or 0)
+    return [f"{bits}bit"] if bits else []
 
 
-def trial_label(config: Config, facts: Facts, varied: list[str]) -> str:
+def trial_label(config: Config, compute_bytes: int | None, varied: list[str]) -> str:
     """What a person calls the trial: r, targets and bits, and whatever else varies."""
-    targets = config.lora.targets if isinstance(config.lora.targets, str) else "+".join(config.lora.targets)
-    shown = [f"r={config.lora.r}", targets, bits_name(config, facts)]
+    targets = config.lora.targets
+    shown = [f"r={config.lora.r}", "+".join(map(str, targets)) if isinstance(targets, list) else str(targets)]
     others = [key for key in varied if key not in ("lora.r", "lora.targets", "quant.bits", "quant.double_quant")]
-    return " ".join([*shown, *varied_values(config, others)])
+    return " ".join([*shown, *bits_names(config, compute_bytes), *varied_values(config, others)])
 
 
-def baseline_label(config: Config, facts: Facts, varied: list[str]) -> str:
+def baseline_label(config: Config, compute_bytes: int, varied: list[str]) -> str:
     """What a person calls the baseline: its bits, and what varies of its model, its prompts and its decoding."""
     keys = [key for key in varied if key.partition(".")[0] in ("model", "data", "eval")]
     keys = [key for key in keys if key not in ("data.template", "eval.quant", "eval.baseline_templates")]
     keys += [key for key in varied if key == "train.max_length"]  # rows of the validation loss are cut to it
-    shown = ["baseline", bits_name(config, facts), *varied_values(config, keys)]
+    shown = ["baseline", *bits_names(config, compute_bytes), *varied_values(config, keys)]
     forms = config.eval.baseline_templates or "data.template" in varied
     return " ".join([*shown, *([config.data.template] if forms else [])])

@@ -14,7 +14,7 @@ from omegaconf.errors import ValidationError
 
 from lora_sweep.config import Config, FixedPrompt, config_from_json, register_schema
 from lora_sweep.errors import Refused
-from sweep.compose import compose_points, points
+from sweep.compose import compose_points, copied, points
 
 CONF = Path(__file__).parent.parent / "conf"
 DEMO = {"lora.r": "8,16", "lora.targets": "attn,all_linear", "quant": "4bit,8bit"}
@@ -248,3 +248,21 @@ def counting(call: Any, seen: list[Any]) -> Any:
         return call(*args, **kwargs)
 
     return counted
+
+
+# --- copies --------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_is_equal_and_shares_nothing_that_can_change() -> None:
+    config = Config()
+    config.model.architecture = {"rope": {"theta": 1e4}, "layers": [1, [2]]}
+    config.lora.targets = ["q_proj"]
+    config.eval.fixed_prompts = [FixedPrompt("lamp")]
+    same = copied(config)
+    assert same == config
+    same.model.architecture["rope"]["theta"], same.model.architecture["layers"][1][0] = 1, 3
+    same.lora.targets.append("v_proj")
+    same.eval.fixed_prompts[0].product, same.data.columns.product, same.seed = "desk", "title", 1
+    assert config.model.architecture == {"rope": {"theta": 1e4}, "layers": [1, [2]]}
+    assert (config.lora.targets, config.eval.fixed_prompts) == (["q_proj"], [FixedPrompt("lamp")])
+    assert (config.data.columns.product, config.seed) == ("product", 0)

@@ -15,7 +15,7 @@ from sweep import plan
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"lora_sweep.train": train.main, "sweep.plan": plan.main}
 LORA_KEYS = "allowed: r, alpha, dropout, bias, use_rslora, use_dora, targets"
-GROUPS = "allowed: model, data, lora, quant, train, eval, tracking, seed, runs_dir, sweep_name"
+GROUPS = "allowed: model, data, lora, quant, train, eval, tracking, launch, seed, runs_dir, sweep_name"
 
 ON_THE_COMMAND_LINE = [
     ("lora.rr=8", f"lora.rr: is no known key; did you mean 'r'?; {LORA_KEYS}"),

@@ -11,7 +11,20 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train, config_from_json, register_schema
+from lora_sweep.config import (
+    Config,
+    Data,
+    Eval,
+    Launch,
+    Lora,
+    Model,
+    Quant,
+    Tracking,
+    Train,
+    config_from_json,
+    register_schema,
+)
+from lora_sweep.errors import Refused
 from sweep.compose import compose_points, points
 from sweep.plan import find_facts, make_plan
 
@@ -25,6 +38,7 @@ GROUPS = {
     "train": Train,
     "eval": Eval,
     "tracking": Tracking,
+    "launch": Launch,
 }
 # As the checkpoints on the hub have them, tied heads counted once.
 PARAMETERS = {
@@ -124,7 +138,8 @@ def test_every_experiment_and_every_hub_model_plans_without_a_hub() -> None:
             sweeps[number] = planned_configs([*commands[number], "model=tiny", "data=tiny"])
     names = [path.stem for path in files_of("model") if "architecture:" in path.read_text()]
     hub = planned_configs([f"model={','.join(names)}", "data=tiny"])
-    find_facts([config for configs in [*sweeps, hub] for config in configs], strict=False)
+    found_facts = find_facts([config for configs in [*sweeps, hub] for config in configs], strict=False)
+    assert not [refused for refused in found_facts if isinstance(refused, Refused)]
     for configs in sweeps:
         plan = make_plan(configs, strict=False)
         assert len([trial for trial in plan.trials if trial.kind == "trial"]) == len(configs)
@@ -156,7 +171,7 @@ def test_a_file_opens_with_the_command_that_uses_it(path: Path) -> None:
         compose("base", command.split())
 
 
-@pytest.mark.parametrize("group", ["lora", "train", "eval"])
+@pytest.mark.parametrize("group", ["lora", "train", "eval", "launch"])
 def test_the_schemas_defaults_are_the_default_files(group: str) -> None:
     """A config built in code is the one that a command without overrides gives."""
     written = plain(OmegaConf.load(CONF / group / "default.yaml"))

@@ -56,6 +56,7 @@ def eval_id(config: Config) -> str:
 
 # --- checks ------------------------------------------------------------------------------------------------------
 
+DEVICES = "must be auto, cpu, or a list of different indices, as [0,1]"
 REFUSED: list[tuple[str, Any, str]] = [
     (
         "model.tiny",
@@ -110,6 +111,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("train.num_train_epochs", 0.0, "train.num_train_epochs = 0.0: must be above 0"),
     ("train.num_train_epochs", math.nan, "train.num_train_epochs = nan: must be above 0"),
     ("train.max_steps", 0, "train.max_steps = 0: must be at least 1, or null"),
+    ("train.checkpoint_steps", 0, "train.checkpoint_steps = 0: must be at least 1, or null"),
     ("train.learning_rate", 0.0, "train.learning_rate = 0.0: must be a number above 0"),
     ("train.learning_rate", -1e-4, "train.learning_rate = -0.0001: must be a number above 0"),
     ("train.learning_rate", math.nan, "train.learning_rate = nan: must be a number above 0"),
@@ -162,6 +164,31 @@ REFUSED: list[tuple[str, Any, str]] = [
         "ofline",
         "tracking.mode = ofline: is unknown; did you mean 'offline'?; allowed: auto, online, offline",
     ),
+    (
+        "launch.devices",
+        "cpus",
+        "launch.devices = cpus: is unknown; did you mean 'cpu'?; allowed: auto, cpu, [0,1]",
+    ),
+    ("launch.devices", [], f"launch.devices = []: {DEVICES}"),
+    ("launch.devices", [0, 0], f"launch.devices = [0, 0]: {DEVICES}"),
+    ("launch.devices", [-1], f"launch.devices = [-1]: {DEVICES}"),
+    ("launch.devices", [True], f"launch.devices = [True]: {DEVICES}"),
+    ("launch.devices", ["cpu"], f"launch.devices = ['cpu']: {DEVICES}"),
+    ("launch.devices", 0, f"launch.devices = 0: {DEVICES}"),
+    ("launch.devices", None, f"launch.devices = None: {DEVICES}"),
+    ("launch.workers", 0, "launch.workers = 0: must be at least 1, or null"),
+    ("launch.trial_minutes", 0.0, "launch.trial_minutes = 0.0: must be above 0, or null"),
+    ("launch.trial_minutes", math.nan, "launch.trial_minutes = nan: must be above 0, or null"),
+    ("launch.stall_minutes", -1.0, "launch.stall_minutes = -1.0: must be above 0, or null"),
+    ("launch.stall_minutes", math.inf, "launch.stall_minutes = inf: must be above 0, or null"),
+    ("launch.grace_seconds", -1.0, "launch.grace_seconds = -1.0: must be at least 0"),
+    ("launch.grace_seconds", math.nan, "launch.grace_seconds = nan: must be at least 0"),
+    (
+        "launch.on_oom",
+        "halve",
+        "launch.on_oom = halve: is unknown; did you mean 'halve_batch'?; allowed: record, halve_batch",
+    ),
+    ("launch.retry", "fail", "launch.retry = fail: is unknown; did you mean 'failed'?; allowed: null, failed"),
     ("seed", -1, "seed = -1: must be at least 0"),
     (
         "sweep_name",
@@ -205,6 +232,15 @@ def test_a_group_without_a_source_is_refused(group: str) -> None:
         ("train.max_length", 8),
         ("train.sft", {"neftune_noise_alpha": 5}),
         ("eval.quant", "none"),
+        ("train.checkpoint_steps", 1),
+        ("launch.devices", "cpu"),
+        ("launch.devices", [1, 0]),
+        ("launch.workers", 1),
+        ("launch.trial_minutes", 0.1),
+        ("launch.stall_minutes", None),
+        ("launch.grace_seconds", 0.0),
+        ("launch.on_oom", "halve_batch"),
+        ("launch.retry", "failed"),
         ("seed", 0),
     ],
 )
@@ -289,6 +325,7 @@ def test_a_value_of_another_type_is_no_config(group: str, key: str, value: Any) 
 
 THE_FINGERPRINT_COUNTS = "the fingerprint of the source stands in the identity, so a file may be renamed or moved"
 A_MIRROR = "where results go and what they are called changes none of them"
+A_WAY_TO_RUN = "changes no number of a trial"
 WRITES_AFTER_TRAINING = "belongs to an evaluation of the adapter, which has its own identity"
 
 # What a trial's identity leaves out, and why. Whatever is not named here must be in it.
@@ -302,8 +339,10 @@ NOT_IN_A_TRIAL = {
     "data.wheel": THE_FINGERPRINT_COUNTS,
     "lora.targets": "the modules that it resolves to stand for it: attn and [q_proj,v_proj] are one trial",
     "train.gradient_checkpointing": "computes the same numbers a second time to save memory",
+    "train.checkpoint_steps": "saves what is there, and changes no number",
     "eval": WRITES_AFTER_TRAINING,
     "tracking": A_MIRROR,
+    "launch": A_WAY_TO_RUN,
     "runs_dir": A_MIRROR,
     "sweep_name": A_MIRROR,
 }
@@ -315,6 +354,7 @@ NOT_IN_AN_EVALUATION = {
     "quant.double_quant": "in the trial's identity",
     "eval.baseline_templates": "makes further baselines",
     "tracking": A_MIRROR,
+    "launch": A_WAY_TO_RUN,
     "runs_dir": A_MIRROR,
     "sweep_name": A_MIRROR,
 }

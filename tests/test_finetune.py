@@ -12,7 +12,7 @@ from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
 from lora_sweep.errors import Diverged, Refused
-from lora_sweep.finetune import ResponseTrainer, as_dataset, attach_adapter, finetune, sft_config
+from lora_sweep.finetune import Progress, ResponseTrainer, as_dataset, attach_adapter, finetune, sft_config
 from lora_sweep.model import base_signature, load_base, load_tokenizer
 from lora_sweep.prompts import Example, examples
 
@@ -42,7 +42,7 @@ def losses_of(
     kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     args = sft_config(Train(loss_on=loss_on, max_steps=6), 0, CPU, tmp_path)
     trainer = trainer_class(model=model, args=args, train_dataset=as_dataset(rows, loss_on), processing_class=tokenizer)
-    trainer.device = CPU
+    trainer.device, trainer.progress = CPU, Progress()
     for name, parameter in model.named_parameters():
         if name in kept:
             parameter.data = kept[name]

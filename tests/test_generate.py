@@ -10,6 +10,7 @@ import torch
 from lora_sweep.config import Data, Eval, Lora, Model, Quant
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
+from lora_sweep.errors import Preempted
 from lora_sweep.finetune import attach_adapter
 from lora_sweep.generate import as_written, eos_ids, generate, pad_left, reference_losses
 from lora_sweep.model import load_base, load_tokenizer, model_source
@@ -133,6 +134,43 @@ def test_generation_stops_at_the_marker(tokenizer: Any, prompts: Any, monkeypatc
         written = generate(base, tokenizer, prompts[:2], Eval(max_new_tokens=60), MARKER, CPU)
     assert [(w.text, w.finished) for w in written] == [("ok", True)] * 2
     assert len(steps) == len(wanted), "it went on after the marker"
+
+
+@pytest.mark.parametrize(("asks", "written", "batches"), [(1, 0, []), (2, 1, []), (5, 4, []), (8, 6, [(4, 7)])])
+def test_a_request_to_stop_is_obeyed_within_a_token(
+    asks: int, written: int, batches: list[tuple[int, int]], prompts: Any, tokenizer: Any
+) -> None:
+    base = load_base(TINY, Quant(), CPU)
+    asked, tokens, told = [], [], []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) == asks
+
+    settings = Eval(batch_size=4, max_new_tokens=5)
+    with (
+        base.register_forward_hook(lambda *call: tokens.append(1)),
+        pytest.raises(Preempted, match="while it was writing; the adapter is kept"),
+    ):
+        generate(base, tokenizer, prompts, settings, "", CPU, on_batch=lambda *at: told.append(at), stop=stop)
+    assert (len(tokens), told) == (written, batches)
+
+
+def test_each_batch_of_texts_is_told(prompts: Any, tokenizer: Any) -> None:
+    told: list[tuple[int, int]] = []
+    settings = Eval(batch_size=3, max_new_tokens=2)
+    base = load_base(TINY, Quant(), CPU)
+    generate(base, tokenizer, prompts, settings, MARKER, CPU, on_batch=lambda *at: told.append(at))
+    assert told == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_a_request_to_stop_is_obeyed_between_batches_of_losses(tokenizer: Any) -> None:
+    base = load_base(TINY, Quant(), CPU)
+    rows = examples(load_split(DATA).train[:5], DATA, tokenizer, 256)
+    batches: list[int] = []
+    with base.register_forward_hook(lambda *call: batches.append(1)), pytest.raises(Preempted, match="adapter is kept"):
+        reference_losses(base, rows, tokenizer.pad_token_id, 2, CPU, stop=lambda: len(batches) == 2)
+    assert len(batches) == 2
 
 
 def test_pad_left() -> None:

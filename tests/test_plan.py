@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 
 from lora_sweep import results
-from lora_sweep.config import Config, Data, Model
+from lora_sweep.config import Config, Data, Model, config_from_json
 from lora_sweep.errors import Refused
 from lora_sweep.facts import DataFacts, Facts, Linear, ModelFacts
 from sweep import plan as planning
 from sweep import store
-from sweep.plan import make_plan
-from sweep.plan_table import plan_table, state
+from sweep.machine import Place
+from sweep.plan import find_facts, make_plan
+from sweep.plan_table import plan_table
+from sweep.store import State
 from sweep.trials import Plan, Planned, varied_keys, varied_values
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +65,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[dict[str
 
     monkeypatch.setattr(planning, "ask_inspect", answer)
     monkeypatch.setenv("LORA_SWEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LORA_SWEEP_DEVICE", "cpu")  # whatever the machine has: no process looks for it
     return batches
 
 
@@ -204,9 +207,33 @@ def test_one_adapter_two_evaluations() -> None:
     assert len({trial.eval_id for trial in trials(plan)}) == 2
 
 
-def test_where_results_go_is_no_part_of_a_trial() -> None:
-    plan = planned(changed(), changed(runs_dir="elsewhere", sweep_name="x", tracking__project="y"))
-    assert len(plan.trials) == 2
+def test_where_results_go_and_how_they_are_made_is_no_part_of_a_trial() -> None:
+    elsewhere = changed(runs_dir="elsewhere", sweep_name="x", tracking__project="y", launch__workers=2)
+    assert [trial.key for trial in planned(elsewhere).trials] == [trial.key for trial in planned(changed()).trials]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("launch__workers", 2),
+        ("launch__devices", [0, 1]),
+        ("launch__strict", True),
+        ("runs_dir", "elsewhere"),
+        ("sweep_name", "x"),
+        ("tracking__project", "y"),
+    ],
+)
+def test_what_belongs_to_the_whole_sweep_is_one_for_all_points(key: str, value: Any, asked: list[Any]) -> None:
+    with pytest.raises(Refused) as caught:
+        planned(changed(), changed(lora__r=4), changed(lora__r=0, **{key: value}))
+    dotted = key.replace("__", ".")
+    assert str(caught.value) == f"{dotted}: differs between points; it is one setting of the whole sweep"
+    assert asked == []
+
+
+def test_a_setting_of_the_whole_sweep_that_is_no_number_is_equal_to_itself() -> None:
+    with pytest.raises(Refused, match=r"^launch\.trial_minutes = nan: must be above 0"):
+        planned(*(changed(launch__trial_minutes=float("nan"), seed=seed) for seed in (1, 2)))
 
 
 # --- checks and sizes ----------------------------------------------------------------------------------------------
@@ -223,26 +250,138 @@ def test_sizes_are_sums_over_the_resolved_modules() -> None:
     assert all(trial.forecast.total > trial.forecast.weights > 0 for trial in plan.trials)
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        (changed(lora__r=0), "lora.r = 0: must be"),
-        (changed(lora__r=33), "lora.r = 33: is larger than the layer layers.0.attn.v_proj (64 x 32); at most 32"),
-        (changed(lora__targets=["q_proj", "v_prj"]), "lora.targets: 'v_prj' matches no module"),
-        (changed(sweep_name="../x"), "sweep_name = '../x'"),
-    ],
-)
-def test_one_wrong_point_refuses_the_whole_command(config: Config, said: str) -> None:
-    with pytest.raises(Refused) as caught:
-        planned(changed(), config, changed(seed=2))
-    assert str(caught.value).startswith(said)
+WRONG = [
+    (changed(lora__r=0), "lora.r = 0: must be"),
+    (changed(lora__r=33), "lora.r = 33: is larger than the layer layers.0.attn.v_proj (64 x 32); at most 32"),
+    (changed(lora__targets=["q_proj", "v_prj"]), "lora.targets: 'v_prj' matches no module"),
+    (changed(lora__targets="atn"), "lora.targets = atn: is no target group"),
+    (changed(lora__targets=[]), "lora.targets = []: must be"),
+    (changed(lora__targets=None), "lora.targets = None: must be"),
+    (changed(train__learning_rate=float("nan")), "train.learning_rate = nan: must be"),
+    (changed(train__max_length=4096), "train.max_length = 4096: is more than this model's 1024 positions"),
+    (changed(eval__max_new_tokens=1020), "eval.max_new_tokens = 1020: and the longest prompt's 30 tokens"),
+    (changed(eval__quant="8bits"), "eval.quant = 8bits: is unknown"),
+    (changed(eval__top_p=float("inf"), eval__do_sample=True), "eval.top_p = inf: must be"),
+]
 
 
-def test_what_inspect_refuses_is_refused_as_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(planning, "ask_inspect", lambda requests, strict: [{"refused": "data few: is empty"}])
+@pytest.fixture
+def short_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with 1024 positions, and a longest prompt of 30 tokens."""
+    model, data = (
+        dataclasses.replace(FACTS.model, max_positions=1024),
+        dataclasses.replace(FACTS.data, longest_prompt=30),
+    )
+    facts = Facts(model, data, 4).to_json()
+    monkeypatch.setattr(planning, "ask_inspect", lambda requests, strict: [{"facts": facts} for _ in requests])
+
+
+@pytest.mark.usefixtures("short_model")
+@pytest.mark.parametrize(("config", "said"), WRONG, ids=[said for _, said in WRONG])
+class TestOneWrongPoint:
+    def test_alone_it_is_refused(self, config: Config, said: str) -> None:
+        with pytest.raises(Refused) as caught:
+            planned(config)
+        assert str(caught.value).startswith(said)
+
+    def test_among_others_it_is_a_row(self, config: Config, said: str) -> None:
+        plan = planned(changed(), config, changed(seed=2))
+        assert len(trials(plan)) == 2
+        (point,) = plan.invalid
+        assert point.reason.startswith(said)
+        assert plan.points == [trials(plan)[0].key, point.key, trials(plan)[1].key]
+        assert len({*plan.points, *(trial.key for trial in plan.trials)}) == 4
+        json.dumps(dataclasses.asdict(point.config), allow_nan=False)
+
+    def test_a_strict_command_refuses_all(self, config: Config, said: str) -> None:
+        strict = [copy.deepcopy(each) for each in (changed(), config, changed(seed=2))]
+        for each in strict:
+            each.launch.strict = True
+        with pytest.raises(Refused) as caught:
+            planned(*strict)
+        assert str(caught.value).startswith(said)
+
+
+def test_what_all_points_share_is_refused_with_its_first_sentence() -> None:
+    with pytest.raises(Refused, match=r"^train\.optim = adam: is unknown$"):
+        planned_with_answers({"refused": "train.optim = adam: is unknown"}, changed(lora__r=4), changed(lora__r=33))
+    with pytest.raises(Refused, match=r"^lora\.r = 0: must be"):  # found first, though typed last
+        planned(changed(lora__r=33), changed(lora__targets=["x"]), changed(lora__r=0))
+
+
+def planned_with_answers(answer: dict[str, Any], *configs: Config) -> Plan:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "ask_inspect", lambda requests, strict: [answer for _ in requests])
+        return planned(*configs)
+
+
+def test_of_two_models_the_missing_one_is_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(requests: list[dict[str, Any]], strict: bool) -> list[dict[str, Any]]:
+        missing = "model.path = b: is no folder"
+        return [
+            {"refused": missing} if r["config"]["model"]["path"] == "b" else {"facts": FACTS.to_json()}
+            for r in requests
+        ]
+
+    monkeypatch.setattr(planning, "ask_inspect", answer)
+    grid = [changed(model=Model(name="x", path=path), lora__r=r) for path in ("a", "b") for r in (4, 8)]
+    plan = planned(*grid)
+    assert labels(plan) == ["r=4 attn 32bit model=a", "r=8 attn 32bit model=a"]
+    assert [point.label for point in plan.invalid] == ["r=4 attn 32bit model=b", "r=8 attn 32bit model=b"]
+    assert {point.reason for point in plan.invalid} == {"model.path = b: is no folder"}
+    assert len(trials(plan, "baseline")) == 1
+
+
+def test_a_wrong_setting_of_the_trainer_spares_the_points_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(requests: list[dict[str, Any]], strict: bool) -> list[dict[str, Any]]:
+        return [
+            {"refused": "train.optim = x: is unknown"}
+            if r["config"]["train"]["optim"] == "x"
+            else {"facts": FACTS.to_json()}
+            for r in requests
+        ]
+
+    monkeypatch.setattr(planning, "ask_inspect", answer)
+    for _ in range(2):  # asked, and with what is known by then
+        plan = planned(changed(train__optim="x"), changed(), changed(train__optim="x", lora__r=4))
+        assert [point.label for point in plan.invalid] == ["r=8 attn 32bit optim=x", "r=4 attn 32bit optim=x"]
+        assert len(trials(plan)) == 1
+        remember(changed())
+
+
+def test_a_wrong_point_adds_no_baseline() -> None:
+    plan = planned(changed(), changed(quant__bits=4, lora__r=33), changed(quant__bits=8, train__max_length=4))
+    assert labels(plan, "baseline") == ["baseline 32bit max_length=256"]
+
+
+def test_wrong_points_that_are_one_are_one_row() -> None:
+    plan = planned(changed(), changed(lora__r=33), changed(lora__r=33), changed(lora__r=34))
+    assert [point.label for point in plan.invalid] == ["r=33 attn 32bit", "r=34 attn 32bit"]
+    assert plan.points[1] == plan.points[2] != plan.points[3]
+    elsewhere = [dataclasses.replace(each, runs_dir="y", sweep_name="z") for each in (changed(), changed(lora__r=33))]
+    assert planned(*elsewhere).invalid[0].key == plan.invalid[0].key
+
+
+def test_a_wrong_points_config_is_read_back(tmp_path: Path) -> None:
+    point = planned(changed(), changed(lora__r=33)).invalid[0]
+    results.write_json(tmp_path / "x.json", dataclasses.asdict(point.config))
+    assert config_from_json(results.read_json(tmp_path / "x.json") or {}) == point.config
+
+
+def test_what_inspect_refuses_is_refused_as_it_says(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"^data few: is empty$"):
-        planned(changed())
+        planned_with_answers({"refused": "data few: is empty"}, changed())
     assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_facts_are_found_for_each_config_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(requests: list[dict[str, Any]], strict: bool) -> list[dict[str, Any]]:
+        return [{"refused": "no"} if r["config"]["data"]["tiny"] == 9 else {"facts": FACTS.to_json()} for r in requests]
+
+    monkeypatch.setattr(planning, "ask_inspect", answer)
+    found = find_facts([changed(data__tiny=9), changed(), changed(data__tiny=9, lora__r=2)], strict=True)
+    assert [isinstance(each, Refused) for each in found] == [True, False, True]
+    assert found[1] == FACTS
 
 
 # --- facts ---------------------------------------------------------------------------------------------------------
@@ -273,6 +412,15 @@ def test_what_is_known_is_not_asked_again(asked: list[Any]) -> None:
     assert len(asked) == 1
 
 
+def test_the_cpu_is_asked_about_where_it_is_to_be_used(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LORA_SWEEP_DEVICE")
+    remember(changed())
+    planned(changed())
+    planned(changed(launch__devices="cpu"))
+    find_facts([changed(), changed(launch__devices="cpu")], strict=True)
+    assert [batch[0]["config"]["launch"]["devices"] for batch in asked] == ["auto", "cpu", "cpu"]
+
+
 def test_new_rows_and_new_settings_of_the_trainer_are_asked_about(asked: list[Any]) -> None:
     planned(changed())
     remember(changed())
@@ -299,9 +447,9 @@ def test_settings_that_were_refused_are_refused_again(monkeypatch: pytest.Monkey
 def finish(runs: Path, trial: Planned, status: str = "complete", evaluated: bool = True) -> None:
     folder = results.trial_folder(runs, trial.trial_id)
     results.write_json(folder.config, {"kind": trial.kind, "config": {}})
-    results.write_json(folder.result, {"status": status, "reason": None if status == "complete" else "why"})
+    results.write_result(folder.result, {"status": status, "reason": None if status == "complete" else "why"})
     if evaluated and status == "complete":
-        results.write_json(folder.evaluation(trial.eval_id).result, {"status": "complete"})
+        results.write_result(folder.evaluation(trial.eval_id).result, {"status": "complete"})
 
 
 def test_a_sweeps_own_name_does_not_depend_on_the_order() -> None:
@@ -315,8 +463,8 @@ def test_a_sweeps_own_name_does_not_depend_on_the_order() -> None:
 
 def test_a_name_used_again_means_the_union(tmp_path: Path) -> None:
     first, second = planned(changed(lora__r=4)), planned(changed(lora__r=8), changed(lora__r=16, quant__bits=4))
-    store.write_sweep(first, tmp_path, "s", "first command")
-    store.write_sweep(second, tmp_path, "s", "second command")
+    store.write_sweep(first, tmp_path, "s", "first command", work=True)
+    store.write_sweep(second, tmp_path, "s", "second command", work=True)
     sweep = results.read_json(results.sweep_file(tmp_path, "s"))
     assert sweep is not None
     assert [entry["kind"] for entry in sweep["trials"]] == ["baseline", "baseline", "trial", "trial", "trial"]
@@ -326,45 +474,41 @@ def test_a_name_used_again_means_the_union(tmp_path: Path) -> None:
 
 def test_a_finished_sweep_run_again_changes_no_file(tmp_path: Path) -> None:
     plan = planned(changed(lora__r=4), changed(lora__r=8))
-    store.write_sweep(plan, tmp_path, "s", "a command")
+    store.write_sweep(plan, tmp_path, "s", "a command", work=True)
     for trial in plan.trials:
         finish(tmp_path, trial)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
-    store.write_sweep(plan, tmp_path, "s", "the same command, spelt otherwise")
-    assert store.unfinished(plan, tmp_path) == []
+    store.write_sweep(plan, tmp_path, "s", "the same command, spelt otherwise", work=False)
+    assert store.is_done(plan, store.states(plan, tmp_path), tmp_path, "s")
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 
 
-def test_states_of_a_trial(tmp_path: Path) -> None:
-    plan = planned(*(changed(lora__r=r) for r in (1, 2, 3, 4, 5)))
-    new, trained, done, failed, diverged = trials(plan)
-    finish(tmp_path, trained, evaluated=False)
-    finish(tmp_path, done)
-    finish(tmp_path, failed, "failed")
-    finish(tmp_path, diverged, "diverged")
-    states = [state(trial, tmp_path) for trial in trials(plan)]
-    assert states == ["new", "trained", "done", "failed", "done"]  # the last would diverge again
-    assert store.unfinished(plan, tmp_path) == [*trials(plan, "baseline"), new, trained, failed]
+# --- the table -----------------------------------------------------------------------------------------------------
+
+CPU = Place("cpu", None, "cpu", 16 << 30)
 
 
-def test_a_failure_is_cleared_before_it_is_tried_again_and_a_training_is_not(tmp_path: Path) -> None:
-    trained, failed = trials(planned(changed(lora__r=1), changed(lora__r=2)))
-    finish(tmp_path, trained, evaluated=False)
-    finish(tmp_path, failed, "oom")
-    store.clear_failures([trained, failed], tmp_path)
-    assert (state(trained, tmp_path), state(failed, tmp_path)) == ("trained", "new")
+def table(plan: Plan, runs: Path, *devices: Place, notes: tuple[str, ...] = (), **states: State) -> list[str]:
+    """The lines of the plan's table; ``states`` by the trials' labels without blanks, else as the files say."""
+    found = store.states(plan, runs)
+    by_label = {trial.label.replace(" ", "_").replace("=", ""): trial.key for trial in plan.trials}
+    found |= {by_label[label]: state for label, state in states.items()}
+    return plan_table(plan, runs, "s", found, notes, devices or [CPU]).splitlines()
 
 
 def test_the_table_says_what_is_to_do_and_what_the_data_lost(tmp_path: Path) -> None:
     plan = planned(changed(lora__r=2), changed(lora__r=4))
     finish(tmp_path, trials(plan)[0])
-    head, data, blank, header, *rows = plan_table(plan, tmp_path, "s").splitlines()
+    head, data, device, time, disk, blank, header, *rows = table(plan, tmp_path)
     assert head == "sweep s: 2 trials and 1 baseline of small; 2 to run, 1 done"
     assert data == (
         "data few: 40 training, 5 validation, 3 test rows, 1,234 training tokens an epoch; "
         "2 left out (repeated); 1 training and 0 validation rows cut at 256 tokens"
     )
+    assert device == "device: cpu, 16.0 GiB"
+    assert time == "time unknown: no trial of this base has finished"
+    assert disk.startswith(f"disk needed: about 0.4 MB in {tmp_path} (free: ")
     assert blank == ""
     assert header.split() == ["#", "trial", "id", "state", "target", "modules", "trainable", "memory"]
     assert [row.split()[0] for row in rows] == ["1", "2", "3"]
@@ -375,11 +519,124 @@ def test_the_table_says_what_is_to_do_and_what_the_data_lost(tmp_path: Path) -> 
         assert row.endswith(" GiB")
 
 
+def test_the_table_counts_each_state_once_and_says_why_rows_are_broken(tmp_path: Path) -> None:
+    plan = planned(*(changed(lora__r=r) for r in (1, 2, 3, 4, 5)))
+    lines = table(
+        plan,
+        tmp_path,
+        r1_attn_32bit=State("trained"),
+        r2_attn_32bit=State("done", settled=True),
+        r3_attn_32bit=State("diverged", "loss is nan", settled=True),
+        r4_attn_32bit=State("broken", "losses.jsonl was altered"),
+        r5_attn_32bit=State("oom", "no memory"),
+    )
+    assert lines[0] == "sweep s: 5 trials and 1 baseline of small; 3 to run, 1 done, 1 diverged, 1 broken"
+    shown = [line.split()[5] for line in lines if " attn " in line and "q_proj" in line]
+    assert shown == ["trained", "done", "diverged", "broken", "oom"]
+    assert lines[-2:] == ["", "broken: r=4 attn 32bit: losses.jsonl was altered"]
+
+
+def test_a_failure_that_is_to_be_tried_again_is_to_run(tmp_path: Path) -> None:
+    plan = planned(changed(launch__retry="failed"))
+    assert "; 2 to run, 0 done" in table(plan, tmp_path, r8_attn_32bit=State("timeout", settled=True))[0]
+    assert "; 1 to run, 1 done" in table(plan, tmp_path, r8_attn_32bit=State("done", settled=True))[0]
+
+
+def test_wrong_points_are_rows_after_the_trials_and_their_reasons_stand_below(tmp_path: Path) -> None:
+    lines = table(planned(changed(lora__r=33), changed(lora__r=4)), tmp_path)
+    assert lines[0] == "sweep s: 1 trial and 1 baseline of small; 2 to run, 0 done, 1 invalid"
+    row, blank, reason = lines[-3:]
+    assert row.split()[:5] == [
+        "3",
+        "r=33",
+        "attn",
+        "32bit",
+        planned(changed(lora__r=33), changed()).invalid[0].trial_id,
+    ]
+    assert row.split()[5:] == ["invalid", "-", "-", "-"]
+    assert blank == ""
+    assert reason == (
+        "invalid: r=33 attn 32bit: lora.r = 33: is larger than the layer layers.0.attn.v_proj (64 x 32); at most 32"
+    )
+
+
+def test_a_trial_that_does_not_fit_is_marked(tmp_path: Path) -> None:
+    plan = planned(changed(lora__r=2), changed(lora__r=2, train__per_device_train_batch_size=400))
+    small, large = (trial.forecast.total for trial in trials(plan))
+    assert small < 64 << 20 < large
+    lines = table(plan, tmp_path, dataclasses.replace(CPU, memory_bytes=64 << 20))
+    assert lines[2] == "device: cpu, 0.1 GiB; 1 of the rows does not fit"
+    assert [line.endswith("GiB  does not fit 0.1 GiB") for line in lines[-3:]] == [False, False, True]
+    done = table(
+        plan,
+        tmp_path,
+        dataclasses.replace(CPU, memory_bytes=64 << 20),
+        **{trials(plan)[1].label.replace(" ", "_").replace("=", ""): State("done", settled=True)},
+    )
+    assert "not fit" not in "".join(done), "it did fit"
+    silent = dataclasses.replace(CPU, memory_bytes=None)
+    assert "not fit" not in "".join(table(plan, tmp_path, silent))
+    assert "not fit" not in "".join(table(plan, tmp_path, silent, dataclasses.replace(CPU, memory_bytes=1)))
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices", "line", "fits"),
+    [
+        (None, [2], "device: big, 2.0 GiB", True),
+        (None, [2, 2], "devices: 2 x big, 2.0 GiB each", True),
+        (None, [2, 1], "devices: big, 2.0 GiB and big, 1.0 GiB", True),
+        (1, [2, 2], "device: big, 2.0 GiB", True),
+        (4, [2, 2], "devices: 2 x big, 2.0 GiB each; 4 workers share them; 2 of the rows do not fit", False),
+        (2, [2], "device: big, 2.0 GiB; 2 workers share it; 2 of the rows do not fit", False),
+    ],
+)
+def test_devices_and_the_workers_that_share_them(
+    workers: int | None, devices: list[int], line: str, fits: bool, tmp_path: Path
+) -> None:
+    plan = planned(changed(launch__workers=workers))
+    heavy = [dataclasses.replace(t, forecast=dataclasses.replace(t.forecast, weights=3 << 29)) for t in plan.trials]
+    plan = dataclasses.replace(plan, trials=heavy)
+    lines = table(plan, tmp_path, *(Place("cuda", i, "big", size << 30) for i, size in enumerate(devices)))
+    assert lines[2] == line
+    assert ("does not fit" in lines[-1]) != fits
+
+
+def test_a_plan_without_work_expects_nothing(tmp_path: Path) -> None:
+    plan = planned(changed())
+    for trial in plan.trials:
+        finish(tmp_path, trial)
+    lines = table(plan, tmp_path, notes=("drift: a note",))
+    assert lines[2:5] == ["device: cpu, 16.0 GiB", "drift: a note", ""]
+
+
+def test_the_time_is_learnt_from_finished_trials_of_this_base_on_this_device(tmp_path: Path) -> None:
+    plan = planned(*(changed(lora__r=r) for r in (1, 2, 3)), changed(quant__bits=4))
+    first = trials(plan)[0]
+    finish(tmp_path, first)
+    folder = results.trial_folder(tmp_path, first.trial_id)
+    done = {"status": "complete", "kind": "trial", "identity": first.identity, "steps": 10, "train_seconds": 600.0}
+    results.write_result(folder.result, {**done, "provenance": {"device": "cpu (2 threads)"}})
+    results.write_result(folder.evaluation(first.eval_id).result, {"status": "complete", "generate_seconds": 300.0})
+    # 40 rows in batches of 4 are 10 steps: twice 600 s, and 300 s for each of two trials and their baseline
+    said = table(plan, tmp_path)[3]
+    assert said == "about 35 min for 3 of the 5 that are left (from 1 finished trial of the same base)"
+    two = table(plan, tmp_path, Place("cpu", None, "cpu", None), Place("cuda", 0, "big", None))[3]
+    assert two.startswith("about 18 min for 3 of")
+    assert table(plan, tmp_path, Place("cuda", 0, "big", None))[3].startswith("time unknown")
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_plan(tmp_path: Path) -> None:
+    plan = planned(changed(launch__devices=[3]))
+    with pytest.raises(
+        Refused, match=r"^launch\.devices = \[3\]: this machine has no accelerator; allowed: auto, cpu$"
+    ):
+        plan_table(plan, tmp_path, "s", store.states(plan, tmp_path))
+
+
 def test_a_long_list_of_modules_is_cut_in_the_table(tmp_path: Path) -> None:
     names = [f"layers.{i}.attn.query_projection" for i in range(4)]
     trial = dataclasses.replace(trials(planned(changed()))[0], target_modules=names)
-    table = plan_table(Plan([trial], [trial.key], []), tmp_path, "s")
-    assert "layers.0.attn.query_projection, layers.1.at…" in table
+    assert "layers.0.attn.query_projection, layers.1.at…" in table(Plan([trial], [trial.key], []), tmp_path)[-1]
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -404,12 +661,12 @@ def test_the_flag_of_hydras_multirun_may_be_left_out(printed: Callable[..., list
     without = printed("lora.r=2,4")
     assert without == printed("-m", "lora.r=2,4") == printed("--multirun", "lora.r=2,4") == printed("lora.r=2,4", "-m")
     assert without[0].startswith("sweep sweep-")
-    assert [line.split()[1:3] for line in without[4:7]] == [["baseline", "32bit"], ["r=2", "attn"], ["r=4", "attn"]]
+    assert [line.split()[1:3] for line in without[-4:-1]] == [["baseline", "32bit"], ["r=2", "attn"], ["r=4", "attn"]]
 
 
 def test_a_value_may_follow_another(printed: Callable[..., list[str]]) -> None:
     lines = printed("lora.r=2,4", "lora.alpha=${lora.r}")
-    assert ["alpha=2.0" in lines[5], "alpha=4.0" in lines[6]] == [True, True]
+    assert ["alpha=2.0" in lines[-3], "alpha=4.0" in lines[-2]] == [True, True]
 
 
 def test_a_folder_of_ones_own_files(printed: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -438,9 +695,12 @@ def test_the_blogs_table_is_planned_without_any_network(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert calls == []
-    head, data, _, _, *rows = done.stdout.strip().splitlines()
+    head, data, device, time, disk, _, _, *rows = done.stdout.strip().splitlines()
     assert head.startswith("sweep databricks_table: 4 trials and 2 baselines of openllama_3b_v2; 6 to run")
     assert data == "data red_dot: not at hand, so lengths and drops are unknown"
+    assert device.startswith("device: cpu, ")
+    assert time == "time unknown: no trial of this base has finished"
+    assert disk.startswith("disk needed: about 137 MB in ")  # fp32 adapters of 34 million numbers
     cells = [row.split() for row in rows]
     assert [row[-3] for row in cells] == ["0", "0", "2,662,400", "5,324,800", "12,994,560", "12,994,560"]
     assert [row[1:4] for row in cells[:2]] == [["baseline", "8bit", "alpaca"], ["baseline", "8bit", "qa"]]

@@ -28,9 +28,9 @@ from sweep.report import newest_sweep, write_report
 from sweep.report.__main__ import main
 from sweep.report.csv_file import csv_cell
 from sweep.report.markdown import escape, fenced
-from sweep.report.ranking import best
+from sweep.report.ranking import baseline_of, best
 from sweep.report.show import millions, size, summary_columns, visible
-from sweep.report.table import load_sweep
+from sweep.report.table import load_sweep, references
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parent.parent
@@ -475,6 +475,197 @@ def test_drift_between_rows_is_listed(runs: Path) -> None:
         assert value in section, value
         assert value in text, value
     assert "peft version" not in section
+
+
+# ---- rows that are not of one kind ----
+
+OLD, NEW = "file:ab12cd34ab12cd34", "file:cd34ef56cd34ef56"
+SOURCES = {"model smollm2_demo": "m" * 20, "data catalogue": NEW}
+
+
+def change(runs: Path, row: str, part: str = "training", **changes: Any) -> None:
+    """Change the result of ``t3`` (the trial built fourth) or ``b0``."""
+    folder = trial_folder(runs, f"{row[0]}{int(row[1:]):011d}")
+    path = folder.result if part == "training" else folder.evaluation("e0123456789a").result
+    write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def made_from(runs: Path, data: str, *rows: str, model: str = "m" * 20) -> None:
+    for row in rows:
+        change(runs, row, fingerprints={"model": model, "data": data})
+
+
+def record(runs: Path, **content: Any) -> None:
+    """What the sweep's file says besides."""
+    path = sweep_file(runs, "demo")
+    write_json(path, {**json.loads(path.read_text()), **content})
+
+
+def best_text(runs: Path) -> str:
+    return best(load_sweep(runs, "demo")).text
+
+
+def test_rows_of_other_data_stay_in_every_table_and_out_of_the_ranking(runs: Path) -> None:
+    made_from(runs, NEW, "b0", "t0", "t1", "t2")
+    made_from(runs, OLD, "b1", "t3", "t4", "t5")  # t4 has the highest mean, t5 diverged
+    record(runs, sources=SOURCES)
+    terminal = write_report(runs, "demo")
+    sentence = (
+        "Best mean quality: row 3 (r=8 all_linear 4bit) with 33.5; the baseline, row B1 (baseline 4bit), has 24.3. "
+    )
+    sentence += "2 rows were made from other data and are not ranked."
+    status = ["complete", "complete, other data", *["complete"] * 3, *["complete, other data"] * 2]
+    status += ["diverged, other data", "failed", "pending"]
+    rows = csv_rows(runs)
+    assert [row["status"] for row in rows] == [each.removesuffix(", other data") for each in status]
+    assert [row["drift"] for row in rows] == ["data" * each.endswith("data") for each in status]
+    assert [line[-1] for line in md_tables(output(runs, "report.md"))[0][1:]] == status
+    assert [line[-1] for line in html_table(runs, 0)[1]] == status
+    assert [re.split("  +", line)[-1] for line in terminal.split("\n") if re.match(r" *B?\d ", line)] == status
+    for text in (terminal, unescaped(output(runs, "report.md")), page(runs).text_content()):
+        assert sentence in " ".join(text.split())
+    assert page(runs).xpath("//tr[contains(@class, 'best')]/@id") == ["row-3"]
+    assert page(runs).xpath("count(//table[@class='summary']//span[@class='pill good'])") == 4
+    assert f"- **data catalogue:** {NEW} now (rows B1, 1, 2, 3); {OLD} (rows B2, 4, 5, 6)" in output(runs, "report.md")
+
+
+def test_rows_of_another_model_are_told_from_those_of_other_data(runs: Path) -> None:
+    made_from(runs, NEW, "b0", "b1", "t0", "t1")
+    made_from(runs, NEW, "t2", model="other")
+    made_from(runs, OLD, "t3", "t4", model="other")
+    record(runs, sources=SOURCES)
+    write_report(runs, "demo")
+    assert [row["drift"] for row in csv_rows(runs)][2:7] == ["", "", "model", "model data", "model data"]
+    assert "complete, another model and other data" in output(runs, "report.html")
+    said = "1 row was made from another model and is not ranked. 2 rows were made from another model and other data"
+    assert f"{said} and are not ranked." in best_text(runs)
+    change(runs, "t4", "evaluation", eval={"prompts": 3})
+    assert "evaluated differently" not in best_text(runs)
+    made_from(runs, OLD, "t0", "t1")
+    assert "No trial of the sweep's present model and data is complete with a quality yet" in best_text(runs)
+
+
+def test_a_row_without_a_named_baseline_takes_one_of_its_own_data(runs: Path) -> None:
+    made_from(runs, NEW, "b1", "t0", "t1", "t2", "t3", "t4")
+    made_from(runs, OLD, "b0")
+    record(runs, sources=SOURCES)
+    assert "row 5 (r=16 attn 4bit) with 35.9; the baseline, row B2 (baseline 8bit)" in best_text(runs)
+    made_from(runs, OLD, "t4")
+    sweep = load_sweep(runs, "demo")
+    assert baseline_of(sweep, sweep.rows[6]) is sweep.rows[0]
+
+
+def test_the_top_of_the_scale_is_that_of_the_present_data(runs: Path) -> None:
+    made_from(runs, OLD, "b0", "b1")
+    made_from(runs, NEW, "t0", "t1", "t2", "t3", "t4")
+    path = trial_folder(runs, "t00000000000").evaluation("e0123456789a").scores
+    write_json(path, {**json.loads(path.read_text()), "references": {"quality": 77.7}})
+    assert references(load_sweep(runs, "demo"))["quality"] == 97.123
+    record(runs, sources=SOURCES)
+    assert references(load_sweep(runs, "demo"))["quality"] == 77.7
+
+
+def test_an_older_sweeps_file_ranks_nothing_where_it_cannot_know(runs: Path) -> None:
+    made_from(runs, NEW, "b0", "t0", "t1", "t2")
+    made_from(runs, OLD, "b1", "t3", "t4")
+    found = best(load_sweep(runs, "demo"))
+    assert (found.rows, found.baseline) == ([], None)
+    assert found.text.startswith("No row is ranked: rows of data catalogue were made from different sources")
+    write_report(runs, "demo")
+    assert not page(runs).xpath("//tr[contains(@class, 'best')]")
+    assert {row["drift"] for row in csv_rows(runs)} == {""}
+    record(runs, sources={**SOURCES, "data catalogue": [NEW, OLD]})  # the plan varied the source itself
+    assert "row 5 (r=16 attn 4bit)" in best_text(runs)
+    record(runs, sources={})
+    for row in ("t3", "t4"):
+        folder = trial_folder(runs, f"t{int(row[1:]):011d}")
+        kept = json.loads(folder.config.read_text())
+        kept["config"]["data"]["name"] = "mine"
+        write_json(folder.config, kept)
+    assert best_text(runs).startswith("Best mean quality: row 5 (r=16 attn 4bit)")  # other names mean other data
+    assert "not ranked" not in best_text(runs)
+
+
+@pytest.mark.parametrize("part", ["training", "evaluation"])
+@pytest.mark.parametrize("row", ["t4", "b0"])
+def test_the_sentence_says_that_ranked_rows_are_of_different_makers(runs: Path, row: str, part: str) -> None:
+    assert "differ" not in best_text(runs).replace("Differences come", "")
+    versions = {**provenance()["versions"], "transformers": "5.22.0"}
+    for each in ("b0", "b1", "t0", "t1", "t2", "t3", "t4"):
+        for of in ("training", "evaluation"):
+            newer = provenance(code="c0de", versions={**versions, "transformers": "5.23.0"})
+            change(runs, each, of, provenance=newer)
+    change(runs, row, part, provenance=provenance(code="0ld", versions=versions))
+    assert "Rows differ in code, transformers version: see Differences between rows. Diff" in best_text(runs)
+    write_report(runs, "demo")
+    both = "0ld, evaluation c0de" if part == "training" else "c0de, evaluation 0ld"
+    mark = {"t4": "5", "b0": "B1"}[row]
+    assert re.search(rf"\*\*code:\*\* .*{both} \(row {mark}\)", output(runs, "report.md"))
+    assert both in page(runs).xpath("//section[@id='differences']")[0].text_content()
+    record(runs, provenance={"versions": {**versions, "transformers": "5.23.0"}, "code": "c0de"})
+    write_report(runs, "demo")
+    complete = [each for each in csv_rows(runs) if each["status"] == "complete"]
+    assert [each["drift"] for each in complete].count("code") == 1
+    assert complete[{"t4": 6, "b0": 0}[row]]["drift"] == "code"
+
+
+def test_only_the_makers_of_ranked_rows_and_their_baselines_are_in_the_sentence(runs: Path) -> None:
+    change(runs, "b1", provenance=provenance(device="another"))  # the baseline of 8-bit rows
+    assert "Rows differ in device: see" in best_text(runs)
+    for place in (1, 3):
+        trial_folder(runs, f"t{place:011d}").evaluation("e0123456789a").result.unlink()
+    assert "Rows differ" not in best_text(runs)
+    change(runs, "t0", provenance=provenance(git_commit="fedc", dtype="bfloat16"))
+    assert "Rows differ in dtype: see" in best_text(runs)  # a commit can change a comment alone
+
+
+def test_code_that_was_not_recorded_is_other_code(runs: Path) -> None:
+    change(runs, "t0", provenance=provenance(code="c0de"))
+    assert "Rows differ in code: see" in best_text(runs)
+    write_report(runs, "demo")
+    assert "**code:** not recorded (rows B1, B2, 2, 3, 4, 5, 6); c0de, evaluation not recorded (row 1)" in unescaped(
+        output(runs, "report.md")
+    )
+    assert "**Code:** c0de" in output(runs, "report.md")
+
+
+def test_a_text_on_something_else_is_not_shown_beside_the_others(runs: Path) -> None:
+    made_from(runs, OLD, "b0")
+    made_from(runs, NEW, "b1", "t0")
+    record(runs, sources=SOURCES)
+    path = trial_folder(runs, "b00000000000").evaluation("e0123456789a").generations
+    path.write_text(path.read_text().replace('Archive validation-1"', 'Another thing"'))
+    write_report(runs, "demo")
+    titles = [title.text_content() for title in page(runs).xpath("//article/h3")]
+    assert titles[1:] == [f"Archive validation-{n}" for n in range(3)]  # the present data's, though B1 comes first
+    article = page(runs).xpath("//article")[2]
+    assert len(article.xpath(".//div[contains(@class, 'words')]")) == 7  # six rows and the reference
+    for text in (" ".join(article.text_content().split()), unescaped(output(runs, "report.md"))):
+        assert text.count("Asked about something else under this number: row B1.") == 1
+    assert "something else" not in page(runs).xpath("//article")[1].text_content()
+
+
+def test_setbacks_are_a_fact_where_there_were_any(runs: Path) -> None:
+    change(runs, "t0", setbacks=0, halved=0, resumed_from=None)
+    write_report(runs, "demo")
+    assert "Setbacks" not in output(runs, "report.md") + output(runs, "report.html")
+    change(runs, "t2", setbacks=2, resumed_from=1500)
+    change(runs, "t4", halved=1)
+    change(runs, "t4", "evaluation", halved=3)
+    write_report(runs, "demo")
+    said = (
+        "row 3: its worker died twice, resumed from step 1,500; "
+        "row 5: batch halved once (out of memory), batch of its evaluation halved 3 times (out of memory)"
+    )
+    assert f"- **Setbacks:** {said}" in output(runs, "report.md")
+    assert page(runs).xpath("string(//section[@id='facts']//div[dt='Setbacks']/dd)") == said
+
+
+@pytest.mark.parametrize("odd", [None, 3, "x", [], [["a"]], {"data catalogue": 3}, {"data catalogue": [None, {}]}])
+def test_odd_sources_and_provenance_in_the_sweeps_file_make_no_crash(runs: Path, odd: Any) -> None:
+    record(runs, sources=odd, provenance=odd)
+    write_report(runs, "demo")
+    assert len(csv_rows(runs)) == 10
 
 
 # ---- what is missing or broken ----

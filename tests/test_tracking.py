@@ -175,6 +175,7 @@ def test_the_sweeps_own_run_has_its_table_and_its_best(runs: Path) -> None:
         {"label": "b", "kind": "trial", "status": "complete", "quality": 44.0, "target_modules": ["q_proj"]},
         {"label": "c", "kind": "trial", "status": "failed", "quality": None, "target_modules": [], "reason": "why"},
         {"label": "d", "kind": "trial", "status": "diverged", "quality": 99.0, "target_modules": []},
+        {"label": "e", "kind": "trial", "status": "complete", "quality": 98.0, "drift": ["data", "code"]},
     ]
     command = "python -m lora_sweep.train -m lora.r=8,16 train.sft.hub_token=hf_geheim"
     tracking.log_sweep(Tracking(project="other"), runs, name="first", command=command, rows=rows)
@@ -186,11 +187,12 @@ def test_the_sweeps_own_run_has_its_table_and_its_best(runs: Path) -> None:
     assert header["config"]["update"]["command"] == command.replace("hf_geheim", "***")
     numbers = summary(content)
     assert (numbers["best_quality"], numbers["best_label"], numbers["baseline_quality"]) == (44, "b", 50)
-    assert (numbers["trials"], numbers["complete"]) == (5, 3)
+    assert (numbers["trials"], numbers["complete"]) == (6, 4)
     saved = table(folder, content, "trials")
-    assert list(saved[0]) == ["label", "quality", "kind", "status", "target_modules", "reason"]
-    assert [row["label"] for row in saved] == ["base", "a", "b", "c", "d"]
-    assert [row["target_modules"] for row in saved] == [None, "q_proj, v_proj", "q_proj", "", ""]
+    assert list(saved[0]) == ["label", "quality", "kind", "status", "target_modules", "reason", "drift"]
+    assert [row["label"] for row in saved] == ["base", "a", "b", "c", "d", "e"]
+    assert [row["target_modules"] for row in saved] == [None, "q_proj, v_proj", "q_proj", "", "", None]
+    assert saved[5]["drift"] == "data, code"
     assert saved[3]["reason"] == "why"
 
 

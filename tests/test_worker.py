@@ -1,172 +1,270 @@
-"""A pack in one process: outcomes, whatever happens to a trial, and files that can be used elsewhere."""
+"""What a worker holds to whatever its trials do: claims, outcomes, logs, and nobody left behind."""
 
-import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import PeftModel
-from safetensors.torch import load_file
+from scripted import WORKER, Script, plan_of
 
 from lora_sweep import results, worker
-from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train
-from lora_sweep.data import load_split
-from lora_sweep.device import pick_device
-from lora_sweep.generate import generate
-from lora_sweep.model import load_base, load_tokenizer
-from lora_sweep.prompts import prompt_ids
-from sweep.launch import as_job
-from sweep.plan import make_plan
+from lora_sweep.claims import claim
+from lora_sweep.errors import Diverged, Preempted
+from lora_sweep.jobs import Job, Voice
+from sweep.trials import Planned
+from sweep.workers import as_job
 
 
-def config(**changes: Any) -> Config:
-    base = Config(
-        model=Model(name="tiny", tiny="llama"),
-        data=Data(name="tiny", tiny=60, train_rows=8),
-        lora=Lora(r=4),
-        train=Train(max_steps=3, learning_rate=1e-2),
-        eval=Eval(prompts=2, validation_rows=4, max_new_tokens=8),
-        tracking=Tracking(backend="none"),
+def trial(runs: Path, number: int = 0) -> Planned:
+    return plan_of(runs, "a", number + 1).trials[number]
+
+
+def job(runs: Path, number: int = 0, **more: Any) -> Job:
+    return Job.from_json(json.loads(json.dumps(as_job(trial(runs, number), **more))))
+
+
+class Line(Script):
+    """A script whose stages can be made to raise."""
+
+    def __init__(self, runs: Path, train: BaseException | None = None, evaluate: BaseException | None = None) -> None:
+        super().__init__(runs, "a")
+        self.errors = {"train": train, "evaluate": evaluate}
+        self.told: list[tuple[str, str]] = []
+
+    def train(self, job: Job, voice: Voice) -> None:
+        if self.errors["train"]:
+            raise self.errors["train"]
+        super().train(job, voice)
+
+    def evaluate(self, job: Job, voice: Voice) -> None:
+        if self.errors["evaluate"]:
+            raise self.errors["evaluate"]
+        super().evaluate(job, voice)
+
+    def failed(self, job: Job, status: str, reason: str) -> None:
+        self.told.append((status, reason))
+
+
+def run(runs: Path, line: Line, **more: Any) -> tuple[str, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    return worker.run_job(job(runs, **more), runs, line, Voice(events.append)), events
+
+
+FAULTS = [
+    (ValueError("broken"), "failed", "ValueError: broken"),
+    (ValueError(), "failed", "ValueError: ValueError"),
+    (Diverged("loss is nan at step 2"), "diverged", "loss is nan at step 2"),
+    (MemoryError(), "oom", "MemoryError: MemoryError"),
+    (Preempted("saved at step 2 of 4"), "preempted", "saved at step 2 of 4"),
+]
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.parametrize(("error", "status", "reason"), FAULTS)
+def test_a_fault_is_an_outcome(error: Exception, status: str, reason: str, stage: str, tmp_path: Path) -> None:
+    line = Line(tmp_path, **{stage: error})
+    got, events = run(tmp_path, line)
+    assert got == status
+    assert line.told == [(status, reason)]
+    found = results.load_result(tmp_path, trial(tmp_path).trial_id, "e0")
+    assert (found.status, found.reason) == (status, reason)
+    assert f"t0: {status}: {reason}" in [event.get("text") for event in events]
+    trained = results.trial_folder(tmp_path, trial(tmp_path).trial_id).adapter.exists()
+    assert trained == (stage == "evaluate"), "a fault of the evaluation keeps the adapter"
+
+
+def test_what_was_a_fault_is_forgotten_by_the_next_attempt(tmp_path: Path) -> None:
+    run(tmp_path, Line(tmp_path, evaluate=ValueError("broken")))
+    before = results.trial_folder(tmp_path, trial(tmp_path).trial_id).result.stat().st_mtime_ns
+    assert run(tmp_path, Line(tmp_path))[0] == "complete"
+    assert results.trial_folder(tmp_path, trial(tmp_path).trial_id).result.stat().st_mtime_ns == before
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    assert run(tmp_path, Line(tmp_path))[0] == "complete"
+    never = Line(tmp_path, train=AssertionError("trained again"), evaluate=AssertionError("evaluated again"))
+    assert run(tmp_path, never)[0] == "complete"
+    assert run(tmp_path, never, stages=["evaluate"])[0] == "complete"
+
+
+def test_what_diverged_stays_so(tmp_path: Path) -> None:
+    run(tmp_path, Line(tmp_path, train=Diverged("loss is nan")))
+    assert run(tmp_path, Line(tmp_path))[0] == "diverged"
+
+
+def test_a_trial_that_is_claimed_is_left_alone(tmp_path: Path) -> None:
+    with claim(results.trial_lock(tmp_path, trial(tmp_path).trial_id)):
+        assert run(tmp_path, Line(tmp_path)) == ("busy", [])
+    assert not (tmp_path / "trials").exists()
+
+
+def test_a_stage_at_a_time(tmp_path: Path) -> None:
+    assert run(tmp_path, Line(tmp_path), stages=["train"])[0] == "trained"
+    assert run(tmp_path, Line(tmp_path), stages=["evaluate"])[0] == "complete"
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    folder = results.trial_folder(tmp_path, trial(tmp_path).trial_id).path
+    (folder / "evals" / "e0").mkdir(parents=True)
+    for name in (".result.json.abc.tmp", "evals/e0/.scores.json.abc.tmp"):
+        (folder / name).write_text("{")
+    run(tmp_path, Line(tmp_path))
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_what_a_trial_prints_is_in_its_log_even_from_compiled_code(tmp_path: Path) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[2]); import test_worker as t; from pathlib import Path; "
+    code += "t.run_loud(Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)], capture_output=True, text=True
     )
-    return dataclasses.replace(base, **changes)
+    assert done.returncode == 0, done.stderr
+    log = results.trial_folder(tmp_path, trial(tmp_path).trial_id).log.read_text()
+    for words in ("from python\n", "from python's stderr\n", "from below\n"):
+        assert words in log
+        assert words not in done.stdout + done.stderr
+    assert "after" in done.stdout
 
 
-def run(configs: list[Config], runs: Path) -> tuple[list[worker.Job], list[str]]:
-    """Run a pack in this process; the jobs, baselines first, and what it said."""
-    plan = make_plan(configs, strict=True)
-    jobs = [worker.Job.from_json(json.loads(json.dumps(as_job(trial)))) for trial in plan.trials]
-    said: list[str] = []
-    worker.run_pack(jobs, runs, "test", said.append)
-    return jobs, said
+def run_loud(runs: Path) -> None:
+    """In a process of its own, for what it prints is caught at the level of the system."""
+
+    class Loud(Line):
+        def train(self, job: Job, voice: Voice) -> None:
+            print("from python")
+            print("from python's stderr", file=sys.stderr)
+            os.write(1, b"from below\n")
+            super().train(job, voice)
+
+    run(runs, Loud(runs))
+    print("after")
 
 
-def outcome(job: worker.Job, runs: Path) -> results.TrialResult:
-    return results.load_result(runs, job.trial_id, job.eval_id, job.label)
+DISK = [
+    OSError(28, "No space left on device"),
+    OSError(30, "Read-only file system"),
+    OSError(5, "Input/output error"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
 
 
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[worker.Job], list[str], Path]:
-    runs = tmp_path_factory.mktemp("runs")
-    jobs, said = run([config(), config(lora=Lora(r=2, targets="all_linear"))], runs)
-    return jobs, said, runs
+@pytest.mark.parametrize("error", DISK)
+def test_a_full_disk_is_no_trials_outcome(error: Exception, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    lines = iter([json.dumps(as_job(trial(tmp_path))), "not reached"])
+    code = worker.serve(lines, tmp_path, "a", lambda runs, sweep: Line(runs, train=error), Voice(events.append))
+    assert code == 75
+    assert events[-1] == {"event": "disk", "reason": str(error)}
+    assert not results.trial_folder(tmp_path, trial(tmp_path).trial_id).result.exists()
 
 
-def test_a_trial_is_complete_with_every_number(pack: Any) -> None:
-    jobs, _, runs = pack
-    for job in jobs:
-        result = outcome(job, runs)
-        assert (result.status, result.kind, result.bits) == ("complete", job.kind, 8 * pick_device().compute_bytes)
-        assert 0 < result.evaluation["validation_loss"] < 20
-        assert result.evaluation["new_tokens"] > 0
-        assert result.training["peak_memory_bytes" if job.kind == "trial" else "bits"] > 0
-        assert result.evaluation["provenance"]["versions"]["torch"] == torch.__version__
-    training = outcome(jobs[1], runs).training
-    assert training["trainable_params"] == 4 * 2 * (64 + 64) + 4 * 2 * (64 + 32)  # q 64 x 64, v 64 x 32, 2 layers
-    assert training["total_params"] == outcome(jobs[0], runs).training["total_params"]
-    assert training["steps"] == 3 == len(outcome(jobs[1], runs).losses)
-    assert training["tokens_per_second"] == pytest.approx(training["tokens_seen"] / training["train_seconds"])
-    adapter = results.trial_folder(runs, jobs[1].trial_id).adapter
-    assert training["adapter_bytes"] == sum(file.stat().st_size for file in adapter.iterdir())
+def test_after_running_out_of_memory_the_process_ends(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    lines = iter([json.dumps(as_job(trial(tmp_path))), "not reached"])
+    code = worker.serve(lines, tmp_path, "a", lambda runs, sweep: Line(runs, train=MemoryError()), Voice(events.append))
+    assert (code, events[-1]) == (0, {"event": "end", "status": "oom"})
 
 
-def test_checksums_are_those_of_the_files(pack: Any) -> None:
-    jobs, _, runs = pack
-    folder = results.trial_folder(runs, jobs[1].trial_id)
-    stated = outcome(jobs[1], runs).training["files"]
-    assert {"config.json", "losses.jsonl", "adapter/adapter_model.safetensors"} <= set(stated)
-    assert stated == results.file_hashes(folder.path, stated)
+# --- the process -----------------------------------------------------------------------------------------------------
 
 
-def test_prompts_are_the_held_out_rows_and_the_fixed_ones(tmp_path: Path) -> None:
-    from lora_sweep.config import FixedPrompt
-
-    settings = Eval(
-        prompts=2, validation_rows=4, max_new_tokens=4, fixed_prompts=[FixedPrompt("Smooth Mouse", "Mouse")]
-    )
-    jobs, _ = run([config(eval=settings)], tmp_path)
-    generations = outcome(jobs[1], tmp_path).generations
-    held_out = load_split(config().data).validation[:2]
-    assert [row["prompt_id"] for row in generations] == ["validation-0", "validation-1", "fixed-0"]
-    assert [row["reference"] for row in generations] == [*(row.description for row in held_out), None]
-    assert generations[2]["response_nll"] is None
-    assert "Smooth Mouse, belonging to category: Mouse" in generations[2]["prompt"]
-    assert not {row.asked for row in held_out} & {row.asked for row in load_split(config().data).train}
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
-@pytest.mark.parametrize("bits", [None, 4])
-def test_the_saved_adapter_writes_the_same_tokens_elsewhere(bits: int | None, tmp_path: Path) -> None:
-    jobs, _ = run([config(quant=Quant(bits), lora=Lora(r=8, targets="all_linear_and_head"))], tmp_path)
-    job = jobs[1]
-    tokenizer = load_tokenizer(job.config.model)
-    base = load_base(job.config.model, job.config.quant, pick_device())
-    model = PeftModel.from_pretrained(base, str(results.trial_folder(tmp_path, job.trial_id).adapter)).eval()
-    saved = load_file(results.trial_folder(tmp_path, job.trial_id).adapter / "adapter_model.safetensors")
-    assert all("lora_" in name for name in saved), "the adapter holds weights of the base"
-    assert sum(weight.numel() for weight in saved.values()) == outcome(job, tmp_path).training["trainable_params"]
-    generations = outcome(job, tmp_path).generations
-    prompts = [prompt_ids("alpaca", row["product"], row["category"], tokenizer) for row in generations]
-    written = generate(model, tokenizer, prompts, job.config.eval, "\n### End", pick_device())
-    assert [text.text for text in written] == [row["text"] for row in generations]
-    untuned = generate(model.unload(), tokenizer, prompts, job.config.eval, "\n### End", pick_device())
-    assert [text.text for text in untuned] != [row["text"] for row in generations], "the adapter does nothing"
+def gone(pids: list[int], seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
-def test_one_base_is_loaded_once_for_a_pack(pack: Any) -> None:
-    _, said, _ = pack
-    assert sum(line.startswith("loaded tiny") for line in said) == 1
+def family(pid: int) -> Iterator[int]:
+    """The process and all below it."""
+    yield pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from family(int(child))
 
 
-def test_generating_at_other_bits_loads_each_base_once(tmp_path: Path) -> None:
-    eight = dataclasses.replace(config().eval, quant="8bit")
-    configs = [config(eval=eight, quant=Quant(4), lora=Lora(r=r)) for r in (2, 4)]
-    jobs, said = run(configs, tmp_path)
-    loads = [line.split(" in ")[0] for line in said if line.startswith("loaded")]
-    assert loads == ["loaded tiny at 4 bits", "loaded tiny at 8 bits"]
-    trial = outcome(jobs[1], tmp_path)
-    assert (trial.training["bits"], trial.evaluation["bits"]) == (4, 8)
-    assert outcome(jobs[0], tmp_path).bits == 8, "the baseline is the base as it generates"
+@pytest.fixture
+def spawning(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """An orchestrator's stand-in whose worker runs a trial that has started a process: (the stand-in, its family)."""
+    code = """
+import subprocess, sys, time
+runs, command, job = sys.argv[1], eval(sys.argv[2]), sys.argv[3]
+pipe = subprocess.PIPE
+worker = subprocess.Popen([*command, runs, "a"], stdin=pipe, stdout=pipe, start_new_session=True)
+worker.stdin.write(job.encode() + b"\\n")
+worker.stdin.flush()
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+    one = json.dumps(as_job(trial(tmp_path)))
+    arguments = [sys.executable, "-c", code, str(tmp_path), repr(WORKER), one]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, "SCRIPT": '{"*": "spawn"}'}
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        told = results.trial_folder(tmp_path, trial(tmp_path).trial_id).path / "grandchild"
+        end = time.monotonic() + 20
+        while not (told.exists() and told.read_text()):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        pids = list(family(child))
+        assert int(told.read_text()) in pids
+        assert len(pids) == 3, "the worker, its guard and the trial's process"
+        yield process, pids
+        process.kill()
 
 
-def test_a_diverged_trial_does_not_stop_the_next(tmp_path: Path) -> None:
-    wild = config(train=Train(max_steps=3, learning_rate=1e30), lora=Lora(r=4, targets="mlp"))
-    jobs, _ = run([wild, config()], tmp_path)
-    first, second = outcome(jobs[1], tmp_path), outcome(jobs[2], tmp_path)
-    assert first.status == "diverged"
-    assert "at step" in (first.reason or "")
-    assert second.status == "complete"
+def test_nobody_outlives_a_killed_orchestrator(spawning: Any) -> None:
+    process, pids = spawning
+    process.kill()
+    assert gone(pids)
 
 
-def test_a_fault_of_the_evaluation_keeps_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(worker, "generate", lambda *args: 1 / 0)
-        jobs, _ = run([config()], tmp_path)
-    broken = outcome(jobs[1], tmp_path)
-    assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError: division by zero")
-    trained = results.trial_folder(tmp_path, jobs[1].trial_id).result.stat().st_mtime_ns
-    jobs, _ = run([config()], tmp_path)
-    assert outcome(jobs[1], tmp_path).status == "complete"
-    assert results.trial_folder(tmp_path, jobs[1].trial_id).result.stat().st_mtime_ns == trained, "it trained again"
+def test_nobody_outlives_a_killed_worker(spawning: Any) -> None:
+    _, pids = spawning
+    os.kill(pids[0], 9)
+    assert gone(pids[1:])
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
-def test_out_of_memory_is_an_outcome_and_ends_the_process(error: Exception, tmp_path: Path, monkeypatch: Any) -> None:
-    def finetune(*args: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(worker, "finetune", finetune)
-    jobs, _ = run([config(), config(lora=Lora(r=2))], tmp_path)
-    assert [outcome(job, tmp_path).status for job in jobs] == ["complete", "oom", None]
+def test_nobody_outlives_both(spawning: Any) -> None:
+    process, pids = spawning
+    process.kill()
+    os.kill(pids[0], 9)
+    assert gone(pids)
 
 
-def test_a_bias_that_is_trained_makes_the_base_new_for_the_next_trial(tmp_path: Path) -> None:
-    shape = Model(name="tiny", tiny="gpt_neox")
-    biased = config(model=shape, lora=Lora(r=2, bias="all"))
-    plain = config(model=shape, lora=Lora(r=2))
-    jobs, said = run([biased, plain], tmp_path)
-    alone, _ = run([plain], tmp_path / "alone")
-    assert {outcome(job, tmp_path).status for job in jobs} == {"complete"}
-    assert sum(line.startswith("loaded tiny") for line in said) == 3  # training and loading the biases each change it
-    together = outcome(jobs[-1], tmp_path).training["files"]["adapter/adapter_model.safetensors"]
-    assert together == outcome(alone[-1], tmp_path / "alone").training["files"]["adapter/adapter_model.safetensors"]
+def test_a_worker_that_ends_leaves_no_guard(tmp_path: Path) -> None:
+    with subprocess.Popen([*WORKER, str(tmp_path), "a"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(as_job(trial(tmp_path))).encode() + b"\n")
+        process.stdin.flush()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "end":
+                break
+        pids = list(family(process.pid))
+        assert len(pids) == 2
+        process.stdin.write(b'{"end": true}\n')
+        process.stdin.flush()
+        assert process.wait(20) == 0
+        assert gone(pids)
+
+
+def test_starting_a_worker_loads_no_torch() -> None:
+    script = "import sys, lora_sweep.worker; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

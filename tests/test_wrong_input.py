@@ -150,12 +150,57 @@ def test_a_wrong_value_is_refused(line: str, weightless: Path, tmp_path: Path) -
     assert refusal(weightless, tmp_path / "runs", override).startswith(said)
 
 
-@pytest.mark.parametrize(
-    "override", ["lora.r=4,0", "lora.targets=attn,[q_proj,v_porj]", "train.learning_rate=1e-4,nan"]
-)
-def test_one_wrong_point_refuses_the_whole_sweep(override: str, weightless: Path, tmp_path: Path) -> None:
-    said = refusal(weightless, tmp_path / "runs", override)
-    assert said.startswith((f"{override.partition('=')[0]} =", "lora.targets: 'v_porj' matches no module"))
+SWEPT = {
+    "lora.r=4,0": "lora.r = 0: must be a whole number of at least 1",
+    "lora.targets=attn,[q_proj,v_porj]": "lora.targets: 'v_porj' matches no module of this llama",
+    "train.learning_rate=1e-4,nan": "train.learning_rate = nan: must be a number above 0",
+    "train.lr_scheduler_type=linear,cosin": "train.lr_scheduler_type = cosin: is unknown; did you mean 'cosine'?",
+}
+
+
+@pytest.mark.parametrize("override", SWEPT)
+def test_one_wrong_point_refuses_a_strict_sweep(override: str, weightless: Path, tmp_path: Path) -> None:
+    said = refusal(weightless, tmp_path / "runs", override, "launch.strict=true")
+    assert said.startswith(SWEPT[override])
+
+
+def test_a_wrong_point_is_a_row_and_the_others_reach_a_worker(weightless: Path, tmp_path: Path) -> None:
+    """The settings of the trainer are judged too, and NaN is no number that a file of results could hold."""
+    runs = tmp_path / "runs"
+    grid = ["lora.r=4,33", "train.lr_scheduler_type=linear,cosin", "train.learning_rate=1e-3,nan"]
+    done = train("model=tiny", "data=tiny", f"model.path={weightless}", f"runs_dir={runs}", "tracking=none", *grid)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""
+    assert "1 trial and 1 baseline of llama-weightless; 2 to run, 0 done, 7 invalid" in done.stdout
+    found = [json.loads(path.read_text()) for path in (runs / "trials").glob("*/result.json")]
+    reasons = [result["reason"] for result in found if result["status"] == "invalid"]
+    starts = ("lora.r = 33: is larger", "train.learning_rate = nan: must be", "train.lr_scheduler_type = cosin: is")
+    assert [sum(reason.startswith(start) for reason in reasons) for start in starts] == [1, 4, 2]
+    assert len(reasons) == 7
+
+
+@pytest.mark.parametrize("override", ["lora.r=33,34", "lora.r=0,4 train.optim=adamw_torc", "lora.r=4,8 lora.alpha=0"])
+def test_a_sweep_without_a_right_point_is_refused(override: str, weightless: Path, tmp_path: Path) -> None:
+    said = refusal(weightless, tmp_path / "runs", *override.split())
+    assert said.startswith(("lora.r = 33: ", "lora.r = 0: ", "lora.alpha = 0.0: "))
+
+
+@pytest.mark.parametrize("override", ["lora.r=4,2.5", "lora.r=4,eight", "quant=4bit,4bits", "model=tiny,tinny"])
+def test_a_point_that_does_not_compose_refuses_the_whole_sweep(override: str, weightless: Path, tmp_path: Path) -> None:
+    assert override.partition("=")[0] in refusal(weightless, tmp_path / "runs", override)
+
+
+def test_of_two_models_the_missing_one_is_rows(weightless: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    models = f"model.path={weightless},{tmp_path}/nowhere"
+    done = train("model=tiny", "data=tiny", models, f"runs_dir={runs}", "tracking=none")
+    assert "1 trial and 1 baseline of llama-weightless; 2 to run, 0 done, 1 invalid" in done.stdout, done.stderr
+    assert f"model.path = {tmp_path}/nowhere: is no folder; it must be a folder in transformers' format" in done.stdout
+
+
+def test_what_belongs_to_the_whole_sweep_is_not_swept(weightless: Path, tmp_path: Path) -> None:
+    said = refusal(weightless, tmp_path / "runs", "launch.workers=1,2")
+    assert said == "launch.workers: differs between points; it is one setting of the whole sweep"
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -286,7 +331,7 @@ def test_a_key_that_the_trainer_does_not_know_is_refused(weightless: Path, tmp_p
 
 
 def test_an_unknown_schedule_is_refused(weightless: Path, tmp_path: Path) -> None:
-    said = refusal(weightless, tmp_path / "runs", "train.lr_scheduler_type=linear,cosin")
+    said = refusal(weightless, tmp_path / "runs", "train.lr_scheduler_type=cosin")
     assert said.startswith(
         "train.lr_scheduler_type = cosin: is unknown; did you mean 'cosine'?; allowed: linear, cosine"
     )

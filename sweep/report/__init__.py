@@ -1,10 +1,10 @@
 """A sweep's results as a table, a page and a CSV: a pure function of the result files.
 
-    table      the files as rows             csv_file   report.csv
-    ranking    which row is the best         markdown   report.md
-    overview   what is true of the sweep     html       report.html
-    texts      what the rows wrote           terminal   what a terminal prints
-    show       how a value is written
+    table        the files as rows             csv_file   report.csv
+    ranking      which row is the best         markdown   report.md
+    differences  where rows differ unasked     html       report.html
+    overview     what is true of the sweep     terminal   what a terminal prints
+    texts        what the rows wrote           show       how a value is written
 
 The same files give the same bytes: no clock, no machine's path, no order but the sweep's own.
 """

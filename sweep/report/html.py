@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from lora_sweep.results import STATUSES
 from sweep.report import overview, ranking, show
-from sweep.report.table import PENDING, Row, Sweep, metric_names, references
+from sweep.report.table import PENDING, Row, Sweep, is_other, metric_names, references
 from sweep.report.texts import shown_prompts
 
 FOLDER = Path(__file__).parent
@@ -75,6 +75,7 @@ def context(sweep: Sweep) -> dict[str, Any]:
                 "prompt": prompt,
                 "written": [{**_name(each.row), "text": each.text, "notes": each.notes} for each in prompt.written],
                 "missing": [_name(row) for row in prompt.missing],
+                "elsewhere": [row["mark"] for row in prompt.elsewhere],
             }
             for prompt in shown_prompts(sweep)
         ],
@@ -87,11 +88,12 @@ def _name(row: Row) -> dict[str, Any]:
     """How every part of the page names a row. ``tone`` is a class of page.css."""
     status = show.setting(row["status"])
     tone = {"complete": "good", PENDING: "wait"}.get(status, "bad" if status in STATUSES else "wait")
+    tone = "wait" if tone == "good" and is_other(row) else tone
     return {
         "mark": row["mark"],
         "label": show.visible(row["label"]),
         "is_baseline": row["kind"] == "baseline",
-        "status": status,
+        "status": show.status(row),
         "tone": tone,
     }
 

@@ -152,10 +152,12 @@ def _prompt(prompt: Prompt) -> list[str]:
     for written in prompt.written:
         notes = ", ".join(note for note, _ in written.notes)
         rows.append([written.row["mark"], escape(written.row["label"]), escape(written.text), escape(notes)])
+    elsewhere = ", ".join(f"row {row['mark']}" for row in prompt.elsewhere)
     missing = ", ".join(f"row {row['mark']} ({escape(show.setting(row['status']))})" for row in prompt.missing)
     return [
         f"### {escape(prompt.title)}",
         f"<details><summary>prompt {escape(prompt.prompt_id)}</summary>\n\n{fenced(prompt.prompt)}\n\n</details>",
         table(["row", "label", "text", "notes"], rows),
+        f"Asked about something else under this number: {elsewhere}." if elsewhere else "",
         f"No text from {missing}." if missing else "",
     ]

@@ -7,6 +7,7 @@ lists what there is.
 from collections.abc import Iterable
 from typing import Any
 
+from sweep.report.differences import differing, packages
 from sweep.report.ranking import tally
 from sweep.report.show import count, millions, setting, visible
 from sweep.report.table import Sweep, dig, number
@@ -29,6 +30,7 @@ def facts(sweep: Sweep) -> list[Fact]:
         ("Seed", _seeds(sweep)),
         ("Device", _several(row["device"] for row in sweep.rows)),
         ("Dtype", _dtypes(sweep)),
+        ("Setbacks", _setbacks(sweep)),
     ]
     return [(label, text) for label, text in found if text]
 
@@ -36,13 +38,14 @@ def facts(sweep: Sweep) -> list[Fact]:
 def provenance(sweep: Sweep) -> list[Fact]:
     """Where the numbers come from; unknown ones are left out."""
     trainings = [result.training for result in sweep.results]
-    packages = _packages(sweep)
-    versions = ", ".join(f"{visible(name)} {_spread(trainings, f'provenance.versions.{name}')}" for name in packages)
+    texts = [(visible(name), _spread(trainings, f"provenance.versions.{name}")) for name in packages(sweep)]
+    versions = ", ".join(f"{name} {text}" for name, text in texts if text)
     found = [
         ("Sweep started", visible(sweep.started)),
         ("Varied", ", ".join(visible(key) for key in sweep.varied)),
         ("Versions", versions),
         ("Git commit", _several(_commit(training) for training in trainings)),
+        ("Code", _spread(trainings, "provenance.code")),
         ("Platform", _spread(trainings, "provenance.platform")),
         ("Model fingerprint", _several(_short(dig(t, "fingerprints.model")) for t in trainings)),
         ("Rows fingerprint", _several(_short(dig(t, "data.rows_fingerprint")) for t in trainings)),
@@ -52,25 +55,12 @@ def provenance(sweep: Sweep) -> list[Fact]:
 
 def differences(sweep: Sweep) -> list[tuple[str, list[Fact]]]:
     """What should be one value and is not: (name, [(value, the rows that have it)]), unknown values aside."""
-    paths = {
-        "rows fingerprint": "data.rows_fingerprint",
-        "device": "provenance.device",
-        "dtype": "provenance.dtype",
-        "adapter dtype": "provenance.adapter_dtype",
-        "git commit": "provenance.git_commit",
-        **{f"{package} version": f"provenance.versions.{package}" for package in _packages(sweep)},
-    }
     found = []
-    for name, path in paths.items():
-        marks: dict[str, list[str]] = {}
-        for row, result in zip(sweep.rows, sweep.results, strict=True):
-            value = dig(result.training, path)
-            if value is not None:
-                marks.setdefault(setting(value), []).append(row["mark"])
-        if len(marks) > 1:
-            found.append(
-                (name, [(value, f"row{'s' * (len(rows) > 1)} {', '.join(rows)}") for value, rows in marks.items()])
-            )
+    for name, marks in differing(sweep, sweep.rows).items():
+        now = sweep.sources.get(name, [])
+        values = [visible(value) + " now" * (value in now) for value in marks]
+        rows = [f"row{'s' * (len(each) > 1)} {', '.join(each)}" for each in marks.values()]
+        found.append((visible(name), list(zip(values, rows, strict=True))))
     return found
 
 
@@ -181,10 +171,26 @@ def _commit(training: dict[str, Any]) -> str | None:
     return f"{str(commit)[:12]} with uncommitted changes" if dig(training, "provenance.git_dirty") else str(commit)[:12]
 
 
-def _packages(sweep: Sweep) -> list[str]:
-    versions = [dig(result.training, "provenance.versions") for result in sweep.results]
-    found = {str(name) for each in versions if isinstance(each, dict) for name in each if "." not in str(name)}
-    return sorted(found, key=lambda name: (name != "lora-sweep", name != "python", name))
+def _setbacks(sweep: Sweep) -> str:
+    """``row 3: its worker died twice; row 5: batch halved once (out of memory)``"""
+    found = []
+    for row, result in zip(sweep.rows, sweep.results, strict=True):
+        training, evaluation = result.training, result.evaluation
+        step = number(training.get("resumed_from"))
+        words = [
+            ("its worker died {}", _times(training.get("setbacks"))),
+            ("batch halved {} (out of memory)", _times(training.get("halved"))),
+            ("batch of its evaluation halved {} (out of memory)", _times(evaluation.get("halved"))),
+            ("resumed from step {}", count(step) if step else ""),
+        ]
+        said = ", ".join(text.format(value) for text, value in words if value)
+        found += [f"row {row['mark']}: {said}"] if said else []
+    return "; ".join(found)
+
+
+def _times(value: Any) -> str:
+    amount = number(value) or 0
+    return "" if amount < 1 else {1: "once", 2: "twice"}.get(int(amount), f"{count(amount)} times")
 
 
 def _short(fingerprint: Any) -> str | None:

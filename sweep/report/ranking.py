@@ -3,10 +3,13 @@
 Owns the sentence on the best row. A mean without an interval proves nothing, and the sentence says so.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
+from sweep.drift import from_what
+from sweep.report.differences import SOURCES, differing, makers
 from sweep.report.show import is_complete, is_failed, metric, row_name, visible
-from sweep.report.table import PENDING, Row, Sweep
+from sweep.report.table import PENDING, Row, Sweep, is_other
 
 NO_INTERVALS = "Differences come without intervals: do not read small ones."
 
@@ -21,11 +24,19 @@ class Best:
 
 
 def best(sweep: Sweep) -> Best:
-    """The highest mean quality among complete trials, and what it is worth."""
-    ranked = [row for row in sweep.rows if row["kind"] == "trial" and is_complete(row)]
-    ranked = [row for row in ranked if row.get("quality") is not None]
+    """The highest mean quality among complete trials of the sweep's own model and data, and what it is worth."""
+    scored = [row for row in sweep.rows if row["kind"] == "trial" and is_complete(row)]
+    scored = [row for row in scored if row.get("quality") is not None]
+    ranked = [row for row in scored if not is_other(row)]
+    left_out = _left_out([row for row in scored if is_other(row)])
+    unclear = _unclear(sweep, ranked)
+    if unclear:
+        return Best([], None, _sentences(unclear, left_out))
     if not ranked:
-        return Best([], None, "No trial is complete with a quality yet, so no row is the best.")
+        which = " of the sweep's present model and data" if left_out else ""
+        return Best(
+            [], None, _sentences(f"No trial{which} is complete with a quality yet, so no row is the best.", left_out)
+        )
     top = max(row["quality"] for row in ranked)
     rows = [row for row in ranked if row["quality"] == top]
     baseline = baseline_of(sweep, rows[0])
@@ -37,15 +48,49 @@ def best(sweep: Sweep) -> Best:
         text += f"the {name} has {metric('quality', baseline['quality'])}."
         if baseline["quality"] >= top:
             text += " No trial's mean is above its baseline's."
-    if evaluated_differently(sweep):
-        text += " Rows were evaluated differently: their means cannot be compared."
-    return Best(rows, baseline, f"{text} {NO_INTERVALS}")
+    differently = evaluated_differently(sweep) and "Rows were evaluated differently: their means cannot be compared."
+    return Best(rows, baseline, _sentences(text, left_out, differently, _made_differently(sweep, ranked), NO_INTERVALS))
+
+
+def _sentences(*texts: str | bool) -> str:
+    return " ".join(text for text in texts if isinstance(text, str) and text)
+
+
+def _left_out(rows: list[Row]) -> str:
+    """``2 rows were made from other data and are not ranked.``"""
+    counts = Counter(from_what(row["drift"]) for row in rows)
+    verbs = {True: ("row was", "is"), False: ("rows were", "are")}
+    words = ((count, *verbs[count == 1], what) for what, count in counts.items())
+    return " ".join(
+        f"{count} {rows_were} made from {what} and {are} not ranked." for count, rows_were, are, what in words
+    )
+
+
+def _unclear(sweep: Sweep, rows: list[Row]) -> str:
+    """Where rows of one name were made from several sources, and an older sweep's file does not say which is meant."""
+    several = [name for name in differing(sweep, rows) if name.startswith(SOURCES)]
+    unknown = [name for name in several if name not in sweep.sources]
+    if not unknown:
+        return ""
+    names = " and of ".join(visible(name) for name in unknown)
+    return (
+        f"No row is ranked: rows of {names} were made from different sources (see Differences between rows), and this "
+        "sweep's file does not say which is meant now. Running the sweep's command again records it."
+    )
+
+
+def _made_differently(sweep: Sweep, ranked: list[Row]) -> str:
+    """``Rows differ in code: see Differences between rows.``, of those that are ranked and of their baselines."""
+    baselines = [baseline for row in ranked if (baseline := baseline_of(sweep, row)) is not None]
+    names = makers(differing(sweep, [*ranked, *baselines]))
+    return f"Rows differ in {visible(', '.join(names))}: see Differences between rows." if names else ""
 
 
 def evaluated_differently(sweep: Sweep) -> bool:
     """Whether complete rows answered other prompts, or the same ones under other limits: they cannot be ranked."""
     ours = ("quant", "batch_size", "baseline_templates")
-    found = [result.config.get("eval") for result in sweep.results if result.status == "complete"]
+    pairs = zip(sweep.rows, sweep.results, strict=True)
+    found = [result.config.get("eval") for row, result in pairs if result.status == "complete" and not is_other(row)]
     settings = [{k: v for k, v in each.items() if k not in ours} for each in found if isinstance(each, dict)]
     return any(each != settings[0] for each in settings)
 
@@ -58,6 +103,8 @@ def baseline_of(sweep: Sweep, row: Row) -> Row | None:
         named = (other for other in scored if [other["trial_id"], other["eval_id"]] == row["baseline"])
         return next(named, None)
     bits = row["eval_bits"] or row["bits"]
+
+    scored = [other for other in scored if is_other(other) == is_other(row)]
 
     def likeness(other: Row) -> tuple[bool, bool]:
         return (other["eval_bits"] or other["bits"]) == bits, other["template"] == row["template"]

@@ -8,6 +8,7 @@ import unicodedata
 from typing import Any
 
 from lora_sweep.metrics import METRICS
+from sweep.drift import from_what
 from sweep.report.table import PENDING, Row, Sweep, extra_keys
 
 UNKNOWN = "–"
@@ -142,6 +143,8 @@ def cell(row: Row, key: str) -> str:
     value = row.get(key)
     if key == "targets":
         return baseline_words(row) if row["kind"] == "baseline" else target_words(row)
+    if key == "status":
+        return status(row)
     if key == "trainable_params":
         return f"{count(value)} ({millions(value)})" if value else count(value)
     if key in ("peak_memory_bytes", "peak_gpu_memory_bytes", "adapter_bytes"):
@@ -149,6 +152,11 @@ def cell(row: Row, key: str) -> str:
     if key in ("quality", "validation_loss", "train_seconds"):
         return metric(key, value)
     return setting(value)
+
+
+def status(row: Row) -> str:
+    """``complete, other data`` for a row that was made from other data than its sweep has now."""
+    return ", ".join(part for part in (setting(row["status"]), from_what(row["drift"])) if part)
 
 
 def baseline_words(row: Row) -> str:

@@ -7,7 +7,7 @@ and does not compare rows. Unknown is None. Whatever the files hold, a row comes
 import dataclasses
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from lora_sweep.errors import Refused, nearest
 from lora_sweep.metrics import METRICS
 from lora_sweep.results import TrialResult, load_result, read_json, sweep_file
+from sweep.drift import Sources, read_sources, row_drift
 
 PENDING = "pending"  # shown while there is no outcome; no status of its own
 MAIN_COMMAND = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
@@ -41,7 +42,7 @@ LARGEST = 1e18  # no number of a trial comes near it; JSON can hold integers tha
 COLUMNS = (
     "trial_id kind r alpha targets target_modules bits seed status quality validation_loss trainable_params "
     "train_seconds tokens_per_second peak_memory_bytes adapter_bytes "
-    "eval_id label reason dropout learning_rate base data template eval_bits steps train_loss"
+    "eval_id label reason drift dropout learning_rate base data template eval_bits steps train_loss"
 )
 LAST_COLUMNS = "device dtype peak_gpu_memory_bytes gpu_utilization_percent generate_seconds generate_tokens_per_second"
 
@@ -50,7 +51,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file with the results of its trials, in the file's order (``rows`` and ``results`` run parallel)."""
+    """A sweep file with the results of its trials, in the file's order (``rows`` and ``results`` run parallel).
+
+    ``sources`` is what the names of models and data meant when the sweep last ran; {} in an older file.
+    """
 
     name: str
     command: str
@@ -58,6 +62,7 @@ class Sweep:
     varied: list[str]
     results: list[TrialResult]
     rows: list[Row]
+    sources: Sources = field(default_factory=dict)
 
 
 def known_sweeps(runs: Path) -> list[str]:
@@ -103,12 +108,15 @@ def load_sweep(runs: Path, name: str) -> Sweep:
     results = [_load(runs, entry) for entry in entries]
     kinds = [entry.get("kind") or result.kind for entry, result in zip(entries, results, strict=True)]
     rows = [_row(result, kind, varied) for result, kind in zip(results, kinds, strict=True)]
-    for row, entry in zip(rows, entries, strict=True):
+    sources, made = read_sources(content.get("sources")), content.get("provenance")
+    for row, entry, result in zip(rows, entries, results, strict=True):
         row["baseline"] = entry.get("baseline")
+        row["drift"] = row_drift(result.config, result.training, result.evaluation, sources, made)
     for kind, prefix in (("baseline", "B"), ("trial", "")):
         for place, row in enumerate((row for row in rows if row["kind"] == kind), start=1):
             row["mark"] = f"{prefix}{place}"
-    return Sweep(name, str(content.get("command") or ""), str(content.get("started") or ""), varied, results, rows)
+    command, started = str(content.get("command") or ""), str(content.get("started") or "")
+    return Sweep(name, command, started, varied, results, rows, sources)
 
 
 def columns(sweep: Sweep) -> list[str]:
@@ -142,9 +150,15 @@ def number(value: Any) -> float | int | None:
     return value if isinstance(value, int | float) and abs(value) < LARGEST else None
 
 
+def is_other(row: Row) -> bool:
+    """Whether a row was made from another model or other data than its sweep has now."""
+    return bool({"model", "data"} & set(row["drift"]))
+
+
 def references(sweep: Sweep) -> dict[str, float | int | None]:
     """The metrics of the reference texts themselves, from the first row that has them: the top of the scale."""
-    for result in sweep.results:
+    of_now_first = sorted(zip(sweep.rows, sweep.results, strict=True), key=lambda pair: is_other(pair[0]))
+    for _, result in of_now_first:
         values = result.scores.get("references")
         if isinstance(values, dict) and values:
             return {name: number(value) for name, value in values.items()}

@@ -41,7 +41,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         show.count(row["trainable_params"]),
         show.metric("train_seconds", row.get("train_seconds")),
         show.size(row["peak_memory_bytes"]),
-        show.setting(row["status"]),
+        show.status(row),
     )
 
 

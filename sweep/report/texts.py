@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweep.report.show import metric, shortened, visible
-from sweep.report.table import Row, Sweep, number
+from sweep.report.table import Row, Sweep, is_other, number
 
 HELD_OUT_SHOWN = 3
 NOTHING = "(nothing)"
@@ -25,7 +25,12 @@ class Written:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt with all texts. ``reference`` is None for a fixed prompt; ``missing`` are rows without a text."""
+    """One prompt with all texts. ``reference`` is None for a fixed prompt.
+
+    Attributes:
+        missing: rows without a text.
+        elsewhere: rows that were asked about something else under this id: their data differ.
+    """
 
     prompt_id: str
     title: str
@@ -33,12 +38,13 @@ class Prompt:
     reference: str | None
     written: list[Written]
     missing: list[Row]
+    elsewhere: list[Row]
 
 
 def shown_prompts(sweep: Sweep) -> list[Prompt]:
     """Every fixed prompt, then the first HELD_OUT_SHOWN others, in their own order."""
     by_id: dict[str, dict[str, Any]] = {}
-    for result in sweep.results:
+    for _, result in sorted(zip(sweep.rows, sweep.results, strict=True), key=lambda pair: is_other(pair[0])):
         for line in result.generations:
             if isinstance(line, dict):
                 by_id.setdefault(str(line.get("prompt_id")), line)
@@ -49,10 +55,12 @@ def shown_prompts(sweep: Sweep) -> list[Prompt]:
 
 
 def _prompt(sweep: Sweep, prompt_id: str, first: dict[str, Any]) -> Prompt:
-    written, missing = [], []
+    written, missing, elsewhere = [], [], []
     for row, result in zip(sweep.rows, sweep.results, strict=True):
         lines = [line for line in result.generations if isinstance(line, dict) and line.get("prompt_id") == prompt_id]
-        if lines:
+        if lines and any(lines[0].get(key) != first.get(key) for key in ("product", "category", "reference")):
+            elsewhere.append(row)
+        elif lines:
             scores = _scores(result.scores, prompt_id)
             text = _clean(lines[0].get("text") or "")
             written.append(Written(row, text if text.strip() else NOTHING, _notes(lines[0], scores)))
@@ -67,6 +75,7 @@ def _prompt(sweep: Sweep, prompt_id: str, first: dict[str, Any]) -> Prompt:
         reference=None if reference is None else _clean(reference),
         written=written,
         missing=missing,
+        elsewhere=elsewhere,
     )
 
 

@@ -1,0 +1,81 @@
+"""What an orchestrator and a worker say to each other: a job in, events out, a JSON line each. Imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lora_sweep.config import Config, config_from_json
+
+STAGES = ("train", "evaluate")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run, and what planning already knows about it.
+
+    Attributes:
+        facts: identity, fingerprints, trainable_params, total_params, data.
+        stages: which of STAGES to run now, in order; one whose outcome is there is passed over.
+        halvings: how often memory ran out in each stage, where that halves its batch.
+        setbacks: how often a worker died over this trial.
+    """
+
+    trial_id: str
+    eval_id: str
+    kind: str
+    label: str
+    config: Config
+    target_modules: list[str]
+    facts: dict[str, Any]
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    halvings: dict[str, int] = field(default_factory=dict)
+    setbacks: int = 0
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Job":
+        return cls(**{**value, "config": config_from_json(value["config"])})
+
+    @property
+    def ids(self) -> dict[str, str]:
+        return {"trial_id": self.trial_id, "eval_id": self.eval_id, "kind": self.kind}
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a trial speaks while it runs.
+
+    Attributes:
+        tell: sends an event; any event counts as progress.
+        stop: whether a signal asked to stop: then raise Preempted as soon as what is done is saved.
+    """
+
+    tell: Callable[[dict[str, Any]], None]
+    stop: Callable[[], bool] = lambda: False
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.tell({"event": "say", "text": text})
+
+    def phase(self, name: str) -> None:
+        """``loading``, ``training`` or ``writing``."""
+        self.tell({"event": "phase", "phase": name})
+
+    def step(self, step: int, steps: int, **numbers: float | None) -> None:
+        """Progress within a phase, with ``loss`` and ``tokens_per_second`` where there are such."""
+        self.tell({"event": "step", "step": step, "steps": steps, **numbers})
+
+
+class Line(Protocol):
+    """What a worker does with a job: the straight line of ``lora_sweep.trial``, or a script in a test.
+
+    Each stage writes its files, its result.json last, and raises whatever goes wrong.
+    """
+
+    def train(self, job: Job, voice: Voice) -> None: ...
+
+    def evaluate(self, job: Job, voice: Voice) -> None: ...
+
+    def failed(self, job: Job, status: str, reason: str) -> None:
+        """Told once, after a stage ended other than complete and its result was written."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool: ...

@@ -1,0 +1,153 @@
+"""A kill at each named place of the code, and a disk that fails at each call: the same command goes on from there."""
+
+import errno
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty import Ended, run
+from invariants import check, events_of, poll_gone
+from scripted import plan_of
+
+from lora_sweep import results
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [*(ROOT / "lora_sweep").glob("*.py"), *(ROOT / "sweep").rglob("*.py")]
+NAMES = sorted({name for path in SOURCES for name in re.findall(r'crash_point\("([^"]+)"\)', path.read_text())})
+TRIALS = 3
+
+# What it takes to reach a place: a script, settings of launch, and what to do to the runs folder before.
+FAILING = {"t1": "diverge"}
+REACHED_BY: dict[str, dict[str, Any]] = {
+    "before failure": {"script": FAILING},
+    "failure forgotten": {"script": FAILING, "before": "run", "retry": "failed"},
+    "before quarantine": {"before": "corrupt"},
+    "quarantined": {"before": "corrupt"},
+    "death seen": {"script": {"t1": "die"}},
+    "death kept": {"script": {"t1": "die"}},
+}
+ONCE = {
+    "before quarantine",
+    "quarantined",
+    "failure forgotten",
+    "before failure",
+    "prepared",
+    "before mirror",
+    "mirrored",
+}
+LATER = [(name, 3) for name in NAMES if name not in ONCE]
+MANY = [
+    (name, k) for name in ("written", "before rename", "renamed", "appended", "before append") for k in range(2, 40)
+]
+SLOW = [point for point in MANY if point not in LATER]
+
+
+def test_the_sources_have_crash_points() -> None:
+    assert set(REACHED_BY) | ONCE <= set(NAMES)
+    assert len(NAMES) >= 20
+
+
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [*((name, 1) for name in NAMES), *LATER, *(pytest.param(*point, marks=pytest.mark.slow) for point in SLOW)],
+)
+def test_a_kill_at_a_crash_point(tmp_path: Path, name: str, k: int) -> None:
+    runs, flag = tmp_path / "home" / "runs", tmp_path / "flag"
+    how = dict(REACHED_BY.get(name, {}))
+    script, before = how.pop("script", {}), how.pop("before", None)
+    if before:
+        first = run(runs, "points", TRIALS, script)
+        assert first.code in (0, 1), first.text
+    if before == "corrupt":
+        spoil(runs)
+    story = [run(runs, "points", TRIALS, script, crash=f"{name}:{k}:{flag}", **how)]
+    assert flag.exists(), f"{name} was not reached {k} times:\n{story[0].text}"
+    go_on(story, runs, script, finished=bool(script), **how)
+
+
+def go_on(story: list[Ended], runs: Path, script: dict[str, Any], finished: bool, **settings: Any) -> None:
+    """Check, run the same command to its end, and check again.
+
+    Args:
+        finished: whether trials end other than complete, so that the exit code stays 1.
+    """
+    plan = plan_of(runs, "points", TRIALS)
+    try:
+        check(runs, plan, finished=False)
+        story.append(run(runs, "points", TRIALS, script, **settings))
+        assert story[-1].code == finished
+        check(runs, plan, finished=True)
+        kept = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+        if not settings:
+            story.append(run(runs, "points", TRIALS, script))
+            assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == kept, "a run of nothing"
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *(f"--- {each.code}\n{each.text}" for each in story)])) from error
+
+
+def spoil(runs: Path) -> None:
+    """Change a byte of an adapter."""
+    path = min((runs / "trials").glob("*/adapter/adapter.bin"))
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+
+
+# --- the disk ----------------------------------------------------------------------------------------------------
+
+FULL, BROKEN = errno.ENOSPC, errno.EIO
+# Which process's k-th call fails, how, and whether every later write does too.
+CHOSEN: list[tuple[str, str, int, int, bool]] = [
+    ("sweep", "mkdir", 1, FULL, False),
+    ("sweep", "pwrite", 1, FULL, False),
+    ("sweep", "pwrite", 1, FULL, True),
+    ("sweep", "mkstemp", 1, FULL, True),
+    ("sweep", "write", 1, FULL, False),
+    ("sweep", "replace", 1, BROKEN, False),
+    ("sweep", "append", 2, FULL, True),
+    ("sweep", "short", 3, FULL, False),
+    ("sweep", "fsync", 3, BROKEN, False),
+    ("sweep", "fsync", 6, BROKEN, False),
+    ("sweep", "write", 3, FULL, True),
+    ("worker", "pwrite", 1, FULL, True),
+    ("worker", "open", 2, BROKEN, False),
+    ("worker", "mkstemp", 2, FULL, True),
+    ("worker", "write", 7, FULL, True),
+    ("worker", "write", 11, FULL, False),
+    ("worker", "fsync", 9, BROKEN, False),
+    ("worker", "fsync", 18, BROKEN, False),
+    ("worker", "replace", 8, BROKEN, True),
+    ("worker", "append", 1, FULL, True),
+]
+REST = [
+    (who, call, k, number, lasting)
+    for who in ("sweep", "worker")
+    for call in ("open", "mkstemp", "write", "append", "short", "pwrite", "fsync", "replace", "mkdir")
+    for k in range(1, 15)
+    for number, lasting in ((FULL, False), (FULL, True), (BROKEN, False))
+]
+
+
+@pytest.mark.parametrize(
+    ("who", "call", "k", "number", "lasting"),
+    [*CHOSEN, *(pytest.param(*each, marks=pytest.mark.slow) for each in REST if each not in CHOSEN)],
+)
+def test_a_call_that_fails(tmp_path: Path, who: str, call: str, k: int, number: int, lasting: bool) -> None:
+    runs, flag = tmp_path / "home" / "runs", tmp_path / "flag"
+    script = {"t1": "die once"} if call in ("append", "short") else {}
+    fault = {"in": who, "call": call, "at": k, "errno": number, "lasting": lasting, "flag": str(flag)}
+    story = [run(runs, "points", TRIALS, script, fault=fault)]
+    if not flag.exists():
+        pytest.skip("so often it is not called")
+    assert story[0].code in (0, 75), story[0].text
+    assert not poll_gone(runs)
+    if story[0].code == 75:
+        assert "nothing can be written" in story[0].text
+        assert "python -m lora_sweep.train" in story[0].text
+    assert "Traceback" not in story[0].text
+    for path in runs.rglob("*.json"):
+        assert results.read_json(path) is not None, f"{path} is half-written"
+    if call != "short":  # only a kill may tear the log, and only a short write looks like one
+        events_of(runs, "points")
+    go_on(story, runs, script, finished=False)

@@ -1,0 +1,99 @@
+"""Hydra's other launchers: the same store, the same results, and nothing done twice."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_sweep import results
+from sweep.elsewhere import quoted
+
+SMALL = ["model=tiny", "data=tiny", "train.max_steps=2", "eval.prompts=1", "eval.validation_rows=2"]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "lora_sweep.train",
+    *SMALL,
+    "eval.max_new_tokens=2",
+    "tracking=none",
+    "sweep_name=small",
+]
+
+
+def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *more], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def adapters(folder: Path) -> dict[str, str]:
+    found = sorted((folder / "runs/trials").glob("*/adapter/adapter_model.safetensors"))
+    return {path.parts[-3]: results.file_hashes(path.parent, [path.name])[path.name] for path in found}
+
+
+def snapshot(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What our own launcher makes of two ranks."""
+    folder = tmp_path_factory.mktemp("ours")
+    done = run(folder, "lora.r=2,4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_another_launcher_gives_the_same_results(launcher: str, ours: Path, tmp_path: Path) -> None:
+    command = [f"hydra/launcher={launcher}", "lora.r=2,4"]
+    done = run(tmp_path, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert adapters(tmp_path) == adapters(ours)
+    assert len(adapters(ours)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing is written outside runs"
+    started = [
+        e["trial_id"]
+        for e in results.read_jsonl(results.events_file(tmp_path / "runs", "small"))
+        if e["event"] == "start"
+    ]
+    assert len(started) == len(set(started)) == 3, "a trial was done twice"
+    before = snapshot(tmp_path)
+    again = run(tmp_path, *command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "0 to run, 3 done" in again.stdout
+    assert snapshot(tmp_path) == before
+
+
+def test_a_wider_grid_runs_its_new_points_and_ours_goes_on_with_them(ours: Path) -> None:
+    done = run(ours, "hydra/launcher=basic", "lora.r=2,4,8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 to run, 3 done" in done.stdout
+    before = snapshot(ours)
+    assert run(ours, "lora.r=2,4,8").returncode == 0
+    assert snapshot(ours) == before
+
+
+def test_a_bad_point_and_a_failed_one_are_rows_and_exit_code_1(tmp_path: Path) -> None:
+    done = run(tmp_path, "hydra/launcher=basic", "lora.r=2,64", "lora.targets=mlp", "train.learning_rate=1e30")
+    assert done.returncode == 1, done.stdout + done.stderr
+    report = (tmp_path / "runs/sweeps/small/report.csv").read_text()
+    assert "diverged" in report
+    assert "invalid" in report
+
+
+def test_another_sweeper_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    done = run(
+        tmp_path, "hydra/launcher=basic", "hydra/sweeper=basic", "hydra.sweep.dir=runs/hydra", "hydra.sweep.subdir=."
+    )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr == "refused: hydra/sweeper: trials are planned by our own sweeper; allowed: grid\n"
+
+
+def test_a_path_becomes_one_word_of_hydras_grammar(tmp_path: Path) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for name in ("plain", "with space", "it's", "a,b", "back\\slash", "${x}"):
+        parsed: Any = OverridesParser.create().parse_override(f"runs_dir={quoted(tmp_path / name)}")
+        assert os.fspath(tmp_path / name) == parsed.value()

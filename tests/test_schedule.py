@@ -1,0 +1,96 @@
+"""Which trial runs next: pure rules."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from scripted import plan_of
+
+from lora_sweep.config import Eval, Quant, Train
+from sweep.schedule import Queue, Waiting, can_halve
+from sweep.trials import Planned
+
+
+def trial(number: int, bits: int | None = 4, written_at: str = "same", trial_id: str = "") -> Planned:
+    planned = plan_of(Path("runs"), "a", number + 1).trials[number]
+    config = dataclasses.replace(planned.config, quant=Quant(bits), eval=Eval(quant=written_at))
+    return dataclasses.replace(planned, config=config, trial_id=trial_id or planned.trial_id)
+
+
+def order(queue: Queue, now: float = 0.0) -> list[str]:
+    """What a single worker would run, in order."""
+    labels = []
+    loaded = None
+    while True:
+        item = queue.take(loaded, [], now)
+        if item is None:
+            return labels
+        loaded = item.base
+        labels.append(f"{item.trial.label} {'+'.join(item.stages)}")
+        if item.stages == ["train"]:
+            queue.put_back(Waiting(item.trial, trained=True))
+
+
+def test_a_base_is_used_up_before_the_next_is_loaded() -> None:
+    queue = Queue([Waiting(trial(number, bits)) for number, bits in enumerate([4, 8, 4, 8])])
+    assert [label.split()[0] for label in order(queue)] == ["t0", "t2", "t1", "t3"]
+
+
+def test_where_texts_are_written_at_other_bits_all_train_first() -> None:
+    queue = Queue([Waiting(trial(number, 4, "8bit")) for number in range(2)])
+    assert order(queue) == ["t0 train", "t1 train", "t1 evaluate", "t0 evaluate"]
+
+
+def test_a_baseline_waits_for_the_base_that_others_will_write_with() -> None:
+    queue = Queue([Waiting(trial(0, 8)), Waiting(trial(1, 4, "8bit"))])
+    assert order(queue) == ["t1 train", "t1 evaluate", "t0 train+evaluate"]
+
+
+def test_a_second_worker_takes_another_base_if_there_is_one() -> None:
+    items = [Waiting(trial(number, bits)) for number, bits in enumerate([4, 4, 8])]
+    queue = Queue(list(items))
+    first = queue.take(None, [], 0)
+    assert first is items[0]
+    second = queue.take(None, [first], 0)
+    assert second is items[2]
+    assert queue.take(None, [first, second], 0) is items[1], "better the same base twice than an idle device"
+
+
+def test_two_evaluations_of_one_trial_never_run_at_once() -> None:
+    one, other = (Waiting(trial(number, trial_id="same")) for number in range(2))
+    queue = Queue([one, other])
+    assert queue.take(None, [], 0) is one
+    assert queue.take(None, [one], 0) is None
+    assert queue.take(None, [], 0) is other
+
+
+def test_what_is_put_off_waits_for_its_time() -> None:
+    item = Waiting(trial(0), not_before=5)
+    queue = Queue([item])
+    assert queue.take(None, [], 4) is None
+    assert queue.take(None, [], 5) is item
+    assert queue.waiting == []
+
+
+def test_what_goes_on_goes_first() -> None:
+    items = [Waiting(trial(number)) for number in range(2)]
+    queue = Queue(list(items))
+    again = Waiting(trial(2))
+    queue.put_back(again)
+    assert queue.take(None, [], 0) is again
+
+
+@pytest.mark.parametrize(
+    ("size", "halvings", "can"), [(8, 0, True), (8, 2, True), (8, 3, False), (6, 0, True), (6, 1, False), (1, 0, False)]
+)
+def test_a_batch_is_halved_while_it_is_even(size: int, halvings: int, can: bool) -> None:
+    planned = trial(0)
+    planned.config.train = Train(per_device_train_batch_size=size)
+    assert can_halve(planned, "train", halvings) == can
+
+
+def test_the_batch_of_sampled_texts_is_left_alone() -> None:
+    planned = trial(0)
+    assert can_halve(planned, "evaluate", 0)
+    planned.config.eval.do_sample = True
+    assert not can_halve(planned, "evaluate", 0)

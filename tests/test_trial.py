@@ -1,0 +1,180 @@
+"""Trials on one worker's straight line: outcomes, whatever happens, and files that can be used elsewhere."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from lora_sweep import results, trial
+from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train
+from lora_sweep.data import load_split
+from lora_sweep.device import pick_device
+from lora_sweep.generate import generate
+from lora_sweep.jobs import Job, Voice
+from lora_sweep.model import load_base, load_tokenizer
+from lora_sweep.prompts import prompt_ids
+from lora_sweep.worker import run_job
+from sweep.plan import make_plan
+from sweep.workers import as_job
+
+
+def config(**changes: Any) -> Config:
+    base = Config(
+        model=Model(name="tiny", tiny="llama"),
+        data=Data(name="tiny", tiny=60, train_rows=8),
+        lora=Lora(r=4),
+        train=Train(max_steps=3, learning_rate=1e-2),
+        eval=Eval(prompts=2, validation_rows=4, max_new_tokens=8),
+        tracking=Tracking(backend="none"),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def run(configs: list[Config], runs: Path, **more: Any) -> tuple[list[Job], list[str]]:
+    """Run a plan's trials in this process, as a worker would; the jobs, baselines first, and what they said."""
+    plan = make_plan(configs, strict=True)
+    jobs = [Job.from_json(json.loads(json.dumps(as_job(each, **more)))) for each in plan.trials]
+    said: list[str] = []
+    voice = Voice(lambda event: said.append(event.get("text", "")))
+    line = trial.StraightLine(runs, "test")
+    if any(job.config.eval_bits() != job.config.quant.bits for job in jobs):  # as the schedule does: a base at a time
+        jobs = [dataclasses.replace(job, stages=[stage]) for stage in ("train", "evaluate") for job in jobs]
+    for job in jobs:
+        if run_job(job, runs, line, voice) == "oom":
+            break  # the worker would end
+    return jobs[-len(plan.trials) :], said
+
+
+def outcome(job: Job, runs: Path) -> results.TrialResult:
+    return results.load_result(runs, job.trial_id, job.eval_id, job.label)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Job], list[str], Path]:
+    runs = tmp_path_factory.mktemp("runs")
+    jobs, said = run([config(), config(lora=Lora(r=2, targets="all_linear"))], runs)
+    return jobs, said, runs
+
+
+def test_a_trial_is_complete_with_every_number(pack: Any) -> None:
+    jobs, _, runs = pack
+    for job in jobs:
+        result = outcome(job, runs)
+        assert (result.status, result.kind, result.bits) == ("complete", job.kind, 8 * pick_device().compute_bytes)
+        assert 0 < result.evaluation["validation_loss"] < 20
+        assert result.evaluation["new_tokens"] > 0
+        assert result.training["peak_memory_bytes" if job.kind == "trial" else "bits"] > 0
+        assert result.evaluation["provenance"]["versions"]["torch"] == torch.__version__
+    training = outcome(jobs[1], runs).training
+    assert training["trainable_params"] == 4 * 2 * (64 + 64) + 4 * 2 * (64 + 32)  # q 64 x 64, v 64 x 32, 2 layers
+    assert training["total_params"] == outcome(jobs[0], runs).training["total_params"]
+    assert training["steps"] == 3 == len(outcome(jobs[1], runs).losses)
+    assert training["tokens_per_second"] == pytest.approx(training["tokens_seen"] / training["train_seconds"])
+    adapter = results.trial_folder(runs, jobs[1].trial_id).adapter
+    assert training["adapter_bytes"] == sum(file.stat().st_size for file in adapter.iterdir())
+
+
+def test_checksums_are_those_of_the_files(pack: Any) -> None:
+    jobs, _, runs = pack
+    folder = results.trial_folder(runs, jobs[1].trial_id)
+    stated = outcome(jobs[1], runs).training["files"]
+    assert {"config.json", "losses.jsonl", "adapter/adapter_model.safetensors"} <= set(stated)
+    assert stated == results.file_hashes(folder.path, stated)
+
+
+def test_prompts_are_the_held_out_rows_and_the_fixed_ones(tmp_path: Path) -> None:
+    from lora_sweep.config import FixedPrompt
+
+    settings = Eval(
+        prompts=2, validation_rows=4, max_new_tokens=4, fixed_prompts=[FixedPrompt("Smooth Mouse", "Mouse")]
+    )
+    jobs, _ = run([config(eval=settings)], tmp_path)
+    generations = outcome(jobs[1], tmp_path).generations
+    held_out = load_split(config().data).validation[:2]
+    assert [row["prompt_id"] for row in generations] == ["validation-0", "validation-1", "fixed-0"]
+    assert [row["reference"] for row in generations] == [*(row.description for row in held_out), None]
+    assert generations[2]["response_nll"] is None
+    assert "Smooth Mouse, belonging to category: Mouse" in generations[2]["prompt"]
+    assert not {row.asked for row in held_out} & {row.asked for row in load_split(config().data).train}
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_the_saved_adapter_writes_the_same_tokens_elsewhere(bits: int | None, tmp_path: Path) -> None:
+    jobs, _ = run([config(quant=Quant(bits), lora=Lora(r=8, targets="all_linear_and_head"))], tmp_path)
+    job = jobs[1]
+    tokenizer = load_tokenizer(job.config.model)
+    base = load_base(job.config.model, job.config.quant, pick_device())
+    model = PeftModel.from_pretrained(base, str(results.trial_folder(tmp_path, job.trial_id).adapter)).eval()
+    saved = load_file(results.trial_folder(tmp_path, job.trial_id).adapter / "adapter_model.safetensors")
+    assert all("lora_" in name for name in saved), "the adapter holds weights of the base"
+    assert sum(weight.numel() for weight in saved.values()) == outcome(job, tmp_path).training["trainable_params"]
+    generations = outcome(job, tmp_path).generations
+    prompts = [prompt_ids("alpaca", row["product"], row["category"], tokenizer) for row in generations]
+    written = generate(model, tokenizer, prompts, job.config.eval, "\n### End", pick_device())
+    assert [text.text for text in written] == [row["text"] for row in generations]
+    untuned = generate(model.unload(), tokenizer, prompts, job.config.eval, "\n### End", pick_device())
+    assert [text.text for text in untuned] != [row["text"] for row in generations], "the adapter does nothing"
+
+
+def test_one_base_is_loaded_once_for_a_pack(pack: Any) -> None:
+    _, said, _ = pack
+    assert sum(line.startswith("loaded tiny") for line in said) == 1
+
+
+def test_generating_at_other_bits_loads_each_base_once(tmp_path: Path) -> None:
+    eight = dataclasses.replace(config().eval, quant="8bit")
+    configs = [config(eval=eight, quant=Quant(4), lora=Lora(r=r)) for r in (2, 4)]
+    jobs, said = run(configs, tmp_path)
+    loads = [line.split(" in ")[0] for line in said if line.startswith("loaded")]
+    assert loads == ["loaded tiny at 4 bits", "loaded tiny at 8 bits"]
+    trial = outcome(jobs[1], tmp_path)
+    assert (trial.training["bits"], trial.evaluation["bits"]) == (4, 8)
+    assert outcome(jobs[0], tmp_path).bits == 8, "the baseline is the base as it generates"
+
+
+def test_a_diverged_trial_does_not_stop_the_next(tmp_path: Path) -> None:
+    wild = config(train=Train(max_steps=3, learning_rate=1e30), lora=Lora(r=4, targets="mlp"))
+    jobs, _ = run([wild, config()], tmp_path)
+    first, second = outcome(jobs[1], tmp_path), outcome(jobs[2], tmp_path)
+    assert first.status == "diverged"
+    assert "at step" in (first.reason or "")
+    assert second.status == "complete"
+
+
+def test_a_fault_of_the_evaluation_keeps_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "generate", lambda *args, **kwargs: 1 / 0)
+        jobs, _ = run([config()], tmp_path)
+    broken = outcome(jobs[1], tmp_path)
+    assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError: division by zero")
+    trained = results.trial_folder(tmp_path, jobs[1].trial_id).result.stat().st_mtime_ns
+    jobs, _ = run([config()], tmp_path)
+    assert outcome(jobs[1], tmp_path).status == "complete"
+    assert results.trial_folder(tmp_path, jobs[1].trial_id).result.stat().st_mtime_ns == trained, "it trained again"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_out_of_memory_is_an_outcome_and_ends_the_process(error: Exception, tmp_path: Path, monkeypatch: Any) -> None:
+    def finetune(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trial, "finetune", finetune)
+    jobs, _ = run([config(), config(lora=Lora(r=2))], tmp_path)
+    assert [outcome(job, tmp_path).status for job in jobs] == ["complete", "oom", None]
+
+
+def test_a_bias_that_is_trained_makes_the_base_new_for_the_next_trial(tmp_path: Path) -> None:
+    shape = Model(name="tiny", tiny="gpt_neox")
+    biased = config(model=shape, lora=Lora(r=2, bias="all"))
+    plain = config(model=shape, lora=Lora(r=2))
+    jobs, said = run([biased, plain], tmp_path)
+    alone, _ = run([plain], tmp_path / "alone")
+    assert {outcome(job, tmp_path).status for job in jobs} == {"complete"}
+    assert sum(line.startswith("loaded tiny") for line in said) == 3  # training and loading the biases each change it
+    together = outcome(jobs[-1], tmp_path).training["files"]["adapter/adapter_model.safetensors"]
+    assert together == outcome(alone[-1], tmp_path / "alone").training["files"]["adapter/adapter_model.safetensors"]
