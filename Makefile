@@ -13,7 +13,7 @@ VENV := .venv/bin/python
 PIP := $(VENV) -m pip -qq --disable-pip-version-check --no-input
 READY := .venv/.ready
 
-.PHONY: help setup demo report plan test test-slow lint types check format lock clean
+.PHONY: help setup demo report plan status test test-slow bench lint types check format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,12 +39,18 @@ report: $(READY) ## Print the newest sweep's table again; NAME=… another's, RU
 plan: $(READY) ## Show a sweep's trials, their parameters and memory, and train nothing; EXPERIMENT=demo
 	@$(VENV) -m sweep.plan -m experiment=$(EXPERIMENT) $(ARGS)
 
+status: $(READY) ## Show how far the newest sweep is; NAME=… another, RUNS=… of another folder
+	@$(VENV) -m sweep.status $(NAME) $(if $(RUNS),--runs "$(RUNS)")
+
 # Two processes on one core each: tiny models gain nothing from more threads, and twice the threads fight.
 test: $(READY) ## Run the tests (ARGS="-k report" some of them)
 	@OMP_NUM_THREADS=1 $(VENV) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(READY) ## Train the real default model, with every core
 	@$(VENV) -m pytest -m slow $(ARGS)
+
+bench: $(READY) ## Measure what the orchestration costs, beside the limits it is meant to keep
+	@$(VENV) benchmarks/orchestration.py
 
 lint: $(READY) ## Check style and format
 	@$(VENV) -m ruff check .

@@ -1,4 +1,4 @@
-"""What the orchestration costs, without any training: `make bench`. Prints a table; writes nothing but a scratch folder.
+"""What the orchestration costs, without any training: `make bench`. Prints a table; writes a scratch folder alone.
 
 A scripted trial (tests/scripted.py) takes no time of its own, so that what is measured is ours: starting it, hearing
 of it, keeping it. Each figure stands beside the limit that this project sets itself.

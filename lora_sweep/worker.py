@@ -70,8 +70,9 @@ def run_job(job: Job, runs: Path, line: Line, voice: Voice) -> str:
             return "busy"
         crash_point("claimed")
         results.remove_leftovers(folder.path)
-        if not results.is_settled(runs, job.trial_id, job.eval_id):
-            results.forget_failure(folder, job.eval_id)
+        if results.is_settled(runs, job.trial_id, job.eval_id):  # by another sweep, since this one looked
+            return str(results.read_outcome(runs, job.trial_id, job.eval_id)["status"])
+        results.forget_failure(folder, job.eval_id)
         with output_to(folder.log):
             voice.tell({"event": "start"})
             crash_point("started")

@@ -198,7 +198,7 @@ class Crew:
         elif status == "oom" and self.settings.on_oom == "halve_batch" and self.halve(item, worker.stage):
             pass
         else:
-            self.note("end", trial, status=status, sha256=self.result_hash(trial))
+            self.note("end" if worker.started else "found", trial, status=status, sha256=self.result_hash(trial))
             self.set_status(trial, status)
             self.durations.append(time.monotonic() - worker.since)
         if status in ("oom", "preempted"):

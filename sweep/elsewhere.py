@@ -55,7 +55,7 @@ def launch_points(
         jobs: dict[Key, list[str]] = {}
         for key, overrides in zip(plan.points, points, strict=True):
             if key in left or baseline_of.get(key) in left:
-                jobs.setdefault(key, [*overrides, f"sweep_name={name}", f"runs_dir={quoted(runs.absolute())}"])
+                jobs.setdefault(key, [*overrides, f"sweep_name={name}"])
         returned = start(list(jobs.values())) if jobs else []
         mirror(plan, runs, name, command_of(arguments))
     return returned, finish(plan, runs, name, worked=True)
@@ -100,9 +100,3 @@ def run_trials(trials: list[Planned], runs: Path, name: str) -> None:
     crew = Crew(runs, name, settings, places, Queue(waiting), status, PlainLines(board.started), board)
     crew.note("begin", pid=os.getpid(), waiting=len(waiting))
     crew.run()
-
-
-def quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes it."""
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"

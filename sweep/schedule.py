@@ -46,7 +46,8 @@ class Queue:
         """The next trial for a worker that has ``loaded`` in memory, taken out; None where none may start now.
 
         First one for the base at hand, so that a base is loaded once; then one whose base will not be asked for again
-        when others have trained; then one whose base no other worker has. Two evaluations of one trial never run at once.
+        when others have trained; then one whose base no other worker has. Two evaluations of one trial never run
+        at once.
         """
         running = list(running)
         busy = {each.trial.trial_id for each in running}

@@ -23,7 +23,7 @@ class State:
     """What the files say of a trial with its evaluation.
 
     Attributes:
-        name: ``done`` (complete), ``new``, ``trained`` (only the evaluation is left), ``saved`` (there is a checkpoint),
+        name: ``done`` (complete), ``new``, ``trained`` (only the evaluation is left), ``saved`` (a checkpoint),
             ``broken`` (its files are not as they were written), or the status with which it ended otherwise.
         why: of a broken or failed one.
         settled: whether a run of the command leaves it alone.

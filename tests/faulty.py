@@ -1,9 +1,9 @@
 """Scripted sweeps with a fault put in, in processes of their own: a disk that fails, and trials that misbehave more.
 
-``start`` starts one. As a program it is ``scripted.py`` with more to script (see :class:`Faulty`), and with the FAULT of
-the environment, a JSON object: ``{"in": "sweep" or "worker", "call": one of CALLS, "at": k, "errno": n, "flag": file}``
-has that call fail at its k-th time on a file below the runs folder, once; ``"lasting"``: from then on, in every process,
-whatever would need a new block, as on a full disk. ``flag`` is made on the way.
+``start`` starts one. As a program it is ``scripted.py`` with more to script (see :class:`Faulty`), and with the FAULT
+of the environment, a JSON object: ``{"in": "sweep" or "worker", "call": one of CALLS, "at": k, "errno": n, "flag":
+file}`` has that call fail at its k-th time on a file below the runs folder, once. ``"lasting"``: from then on, in every
+process, whatever would need a new block, as on a full disk. ``flag`` is made on the way.
 """
 
 import io
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,69 +136,80 @@ class Faulty(scripted.Script):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def put_in(fault: dict[str, Any], runs: Path, ours: bool) -> None:
-    """Have calls of ``os`` and ``tempfile`` fail as ``fault`` says, for files below ``runs``."""
-    flag, counts = Path(fault["flag"]), Counter[str]()
-    root = str(runs)
+@dataclass
+class Disk:
+    """A disk that fails as the FAULT says, for files below ``root``; ``ours``: whether the fault is this process's."""
 
-    def name_of(handle: int) -> str:
-        try:
-            return str(Path(f"/proc/self/fd/{handle}").readlink())
-        except OSError:
-            return ""
+    fault: dict[str, Any]
+    root: str
+    ours: bool
+    count: int = 0
 
-    def fails(call: str, path: Any) -> bool:
-        if not str(path).startswith(root):
+    def fails(self, call: str, path: Any) -> bool:
+        flag = Path(self.fault["flag"])
+        if not str(path).startswith(self.root):
             return False
         if flag.exists():
-            return bool(fault.get("lasting")) and call in NEED_BLOCKS
-        counts[call] += ours and call == fault["call"]
-        if counts[call] < fault["at"] or call != fault["call"] or not ours:
+            return bool(self.fault.get("lasting")) and call in NEED_BLOCKS
+        if not self.ours or call != self.fault["call"]:
             return False
-        flag.write_text(call)
-        return True
+        self.count += 1
+        if self.count == self.fault["at"]:
+            flag.write_text(call)
+        return self.count == self.fault["at"]
 
-    def error() -> OSError:
-        return OSError(fault["errno"], os.strerror(fault["errno"]))
+    def error(self) -> OSError:
+        return OSError(self.fault["errno"], os.strerror(self.fault["errno"]))
 
-    def guarded(call: str, real: Callable[..., Any], path_of: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self, call: str, real: Callable[..., Any], path_of: Callable[..., Any]) -> Callable[..., Any]:
         def patched(*arguments: Any, **named: Any) -> Any:
-            if fails(call, path_of(*arguments, **named)):
-                raise error()
+            if self.fails(call, path_of(*arguments, **named)):
+                raise self.error()
             return real(*arguments, **named)
 
         return patched
 
-    class TornFile(io.FileIO):
-        def write(self, data: Any) -> int:
-            if fails("write", name_of(self.fileno())):
-                super().write(data[: len(data) // 2])
-                raise error()
-            return super().write(data) or 0
+    def put_in(self) -> None:
+        """Have the calls of ``os`` and ``tempfile`` fail from now on."""
+        disk, real_write, real_fdopen = self, os.write, os.fdopen
 
-    real_write = os.write
+        class TornFile(io.FileIO):
+            def write(self, data: Any) -> int:
+                if disk.fails("write", name_of(self.fileno())):
+                    super().write(data[: len(data) // 2])
+                    raise disk.error()
+                return super().write(data) or 0
 
-    def write(handle: int, data: bytes) -> int:
-        if fails("append", name_of(handle)):
-            raise error()
-        return real_write(handle, data[: len(data) // 2] if fails("short", name_of(handle)) else data)
+        def write(handle: int, data: bytes) -> int:
+            half = len(data) // 2 if self.fails("short", name_of(handle)) else len(data)
+            if self.fails("append", name_of(handle)):
+                raise self.error()
+            return real_write(handle, data[:half])
 
-    os.write = write
-    os.open = guarded("open", os.open, lambda path, *_, **__: path)
-    os.pwrite = guarded("pwrite", os.pwrite, lambda handle, *_: name_of(handle))
-    os.fsync = guarded("fsync", os.fsync, name_of)
-    os.replace = guarded("replace", os.replace, lambda source, target: target)
-    os.mkdir = guarded("mkdir", os.mkdir, lambda path, *_, **__: path)
-    tempfile.mkstemp = guarded("mkstemp", tempfile.mkstemp, lambda **named: named.get("dir"))
-    os.fdopen = lambda handle, mode="r", *more, **named: (
-        TornFile(handle, mode) if mode == "wb" else io.open(handle, mode, *more, **named)
-    )
+        def fdopen(handle: int, mode: str = "r", *more: Any, **named: Any) -> Any:
+            return TornFile(handle, mode) if mode == "wb" else real_fdopen(handle, mode, *more, **named)
+
+        os.write, os.fdopen = write, fdopen
+        os.open = self.guarded("open", os.open, lambda path, *_, **__: path)
+        os.pwrite = self.guarded("pwrite", os.pwrite, lambda handle, *_: name_of(handle))
+        os.fsync = self.guarded("fsync", os.fsync, name_of)
+        os.replace = self.guarded("replace", os.replace, lambda source, target: target)
+        os.mkdir = self.guarded("mkdir", os.mkdir, lambda path, *_, **__: path)
+        tempfile.mkstemp = self.guarded("mkstemp", tempfile.mkstemp, lambda **named: named.get("dir"))
+
+
+def name_of(handle: int) -> str:
+    """The path of an open file; nothing for what has none."""
+    try:
+        return str(Path(f"/proc/self/fd/{handle}").readlink())
+    except OSError:
+        return ""
 
 
 def main() -> None:
     fault = json.loads(os.environ.get("FAULT", "{}"))
     if fault:
-        put_in(fault, Path(sys.argv[2]), ours=sys.argv[1] == fault["in"])
+        Disk(fault, sys.argv[2], ours=sys.argv[1] == fault["in"]).put_in()
     scripted.WORKER = WORKER
     scripted.Script = Faulty
     try:

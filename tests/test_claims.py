@@ -15,8 +15,7 @@ HOLD += "with claim(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sl
 
 def other(path: Path) -> subprocess.Popen[str]:
     """A process that tries to claim ``path`` and says whether it could."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
-    return process
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
 
 
 def says(process: subprocess.Popen[str]) -> str:

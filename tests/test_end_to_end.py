@@ -147,11 +147,6 @@ def test_one_trial_without_m_and_an_unpublished_key(tmp_path: Path) -> None:
     assert (tmp_path / "runs/sweeps/one/report.csv").is_file()
 
 
-def test_another_launcher_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    done = run([*SMOKE, "hydra/launcher=basic"], tmp_path)
-    assert (done.returncode, done.stderr) == (78, "refused: hydra/launcher: only 'local' runs trials\n")
-
-
 def test_two_evaluations_of_one_sweep_are_rows_of_their_own(tmp_path: Path) -> None:
     small = ["model=tiny", "data=tiny", "train.max_steps=1", "eval.prompts=1", "tracking=none", "sweep_name=two"]
     done = run([sys.executable, "-m", "lora_sweep.train", *small, "eval.max_new_tokens=2,3"], tmp_path)
@@ -198,8 +193,14 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) 
         "interrupted; finished trials are kept. Go on with:\n",
         "  python -m lora_sweep.train experiment=smoke tracking=none\n",
     ]
-    done = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "runs/trials").glob("*/result.json")}
+    done = {
+        path.parent.name: path.stat().st_mtime_ns
+        for path in (tmp_path / "runs/trials").glob("*/result.json")
+        if json.loads(path.read_text())["status"] == "complete"
+    }
     assert 2 <= len(done) < 5
+    outcomes = [json.loads(path.read_text()) for path in (tmp_path / "runs/trials").rglob("result.json")]
+    assert [outcome["status"] for outcome in outcomes if outcome["status"] != "complete"] == ["preempted"]
     again = run(command, tmp_path)
     assert again.returncode == 0, again.stderr
     assert {row["status"] for row in rows_of(tmp_path)} == {"complete"}

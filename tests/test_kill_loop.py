@@ -50,7 +50,7 @@ def test_a_sweep_survives_kills_at_any_moment(tmp_path: Path, seed: int) -> None
 
 def victims(sweep: int, whom: str, chance: random.Random) -> list[int]:
     """Process ids to be killed, in this order: a worker's guard is its child."""
-    workers = [pid for pid in children(sweep)]
+    workers = children(sweep)
     worker = [chance.choice(workers)] if workers else []
     if whom == "guard":
         return [guard for pid in worker for guard in children(pid)]

@@ -279,9 +279,9 @@ TRAINING_SETTLES = {
     "complete": False,  # the evaluation is still to come
     "diverged": True,
     "oom": False,
-    "timeout": False,
+    "timeout": True,
     "preempted": False,
-    "killed": False,
+    "killed": True,
     "invalid": True,
     "pruned": True,
     "failed": False,
@@ -296,13 +296,13 @@ def test_which_trainings_need_no_further_work(tmp_path: Path, status: str) -> No
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_trained_trial_is_settled_by_a_complete_evaluation_alone(tmp_path: Path, status: str) -> None:
+def test_a_trained_trial_is_settled_by_its_evaluation(tmp_path: Path, status: str) -> None:
     fill(tmp_path, training=TRAINING, evaluation={**EVALUATION, "status": status})
-    assert is_settled(tmp_path, "t1", "e1") == (status == "complete")
+    assert is_settled(tmp_path, "t1", "e1") == (status in SETTLED)
     assert not is_settled(tmp_path, "t1", "e2")
 
 
-@pytest.mark.parametrize("status", ["oom", "failed", "timeout"])
+@pytest.mark.parametrize("status", ["oom", "failed", "preempted"])
 def test_an_old_evaluation_does_not_settle_a_trial_without_a_training(tmp_path: Path, status: str) -> None:
     fill(tmp_path, training={"status": status}, evaluation=EVALUATION)
     assert not is_settled(tmp_path, "t1", "e1")

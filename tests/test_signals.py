@@ -17,6 +17,7 @@ from scripted import STEPS, plan_of
 
 import sweep.workers
 from lora_sweep import results
+from lora_sweep.claims import claim
 from sweep.launch import launch
 
 
@@ -263,6 +264,16 @@ def test_two_sweeps_run_a_shared_trial_once(runs: Path) -> None:
     )
     assert set(starts.values()) == {1}, starts
     assert {path.read_text() for path in (runs / "trials").glob("*/trainings")} == {"x"}
+
+
+def test_what_another_sweep_is_writing_is_left_alone(runs: Path) -> None:
+    half = results.report_folder(runs, "other") / ".progress.json.1234.tmp"
+    half.parent.mkdir(parents=True)
+    half.write_text("{")
+    with claim(results.sweep_lock(runs, "other")) as ours:
+        assert ours
+        assert run(runs, "s", 1).code == 0
+    assert half.exists()
 
 
 def test_a_second_orchestrator_is_refused(runs: Path) -> None:

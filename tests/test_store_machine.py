@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from faulty import ended, poll, run, start
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from invariants import check, children, poll_gone
+from invariants import check, children, events_of, poll_gone
 from scripted import plan_of
 
 from lora_sweep import results
+from sweep import store
 
 SWEEPS = {"one": 3, "two": 4}  # trials of each: three are of both
 POINTS = (
@@ -31,7 +32,12 @@ POINTS = (
     "mirrored",
 )
 QUICK = settings(
-    max_examples=6, stateful_step_count=7, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=6,
+    stateful_step_count=7,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # to shrink a failure would take many minutes
+    suppress_health_check=list(HealthCheck),
 )
 
 
@@ -220,6 +226,41 @@ class Store(RuleBasedStateMachine):
 
 def test_a_store_through_anything() -> None:
     run_state_machine_as_test(Store, settings=QUICK)
+
+
+def test_a_torn_log_is_closed_by_the_next_writer(tmp_path: Path) -> None:
+    runs = tmp_path / "home" / "runs"
+    assert run(runs, "one", 1).code == 0
+    log = results.events_file(runs, "one")
+    log.write_bytes(log.read_bytes()[:-30])
+    assert run(runs, "one", 2).code == 0
+    check(runs, plan_of(runs, "one", 2), finished=True)
+    assert [event["event"] for event in events_of(runs, "one")] == [
+        "begin",
+        "start",
+        "end",
+        "begin",
+        "start",
+        "end",
+        "finish",
+    ]
+
+
+def test_what_another_sweep_repaired_is_left_alone(tmp_path: Path) -> None:
+    """Between our look at a broken trial and our claim of it, another sweep has moved it aside and run it again."""
+    runs = tmp_path / "home" / "runs"
+    assert run(runs, "one", 1).code == 0
+    (trial,) = plan_of(runs, "one", 1).trials
+    assert store.prepare(trial, store.State("broken", "result.json is torn"), runs, retry=False) is None
+    assert store.state_of(trial, runs).name == "done"
+
+
+def test_a_forgotten_failure_has_all_its_attempts(tmp_path: Path) -> None:
+    """A kill while a failure is forgotten leaves no old deaths that count against the new attempts."""
+    runs, flag = tmp_path / "home" / "runs", tmp_path / "flag"
+    assert run(runs, "one", 1, {"t0": "die"}).code == 1
+    assert run(runs, "one", 1, crash=f"failure forgotten:1:{flag}", retry="failed").code == -signal.SIGKILL
+    assert run(runs, "one", 1, {"t0": "die when done"}).code == 0
 
 
 @pytest.mark.slow
