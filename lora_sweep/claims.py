@@ -30,8 +30,9 @@ def claim(path: Path) -> Iterator[bool]:
         return
     try:
         about = {"pid": os.getpid(), "host": platform.node(), "started": datetime.now(UTC).isoformat("T", "seconds")}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(about).encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk: the lock is the claim, and this only tells of it
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(about).encode(), 0)
         crash_point("claim written")
         yield True
     finally:

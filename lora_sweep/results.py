@@ -86,7 +86,9 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         size = os.fstat(handle).st_size
         torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
         crash_point("before append")
-        os.write(handle, b"\n" * torn + line)
+        data = b"\n" * torn + line
+        while data:  # a disk that fills takes a part
+            data = data[os.write(handle, data) :]
         crash_point("appended")
         os.fsync(handle)
     finally:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -70,7 +71,9 @@ def run_job(job: Job, runs: Path, line: Line, voice: Voice) -> str:
             return "busy"
         crash_point("claimed")
         results.remove_leftovers(folder.path)
-        if results.is_settled(runs, job.trial_id, job.eval_id):  # by another sweep, since this one looked
+        if (results.read_json(folder.result) or {}).get("status") == "complete":
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)  # whoever trained it died before
+        if results.is_settled(runs, job.trial_id, job.eval_id):  # by another sweep in between
             return str(results.read_outcome(runs, job.trial_id, job.eval_id)["status"])
         results.forget_failure(folder, job.eval_id)
         with output_to(folder.log):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep import results
-from lora_sweep.claims import holder
+from lora_sweep.claims import claim, holder
 from lora_sweep.config import Launch
 from lora_sweep.crashes import crash_point
 from lora_sweep.errors import EXIT_INTERRUPTED
@@ -134,6 +134,9 @@ class Crew:
                 if worker is not None and not self.queue.waiting and not running:
                     worker.end()
                 continue
+            if self.deaths(item.trial) >= MAX_DEATHS:  # the orchestrator died before it could say so
+                self.fail(item.trial, "killed", f"its worker died {MAX_DEATHS} times; see its log.txt")
+                continue
             worker = worker or self.hire(number)
             self.start(worker, item)
 
@@ -201,6 +204,8 @@ class Crew:
             self.note("end" if worker.started else "found", trial, status=status, sha256=self.result_hash(trial))
             self.set_status(trial, status)
             self.durations.append(time.monotonic() - worker.since)
+        if status not in ("oom", "preempted") and worker.stop_by is not None:
+            worker.end()  # it was asked to stop, and would stop its next trial
         if status in ("oom", "preempted"):
             worker.ending = True  # it ends by itself: after running out of memory, what it holds is not surely freed
 
@@ -258,7 +263,7 @@ class Crew:
         crash_point("death seen")
         self.setback(trial, "death", signal=how)
         crash_point("death kept")
-        deaths = sum(each.get("how") == "death" for each in setbacks_of(trial, self.runs))
+        deaths = self.deaths(trial)
         if deaths < MAX_DEATHS:
             retry = f"retry {deaths} of {MAX_DEATHS - 1}"
             self.screen.say(f"{trial.label}: its worker ended with {how}; {retry}")
@@ -334,6 +339,9 @@ class Crew:
 
     # --- keeping -------------------------------------------------------------------------------------------------
 
+    def deaths(self, trial: Planned) -> int:
+        return sum(each.get("how") == "death" for each in setbacks_of(trial, self.runs))
+
     def release(self, worker: Worker) -> Waiting:
         assert worker.item is not None
         item, worker.item = worker.item, None
@@ -342,10 +350,19 @@ class Crew:
         return item
 
     def fail(self, trial: Planned, status: str, reason: str) -> None:
-        """Write an outcome that the worker could not write."""
+        """Write an outcome that the worker could not write, unless there is one by now."""
         job = as_job(trial)
         ids = {key: job[key] for key in ("trial_id", "eval_id", "kind")}
-        results.write_failure(self.runs, ids, job["config"], job["facts"], status, reason)
+        with claim(results.trial_lock(self.runs, trial.trial_id)) as ours:
+            if not ours:  # another sweep has begun it: what comes of it is its outcome
+                self.queue.waiting.append(
+                    Waiting(trial, trained=self.is_trained(trial), not_before=time.monotonic() + BUSY_SECONDS)
+                )
+                return
+            if not results.is_settled(self.runs, *trial.key):
+                results.write_failure(self.runs, ids, job["config"], job["facts"], status, reason)
+        outcome = results.read_outcome(self.runs, *trial.key)
+        status, reason = str(outcome["status"]), str(outcome.get("reason"))
         self.note("end", trial, status=status, sha256=self.result_hash(trial))
         self.set_status(trial, status)
         self.screen.say(f"{trial.label}: {status}: {reason}")

@@ -43,10 +43,14 @@ def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND) ->
     runs, name = Path(plan.trials[0].config.runs_dir), store.sweep_name(plan)
     command = command_of(arguments)
     states = head(plan, runs, name)
-    if store.is_done(plan, states, runs, name):
-        return finish(plan, runs, name, worked=False)
     path = results.sweep_lock(runs, name)
     try:
+        if store.is_done(plan, states, runs, name):
+            if leftovers(runs, name):  # else nothing is written, not even a claim
+                with claim(path) as ours:
+                    if ours:
+                        tidy(runs, name)
+            return finish(plan, runs, name, worked=False)
         with claim(path) as ours:
             if not ours:
                 raise Refused(f"sweep {name}", f"is run by {holder(path)}: one command at a time")
@@ -56,10 +60,31 @@ def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND) ->
                 crash_point("before mirror")
                 mirror(plan, runs, name, command)
                 crash_point("mirrored")
+        return finish(plan, runs, name, worked=True)
     except Stopped as stopped:
-        print(f"\n{stopped}; finished trials are kept. Go on with:\n  {command}", flush=True)
-        raise SystemExit(EXIT_INTERRUPTED if stopped.can_go_on else EXIT_FAILED) from None
-    return finish(plan, runs, name, worked=True)
+        why, code = str(stopped), EXIT_INTERRUPTED if stopped.can_go_on else EXIT_FAILED
+    except OSError as error:
+        if error.errno not in results.DISK_ERRORS:
+            raise
+        why, code = f"nothing can be written: {error}", EXIT_INTERRUPTED
+    print(f"\n{why}; finished trials are kept. Go on with:\n  {command}", flush=True)
+    raise SystemExit(code)
+
+
+def leftovers(runs: Path, name: str) -> bool:
+    """Whether a killed orchestrator of this sweep left anything behind."""
+    folder = results.report_folder(runs, name)
+    found = [*(runs / "locks").glob("*"), *folder.rglob(".*.tmp"), *(runs / "sweeps").glob(f".{name}.json.*.tmp")]
+    return bool(found) or results.progress_file(runs, name).exists()
+
+
+def tidy(runs: Path, name: str) -> None:
+    """Remove what an orchestrator of this sweep that was killed left behind. Only for who has the sweep's claim."""
+    remove_stale(runs / "locks")
+    results.remove_leftovers(results.report_folder(runs, name))
+    for path in (runs / "sweeps").glob(f".{name}.json.*.tmp"):
+        path.unlink(missing_ok=True)
+    results.progress_file(runs, name).unlink(missing_ok=True)
 
 
 def command_of(arguments: list[str]) -> str:
@@ -78,8 +103,7 @@ def head(plan: Plan, runs: Path, name: str) -> dict[Key, State]:
 
 def prepared(plan: Plan, runs: Path, name: str, command: str) -> list[Waiting]:
     """Record the sweep, move aside what is broken, and list what is left to run. Only for who has the sweep's claim."""
-    remove_stale(runs / "locks")
-    results.remove_leftovers(runs / "sweeps")
+    tidy(runs, name)
     retry = plan.trials[0].config.launch.retry == "failed"
     states = store.states(plan, runs)  # once more: whoever had the claim before may have gone on in between
     for trial in plan.trials:
@@ -109,10 +133,6 @@ def run(plan: Plan, waiting: list[Waiting], runs: Path, name: str, worker: Seque
             crew.note("begin", pid=os.getpid(), waiting=len(waiting))
             crew.run()
             crew.note("finish", counts=board.counts)
-    except OSError as error:
-        if error.errno not in results.DISK_ERRORS:
-            raise
-        raise Stopped(f"nothing can be written: {error}") from error
     finally:
         remove_stale(runs / "locks")  # of workers that were killed
 

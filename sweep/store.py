@@ -71,14 +71,14 @@ def prepare(trial: Planned, state: State, runs: Path, retry: bool) -> str | None
     with claim(results.trial_lock(runs, trial.trial_id)) as ours:
         if not ours:
             return None
+        state = state_of(trial, runs)  # once more: another sweep may have moved it aside and run it again
         if state.name == "broken":
             path = folder.path if results.broken(folder.result) else evaluation.path
-            if not path.exists():  # moved with another evaluation of its trial
-                return None
             place = results.quarantine(runs, path, str(state.why))
             return f"{trial.label}: {state.why}; kept as {place.relative_to(runs)}, and run again"
-        results.forget_failure(folder, trial.eval_id)
-        folder.setbacks.unlink(missing_ok=True)
+        if retry and state.name not in ("done", "invalid"):
+            folder.setbacks.unlink(missing_ok=True)
+            results.forget_failure(folder, trial.eval_id)
     return None
 
 

@@ -104,8 +104,9 @@ class Faulty(scripted.Script):
     """More that a trial can be scripted to do, and a trace of each training: its process id, and an x more.
 
     ``die when done``: its worker dies twice before it begins, and once more after the last result is written. ``late``:
-    it goes on after a request to stop, and completes. ``late fail``: likewise, and fails. ``kernel FILE``: a byte more
-    in FILE, which stands for the kernel's count of the processes that it killed for memory, and SIGKILL.
+    it goes on after a request to stop, and completes; ``late train``: its training does; ``late fail``: it fails then.
+    ``kernel FILE``: a byte more in FILE, which stands for the kernel's count of the processes that it killed for
+    memory, and SIGKILL.
     """
 
     def train(self, job: Job, voice: Voice) -> None:
@@ -131,7 +132,7 @@ class Faulty(scripted.Script):
 
     def evaluate(self, job: Job, voice: Voice) -> None:
         what = self.what(job)
-        super().evaluate(job, Voice(voice.tell) if what.startswith("late") else voice)
+        super().evaluate(job, Voice(voice.tell) if what == "late" else voice)
         if what == "die when done":
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -114,13 +114,25 @@ def test_a_third_signal_ends_everything_at_once(runs: Path) -> None:
     check(runs, plan_of(runs, "s", 3), finished=True)
 
 
-def test_grace_is_limited(runs: Path) -> None:
-    process = start(runs, "s", 2, {"t0": "hang"}, grace_seconds=0.2)
-    poll(lambda: started(runs, 0, count=2))
+def test_grace_is_limited_and_nothing_new_starts_in_it(runs: Path) -> None:
+    process = start(runs, "s", 3, {"t0": "hang", "ms": 8000}, workers=2, grace_seconds=1)
+    poll(lambda: started(runs, 0) and at_step(runs, 1, 1))
     process.send_signal(signal.SIGINT)
     assert ended(process, within=30).code == 75
     assert not poll_gone(runs)
-    assert statuses(runs, 2) == [None, None]
+    assert statuses(runs) == [None, "preempted", None]
+    assert not started(runs, 2)
+
+
+def test_a_stop_between_training_and_writing_keeps_the_training(runs: Path) -> None:
+    process = start(runs, "s", 1, {"t0": "late train"})
+    poll(lambda: started(runs, 0, count=1))
+    process.send_signal(signal.SIGINT)
+    assert ended(process).code == 75
+    assert outcome(runs, 0, 1)["status"] == "preempted"
+    assert run(runs, "s", 1).code == 0
+    assert (folder(runs, 0, 1).path / "trainings").read_text() == "x", "it was trained again"
+    check(runs, plan_of(runs, "s", 1), finished=True)
 
 
 # --- signals to a worker -----------------------------------------------------------------------------------------
