@@ -5,7 +5,6 @@ trial's outcome is, its own files say.
 """
 
 import contextlib
-import hashlib
 import os
 import selectors
 import signal
@@ -24,6 +23,7 @@ from lora_sweep.claims import claim, holder
 from lora_sweep.config import Launch
 from lora_sweep.crashes import crash_point
 from lora_sweep.errors import EXIT_INTERRUPTED
+from sweep import store
 from sweep.board import Board, Running
 from sweep.live import Screen
 from sweep.machine import Place, environment
@@ -134,7 +134,7 @@ class Crew:
                 if worker is not None and not self.queue.waiting and not running:
                     worker.end()
                 continue
-            if self.deaths(item.trial) >= MAX_DEATHS:  # the orchestrator died before it could say so
+            if store.deaths(item.trial, self.runs) >= MAX_DEATHS:  # the orchestrator died before it could say so
                 self.fail(item.trial, "killed", f"its worker died {MAX_DEATHS} times; see its log.txt")
                 continue
             worker = worker or self.hire(number)
@@ -150,10 +150,10 @@ class Crew:
 
     def start(self, worker: Worker, item: Waiting) -> None:
         trial = item.trial
-        setbacks = setbacks_of(trial, self.runs)
+        setbacks = store.setbacks_of(trial, self.runs)
         halves = self.settings.on_oom == "halve_batch"
         halvings = Counter(each.get("stage") for each in setbacks if each.get("how") == "oom") if halves else Counter()
-        deaths = sum(each.get("how") == "death" for each in setbacks)
+        deaths = store.deaths(trial, self.runs)
         self.board.running[worker.number] = Running(trial.trial_id, trial.label, worker.place.name, time.time())
         self.set_status(trial, "running")
         crash_point("before job")
@@ -191,7 +191,7 @@ class Crew:
         if status == "busy":
             self.wait_for_others(item)
         elif status == "trained":
-            self.note("end", trial, status=status, sha256=self.result_hash(trial))
+            self.note("end", trial, status=status, sha256=store.result_hash(trial, self.runs))
             self.queue.put_back(Waiting(trial, trained=True))
         elif status == "preempted" and worker.timeout:
             self.fail(trial, "timeout", worker.timeout)
@@ -201,7 +201,9 @@ class Crew:
         elif status == "oom" and self.settings.on_oom == "halve_batch" and self.halve(item, worker.stage):
             pass
         else:
-            self.note("end" if worker.started else "found", trial, status=status, sha256=self.result_hash(trial))
+            self.note(
+                "end" if worker.started else "found", trial, status=status, sha256=store.result_hash(trial, self.runs)
+            )
             self.set_status(trial, status)
             self.durations.append(time.monotonic() - worker.since)
         if status not in ("oom", "preempted") and worker.stop_by is not None:
@@ -225,13 +227,13 @@ class Crew:
 
     def halve(self, item: Waiting, stage: str) -> bool:
         """Let the trial wait for another go with half the batch, if that can help."""
-        before = setbacks_of(item.trial, self.runs)
+        before = store.setbacks_of(item.trial, self.runs)
         done = sum(each.get("how") == "oom" and each.get("stage") == stage for each in before)
         if not can_halve(item.trial, stage, done):
             return False
         self.setback(item.trial, "oom", stage=stage)
         self.screen.say(f"{item.trial.label}: out of memory, once more with half the batch")
-        trained = item.trained or (stage == "evaluate" and self.is_trained(item.trial))
+        trained = item.trained or (stage == "evaluate" and store.is_trained(item.trial, self.runs))
         self.queue.put_back(Waiting(item.trial, trained=trained))
         return True
 
@@ -263,17 +265,17 @@ class Crew:
         crash_point("death seen")
         self.setback(trial, "death", signal=how)
         crash_point("death kept")
-        deaths = self.deaths(trial)
+        deaths = store.deaths(trial, self.runs)
         if deaths < MAX_DEATHS:
             retry = f"retry {deaths} of {MAX_DEATHS - 1}"
             self.screen.say(f"{trial.label}: its worker ended with {how}; {retry}")
-            self.queue.put_back(Waiting(trial, trained=self.is_trained(trial)))
+            self.queue.put_back(Waiting(trial, trained=store.is_trained(trial, self.runs)))
         else:
             reason = f"its worker ended with {how}, for the {deaths}. time; see trials/{trial.trial_id}/log.txt"
             self.fail(trial, "killed", reason)
 
     def false_start(self, item: Waiting, how: str) -> None:
-        """A worker that died before it began anything: no trial's fault, and if it happens again, nobody's to retry."""
+        """A worker that died before it began anything: no trial's fault."""
         self.false_starts += 1
         self.note("false start", item.trial, how=how)
         self.queue.put_back(item)
@@ -339,9 +341,6 @@ class Crew:
 
     # --- keeping -------------------------------------------------------------------------------------------------
 
-    def deaths(self, trial: Planned) -> int:
-        return sum(each.get("how") == "death" for each in setbacks_of(trial, self.runs))
-
     def release(self, worker: Worker) -> Waiting:
         assert worker.item is not None
         item, worker.item = worker.item, None
@@ -355,15 +354,14 @@ class Crew:
         ids = {key: job[key] for key in ("trial_id", "eval_id", "kind")}
         with claim(results.trial_lock(self.runs, trial.trial_id)) as ours:
             if not ours:  # another sweep has begun it: what comes of it is its outcome
-                self.queue.waiting.append(
-                    Waiting(trial, trained=self.is_trained(trial), not_before=time.monotonic() + BUSY_SECONDS)
-                )
+                later = time.monotonic() + BUSY_SECONDS
+                self.queue.waiting.append(Waiting(trial, store.is_trained(trial, self.runs), not_before=later))
                 return
             if not results.is_settled(self.runs, *trial.key):
                 results.write_failure(self.runs, ids, job["config"], job["facts"], status, reason)
         outcome = results.read_outcome(self.runs, *trial.key)
         status, reason = str(outcome["status"]), str(outcome.get("reason"))
-        self.note("end", trial, status=status, sha256=self.result_hash(trial))
+        self.note("end", trial, status=status, sha256=store.result_hash(trial, self.runs))
         self.set_status(trial, status)
         self.screen.say(f"{trial.label}: {status}: {reason}")
 
@@ -378,18 +376,6 @@ class Crew:
         ids = {} if trial is None else {"trial_id": trial.trial_id, "eval_id": trial.eval_id}
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         results.append_line(results.events_file(self.runs, self.name), {"time": now, "event": event, **ids, **more})
-
-    def result_hash(self, trial: Planned) -> str | None:
-        """The sha256 of the result.json that holds the trial's outcome."""
-        folder = results.trial_folder(self.runs, trial.trial_id)
-        for path in (folder.evaluation(trial.eval_id).result, folder.result):
-            with contextlib.suppress(FileNotFoundError):
-                return hashlib.sha256(path.read_bytes()).hexdigest()
-        return None
-
-    def is_trained(self, trial: Planned) -> bool:
-        folder = results.trial_folder(self.runs, trial.trial_id)
-        return (results.read_json(folder.result) or {}).get("status") == "complete"
 
     def set_status(self, trial: Planned, status: str) -> None:
         before = self.status[trial.key]
@@ -411,7 +397,3 @@ class Crew:
         if now - self.wrote_progress >= PROGRESS_SECONDS and self.board.running:
             self.wrote_progress = now
             results.write_json(results.progress_file(self.runs, self.name), self.board.to_json())
-
-
-def setbacks_of(trial: Planned, runs: Path) -> list[dict[str, Any]]:
-    return results.read_jsonl(results.trial_folder(runs, trial.trial_id).setbacks)

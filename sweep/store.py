@@ -82,6 +82,30 @@ def prepare(trial: Planned, state: State, runs: Path, retry: bool) -> str | None
     return None
 
 
+def setbacks_of(trial: Planned, runs: Path) -> list[dict[str, Any]]:
+    """A line for each death of the trial's worker, and each time that memory ran out."""
+    return results.read_jsonl(results.trial_folder(runs, trial.trial_id).setbacks)
+
+
+def deaths(trial: Planned, runs: Path) -> int:
+    """How often its worker died."""
+    return sum(each.get("how") == "death" for each in setbacks_of(trial, runs))
+
+
+def is_trained(trial: Planned, runs: Path) -> bool:
+    """Whether only its evaluation is left."""
+    return (results.read_json(results.trial_folder(runs, trial.trial_id).result) or {}).get("status") == "complete"
+
+
+def result_hash(trial: Planned, runs: Path) -> str | None:
+    """The sha256 of the result.json that holds the trial's outcome."""
+    folder = results.trial_folder(runs, trial.trial_id)
+    for path in (folder.evaluation(trial.eval_id).result, folder.result):
+        if path.exists():
+            return results.file_hashes(path.parent, [path.name])[path.name]
+    return None
+
+
 def is_done(plan: Plan, states: dict[tuple[str, str], State], runs: Path, name: str) -> bool:
     """Whether a run of the plan would change nothing: every trial settled, and the sweep's file as it would be."""
     sweep = results.read_json(results.sweep_file(runs, name)) or {}

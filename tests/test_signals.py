@@ -115,7 +115,7 @@ def test_a_third_signal_ends_everything_at_once(runs: Path) -> None:
 
 
 def test_grace_is_limited_and_nothing_new_starts_in_it(runs: Path) -> None:
-    process = start(runs, "s", 3, {"t0": "hang", "ms": 8000}, workers=2, grace_seconds=1)
+    process = start(runs, "s", 3, {"t0": "hang", "ms": 2000}, workers=2, grace_seconds=3)
     poll(lambda: started(runs, 0) and at_step(runs, 1, 1))
     process.send_signal(signal.SIGINT)
     assert ended(process, within=30).code == 75
