@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from faulty import ended, poll, run, start
-from invariants import check, children
+from invariants import check, children, workers_of
 from scripted import plan_of
 
 TRIALS = 6
@@ -29,7 +29,7 @@ def test_a_sweep_survives_kills_at_any_moment(tmp_path: Path, seed: int) -> None
     for _ in range(chance.randint(1, 3)):
         sweep = start(runs, "loop", TRIALS, SCRIPT, workers=workers)
         if chance.random() < 0.8:  # else while it starts
-            poll(lambda sweep=sweep: children(sweep.pid) or sweep.poll() is not None)
+            poll(lambda sweep=sweep: workers_of(sweep.pid) or sweep.poll() is not None)
         time.sleep(chance.uniform(0, 0.6))
         whom = chance.choice(["sweep", "worker", "guard", "both"])
         story.append(f"{whom} killed")
@@ -50,7 +50,7 @@ def test_a_sweep_survives_kills_at_any_moment(tmp_path: Path, seed: int) -> None
 
 def victims(sweep: int, whom: str, chance: random.Random) -> list[int]:
     """Process ids to be killed, in this order: a worker's guard is its child."""
-    workers = children(sweep)
+    workers = workers_of(sweep)
     worker = [chance.choice(workers)] if workers else []
     if whom == "guard":
         return [guard for pid in worker for guard in children(pid)]

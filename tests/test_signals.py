@@ -12,7 +12,7 @@ from typing import Any
 import faulty
 import pytest
 from faulty import ended, poll, run, start
-from invariants import check, children, events_of, poll_gone, processes_of
+from invariants import check, events_of, poll_gone, processes_of, workers_of
 from scripted import STEPS, plan_of
 
 import sweep.workers
@@ -142,7 +142,7 @@ def test_a_stop_between_training_and_writing_keeps_the_training(runs: Path) -> N
 def test_a_signal_to_a_worker_costs_no_attempt(runs: Path, number: signal.Signals) -> None:
     process = start(runs, "s", 2, {"ms": 1200})
     poll(lambda: at_step(runs, 0, 1))
-    (worker,) = children(process.pid)
+    (worker,) = workers_of(process.pid)
     os.kill(worker, number)
     assert ended(process).code == 0
     events = events_of(runs, "s")
@@ -157,7 +157,7 @@ def test_a_grandchild_dies_with_its_group(runs: Path, whom: str) -> None:
     process = start(runs, "s", 1, {"t0": "spawn"})
     note = folder(runs, 0, 1).path / "grandchild"
     grandchild = int(poll(lambda: note.exists() and note.read_text()))
-    (worker,) = children(process.pid)
+    (worker,) = workers_of(process.pid)
     assert {process.pid, worker, grandchild} <= processes_of(runs)
     note.unlink()
     if whom == "worker":
@@ -216,11 +216,11 @@ def test_after_oom_the_next_trial_has_another_process(runs: Path) -> None:
     assert statuses(runs) == ["oom", "complete", "complete"]
     events = [event for event in events_of(runs, "s") if event["event"] in ("start", "end")]
     assert [event["event"] for event in events] == ["start", "end"] * 3
-    assert len(workers_of(runs)) == 2, "one process for all"
+    assert len(pids_of(runs)) == 2, "one process for all"
     check(runs, plan_of(runs, "s", 3), finished=True)
 
 
-def workers_of(runs: Path) -> set[str]:
+def pids_of(runs: Path) -> set[str]:
     """The process ids that the trials' scripts wrote down."""
     return {path.read_text() for path in (runs / "trials").glob("*/pid")}
 

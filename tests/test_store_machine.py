@@ -13,7 +13,7 @@ from faulty import ended, poll, run, start
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from invariants import check, children, events_of, poll_gone
+from invariants import check, events_of, poll_gone, workers_of
 from scripted import plan_of
 
 from lora_sweep import results
@@ -109,11 +109,11 @@ class Store(RuleBasedStateMachine):
         self.running.clear()
         if whom == "worker, three times":
             for _ in range(3):
-                (worker,) = poll(lambda: children(process.pid))
+                (worker,) = poll(lambda: workers_of(process.pid))
                 log = results.trial_folder(self.runs, self.last(name)).path / "trainings"
                 poll(lambda worker=worker, log=log: str(worker) == (log.parent / "pid").read_text())
                 os.kill(worker, signal.SIGKILL)
-                poll(lambda worker=worker: worker not in children(process.pid))
+                poll(lambda worker=worker: worker not in workers_of(process.pid))
             assert ended(process).code == 1
             assert results.read_outcome(self.runs, self.last(name), "e0")["status"] == "killed"
             done = run(self.runs, name, SWEEPS[name], retry="failed")
@@ -122,7 +122,7 @@ class Store(RuleBasedStateMachine):
         if whom == "two":
             process.send_signal(signal.SIGTERM)
         if whom == "both":
-            for worker in children(process.pid):
+            for worker in workers_of(process.pid):
                 os.kill(worker, signal.SIGKILL)
         process.send_signal(signal.SIGTERM if whom in ("a signal", "two") else signal.SIGKILL)
         assert ended(process).code in (75, -signal.SIGKILL)
@@ -145,7 +145,7 @@ class Store(RuleBasedStateMachine):
         second = start(self.runs, other, SWEEPS[other], grace_seconds=5)
         shared = name == "one"  # its last trial is one of the other's too
         if shared:
-            poll(lambda: children(second.pid) or second.poll() is not None)
+            poll(lambda: workers_of(second.pid) or second.poll() is not None)
             second.send_signal(signal.SIGTERM)
             assert ended(second).code in (0, 75)
         else:
@@ -265,4 +265,4 @@ def test_a_forgotten_failure_has_all_its_attempts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_store_through_much() -> None:
-    run_state_machine_as_test(Store, settings=settings(QUICK, max_examples=100, stateful_step_count=20))
+    run_state_machine_as_test(Store, settings=settings(QUICK, max_examples=50, stateful_step_count=20))
