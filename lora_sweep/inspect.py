@@ -6,6 +6,7 @@ they depend on. Its standard output is for people, its standard error for what l
 """
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -225,6 +226,7 @@ def query_and_value(linears: list[Linear]) -> list[Linear]:
 
 def main() -> None:
     """Answer the requests in the file argv[1], ``[{"config": ..., "strict": bool}]``, into the file argv[2]."""
+    gc.disable()  # it lives for seconds, in which it imports: see worker.straight_line
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     answers: list[dict[str, Any]] = []
     for request in json.loads(Path(sys.argv[1]).read_text()):
@@ -234,6 +236,7 @@ def main() -> None:
         except Refused as error:
             answers.append({"refused": str(error)})
     Path(sys.argv[2]).write_text(json.dumps(answers))
+    gc.freeze()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,12 @@ def broken(path: Path) -> str | None:
         if not same:
             return f"{name} was altered"
     return None
+
+
+def adapter_of(training: dict[str, Any]) -> str | None:
+    """What names the adapter that a training's result is of: a hash of its files'; None for a baseline."""
+    files = {name: digest for name, digest in training.get("files", {}).items() if name.startswith("adapter/")}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() if files else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -243,6 +250,12 @@ def report_folder(runs: Path, name: str) -> Path:
 
 def events_file(runs: Path, name: str) -> Path:
     return report_folder(runs, name) / "events.jsonl"
+
+
+def append_event(runs: Path, name: str, event: str, **more: Any) -> None:
+    """Append to a sweep's log. Several processes may."""
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    append_line(events_file(runs, name), {"time": time, "event": event, **more})
 
 
 def progress_file(runs: Path, name: str) -> Path:

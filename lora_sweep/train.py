@@ -5,6 +5,8 @@ the trials and our launcher runs them. Only composition happens here, and its er
 """
 
 import os
+import shlex
+import signal
 import sys
 
 import hydra
@@ -23,14 +25,22 @@ def run_trial(config: DictConfig) -> None:
     raise Refused("hydra/sweeper", "trials are planned by our own sweeper", ("grid",))
 
 
+def interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Compose, and hand over to the sweeper. Exit codes: see ``lora_sweep.errors``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants it first
     register_schema()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # as Ctrl+C; while trials run, the crew listens
+        signal.signal(number, interrupt)
     try:
         hydra.main(version_base="1.3", config_path="../conf", config_name="base")(run_trial)()
     except KeyboardInterrupt:
+        command = shlex.join(["python", "-m", "lora_sweep.train", *sys.argv[1:]])
+        print(f"\ninterrupted; finished trials are kept. Go on with:\n  {command}", flush=True)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         refused = error if isinstance(error, Refused) else as_refused(error)

@@ -256,6 +256,7 @@ class Trial:
             "reason": None,
             "bits": stored_bits(config.eval_bits(), self.device),
             "eval": dataclasses.asdict(config.eval),
+            "adapter": results.adapter_of(results.read_json(self.folder.result) or {}),
             **numbers,
             **peak_memory(self.device),
             "metrics": scores["means"],

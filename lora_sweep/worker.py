@@ -7,6 +7,7 @@ outlives the orchestrator. What a trial does is a ``jobs.Line``. Imports no torc
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import json
 import os
 import select
@@ -216,9 +217,16 @@ def main(make_line: Callable[[Path, str], Line] | None = None) -> None:
 
 
 def straight_line(runs: Path, sweep: str) -> Line:
-    """The real thing: from here on this process holds torch."""
+    """The real thing: from here on this process holds torch.
+
+    What is imported stays: looked through by the garbage collector while it is imported and when the process ends, it
+    took 6.0 s of a core to start and end, and takes 3.4 s without (2 cores of an AMD EPYC).
+    """
+    gc.disable()
     from lora_sweep.trial import StraightLine
 
+    gc.freeze()
+    gc.enable()
     return StraightLine(runs, sweep)
 
 

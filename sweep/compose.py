@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lora_sweep.config import Config, config_from_json
 from lora_sweep.errors import Refused
+from sweep.trials import copied
 
 CONFIG_NAME = "base"
 
@@ -132,19 +133,6 @@ def typed_value(tree: DictConfig, override: Override) -> Any:
     OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     value = OmegaConf.select(changed, override.key_or_group)
     return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-
-
-def copied(node: Any) -> Any:
-    """A tree of dataclasses, dicts and lists anew; as copy.deepcopy, in a tenth of its time."""
-    if isinstance(node, dict):
-        return {key: copied(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [copied(value) for value in node]
-    if dataclasses.is_dataclass(node):
-        same = copy.copy(node)
-        vars(same).update({name: copied(value) for name, value in vars(node).items()})
-        return same
-    return node
 
 
 def set_value(config: Config, key: str, value: Any) -> None:

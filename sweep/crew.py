@@ -56,7 +56,6 @@ class Crew:
     Args:
         places: a worker each; a place may stand there more than once.
         status: of every trial of the plan, by key: the states at the start, and then the outcomes.
-        halvings, deaths: of trials, from their setbacks of before.
     """
 
     runs: Path
@@ -81,6 +80,7 @@ class Crew:
         Raises:
             Stopped: a signal, a disk that takes no more, or workers that cannot start.
         """
+        self.note("begin", pid=os.getpid(), waiting=len(self.queue.waiting))
         with selectors.DefaultSelector() as self.selector, self.signals():
             try:
                 while self.queue.waiting or self.workers:
@@ -95,6 +95,7 @@ class Crew:
                 results.progress_file(self.runs, self.name).unlink(missing_ok=True)
         if self.stopping:
             raise Stopped(self.stopping, can_go_on=self.false_starts < FALSE_STARTS)
+        self.note("finish", counts=self.board.counts)
 
     def turn(self) -> None:
         """One round: hear, reap, watch, give out, show."""
@@ -134,11 +135,11 @@ class Crew:
                 if worker is not None and not self.queue.waiting and not running:
                     worker.end()
                 continue
-            if store.deaths(item.trial, self.runs) >= MAX_DEATHS:  # the orchestrator died before it could say so
+            setbacks = store.setbacks_of(item.trial, self.runs)
+            if store.deaths(setbacks) >= MAX_DEATHS:  # the orchestrator died before it could say so
                 self.fail(item.trial, "killed", f"its worker died {MAX_DEATHS} times; see its log.txt")
                 continue
-            worker = worker or self.hire(number)
-            self.start(worker, item)
+            self.start(worker or self.hire(number), item, setbacks)
 
     def hire(self, number: int) -> Worker:
         place = self.places[number]
@@ -148,12 +149,11 @@ class Crew:
         self.selector.register(worker.output, selectors.EVENT_READ, number)
         return worker
 
-    def start(self, worker: Worker, item: Waiting) -> None:
+    def start(self, worker: Worker, item: Waiting, setbacks: list[dict[str, Any]]) -> None:
         trial = item.trial
-        setbacks = store.setbacks_of(trial, self.runs)
         halves = self.settings.on_oom == "halve_batch"
-        halvings = Counter(each.get("stage") for each in setbacks if each.get("how") == "oom") if halves else Counter()
-        deaths = store.deaths(trial, self.runs)
+        halvings = Counter(each.get("stage") for each in setbacks if halves and each.get("how") == "oom")
+        deaths = store.deaths(setbacks)
         self.board.running[worker.number] = Running(trial.trial_id, trial.label, worker.place.name, time.time())
         self.set_status(trial, "running")
         crash_point("before job")
@@ -201,9 +201,8 @@ class Crew:
         elif status == "oom" and self.settings.on_oom == "halve_batch" and self.halve(item, worker.stage):
             pass
         else:
-            self.note(
-                "end" if worker.started else "found", trial, status=status, sha256=store.result_hash(trial, self.runs)
-            )
+            what = "end" if worker.started else "found"  # by another sweep
+            self.note(what, trial, status=status, sha256=store.result_hash(trial, self.runs))
             self.set_status(trial, status)
             self.durations.append(time.monotonic() - worker.since)
         if status not in ("oom", "preempted") and worker.stop_by is not None:
@@ -265,7 +264,7 @@ class Crew:
         crash_point("death seen")
         self.setback(trial, "death", signal=how)
         crash_point("death kept")
-        deaths = store.deaths(trial, self.runs)
+        deaths = store.deaths(store.setbacks_of(trial, self.runs))
         if deaths < MAX_DEATHS:
             retry = f"retry {deaths} of {MAX_DEATHS - 1}"
             self.screen.say(f"{trial.label}: its worker ended with {how}; {retry}")
@@ -374,8 +373,7 @@ class Crew:
     def note(self, event: str, trial: Planned | None = None, **more: Any) -> None:
         """Append to the sweep's log."""
         ids = {} if trial is None else {"trial_id": trial.trial_id, "eval_id": trial.eval_id}
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        results.append_line(results.events_file(self.runs, self.name), {"time": now, "event": event, **ids, **more})
+        results.append_event(self.runs, self.name, event, **ids, **more)
 
     def set_status(self, trial: Planned, status: str) -> None:
         before = self.status[trial.key]

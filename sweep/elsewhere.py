@@ -5,7 +5,6 @@ its point as our own launcher would, in a worker process with the same claims, l
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,17 +13,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lora_sweep import results
-from lora_sweep.claims import claim, holder, is_claimed
+from lora_sweep.claims import is_claimed
 from lora_sweep.config import Config, config_from_json
-from lora_sweep.errors import Refused
 from sweep import machine, store
 from sweep.board import Board
 from sweep.crew import Crew, Stopped
-from sweep.launch import Outcomes, command_of, finish, head, mirror, prepared
+from sweep.launch import Outcomes, launch
 from sweep.live import PlainLines
 from sweep.plan import make_plan
 from sweep.schedule import Queue, Waiting
-from sweep.trials import Key, Planned
+from sweep.trials import Key, Plan, Planned
 
 
 def launch_points(
@@ -32,7 +30,7 @@ def launch_points(
     configs: list[Config],
     points: Sequence[Sequence[str]],
     arguments: list[str],
-) -> tuple[Any, Outcomes]:
+) -> tuple[list[Any], Outcomes]:
     """Have another launcher run the points of a command that are not done.
 
     Args:
@@ -42,23 +40,19 @@ def launch_points(
         That, and every trial's result.
     """
     plan = make_plan(configs, strict=True)
-    runs, name = Path(configs[0].runs_dir), store.sweep_name(plan)
-    states = head(plan, runs, name)
-    if store.is_done(plan, states, runs, name):
-        return [], finish(plan, runs, name, worked=False)
-    path = results.sweep_lock(runs, name)
-    with claim(path) as ours:
-        if not ours:
-            raise Refused(f"sweep {name}", f"is run by {holder(path)}: one command at a time")
-        left = {item.trial.key for item in prepared(plan, runs, name, command_of(arguments))}
+    returned: list[Any] = []
+
+    def run(plan: Plan, waiting: list[Waiting], runs: Path, name: str) -> None:
+        left = {item.trial.key for item in waiting}
         baseline_of = {trial.key: trial.baseline for trial in plan.trials}
         jobs: dict[Key, list[str]] = {}
         for key, overrides in zip(plan.points, points, strict=True):
             if key in left or baseline_of.get(key) in left:
                 jobs.setdefault(key, [*overrides, f"sweep_name={name}"])
-        returned = start(list(jobs.values())) if jobs else []
-        mirror(plan, runs, name, command_of(arguments))
-    return returned, finish(plan, runs, name, worked=True)
+        returned.extend(start(list(jobs.values())))
+
+    outcomes = launch(plan, arguments, run=run)
+    return returned, outcomes
 
 
 def run_point(config: DictConfig) -> float | None:
@@ -98,5 +92,4 @@ def run_trials(trials: list[Planned], runs: Path, name: str) -> None:
     status = {item.trial.key: "waiting" for item in waiting}
     places = machine.places(settings.devices)[:1]
     crew = Crew(runs, name, settings, places, Queue(waiting), status, PlainLines(board.started), board)
-    crew.note("begin", pid=os.getpid(), waiting=len(waiting))
     crew.run()

@@ -3,11 +3,12 @@
 Owns the order of things and what a person is told. What happened is read from the trials' files.
 """
 
-import os
 import shlex
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lora_sweep import results, tracking
@@ -27,14 +28,16 @@ from sweep.trials import Key, Plan
 from sweep.workers import COMMAND
 
 Outcomes = dict[Key, results.TrialResult]
+Run = Callable[[Plan, list[Waiting], Path, str], None]  # the plan, what waits of it, the runs folder, the sweep's name
 
 
-def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND) -> Outcomes:
+def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND, run: Run | None = None) -> Outcomes:
     """Run what is left of the plan, write and print the report, and return every trial's result.
 
     Args:
         arguments: of the command, for the record and to print the line that goes on after an interruption.
         worker: the command of a worker process; a test gives its own.
+        run: runs what waits; None: workers of this process.
 
     Raises:
         Refused: the sweep runs already, or its folder cannot take what it needs.
@@ -43,24 +46,11 @@ def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND) ->
     runs, name = Path(plan.trials[0].config.runs_dir), store.sweep_name(plan)
     command = command_of(arguments)
     states = head(plan, runs, name)
-    path = results.sweep_lock(runs, name)
     try:
-        if store.is_done(plan, states, runs, name):
-            if leftovers(runs, name):  # else nothing is written, not even a claim
-                with claim(path) as ours:
-                    if ours:
-                        tidy(runs, name)
-            return finish(plan, runs, name, worked=False)
-        with claim(path) as ours:
-            if not ours:
-                raise Refused(f"sweep {name}", f"is run by {holder(path)}: one command at a time")
-            waiting = prepared(plan, runs, name, command)
-            if waiting:
-                run(plan, waiting, runs, name, worker)
-                crash_point("before mirror")
-                mirror(plan, runs, name, command)
-                crash_point("mirrored")
-        return finish(plan, runs, name, worked=True)
+        worked = not store.is_done(plan, states, runs, name)
+        if worked or leftovers(runs, name) or not store.is_mirrored(runs, name):  # else not even a claim is written
+            work(plan, runs, name, command, run or partial(run_here, worker=worker))
+        return finish(plan, runs, name, worked)
     except Stopped as stopped:
         why, code = str(stopped), EXIT_INTERRUPTED if stopped.can_go_on else EXIT_FAILED
     except OSError as error:
@@ -69,6 +59,20 @@ def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND) ->
         why, code = f"nothing can be written: {error}", EXIT_INTERRUPTED
     print(f"\n{why}; finished trials are kept. Go on with:\n  {command}", flush=True)
     raise SystemExit(code)
+
+
+def work(plan: Plan, runs: Path, name: str, command: str, run: Run) -> None:
+    """What only the sweep's one orchestrator may do."""
+    path = results.sweep_lock(runs, name)
+    with claim(path) as ours:
+        if not ours:
+            raise Refused(f"sweep {name}", f"is run by {holder(path)}: one command at a time")
+        waiting = prepared(plan, runs, name, command)
+        if waiting:
+            run(plan, waiting, runs, name)
+        crash_point("before mirror")
+        mirror(plan, runs, name, command)
+        crash_point("mirrored")
 
 
 def leftovers(runs: Path, name: str) -> bool:
@@ -119,22 +123,25 @@ def prepared(plan: Plan, runs: Path, name: str, command: str) -> list[Waiting]:
     return waiting
 
 
-def run(plan: Plan, waiting: list[Waiting], runs: Path, name: str, worker: Sequence[str]) -> None:
+def run_here(plan: Plan, waiting: list[Waiting], runs: Path, name: str, worker: Sequence[str]) -> None:
     """Run what waits, on the places of this machine."""
-    settings = plan.trials[0].config.launch
-    places = machine.places(settings.devices)
-    places = [places[number % len(places)] for number in range(settings.workers or len(places))][: len(waiting)]
+    settings, places = plan.trials[0].config.launch, workers_on(plan)[: len(waiting)]
     status = {trial.key: str(results.read_outcome(runs, *trial.key).get("status")) for trial in plan.trials}
     status |= {item.trial.key: "waiting" for item in waiting} | {point.key: "invalid" for point in plan.invalid}
     board = Board(name, len(status), time.time(), counts=dict(Counter(status.values())))
     try:
         with screen(board) as shown:
             crew = Crew(runs, name, settings, places, Queue(waiting), status, shown, board, worker)
-            crew.note("begin", pid=os.getpid(), waiting=len(waiting))
             crew.run()
-            crew.note("finish", counts=board.counts)
     finally:
         remove_stale(runs / "locks")  # of workers that were killed
+
+
+def workers_on(plan: Plan) -> list[machine.Place]:
+    """The place of each worker that the plan's settings ask for; several may share one."""
+    settings = plan.trials[0].config.launch
+    places = machine.places(settings.devices)
+    return [places[number % len(places)] for number in range(settings.workers or len(places))]
 
 
 def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
@@ -154,22 +161,24 @@ def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
 
 
 def mirror(plan: Plan, runs: Path, name: str, command: str) -> None:
-    """The sweep's own run."""
+    """The sweep's own run, unless it shows the present results already."""
     from sweep.report.table import load_sweep
 
+    if store.is_mirrored(runs, name):
+        return
     settings = plan.trials[0].config.tracking
     tracking.log_sweep(settings, runs, name=name, command=command, rows=load_sweep(runs, name).rows)
+    results.append_event(runs, name, "mirrored")
 
 
 def check_disk(plan: Plan, states: dict[Key, State], runs: Path) -> None:
     """Refuse what the disk cannot take, before anything is trained."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        probe = runs / f".probe-{os.getpid()}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=runs):  # has no name that a kill could leave behind
+            pass
     except OSError as error:
         raise Refused(f"runs_dir = {runs}", f"cannot be written: {error.strerror}") from None
-    needed, free = needed_bytes(plan, states), machine.free_bytes(runs)
+    needed, free = needed_bytes(plan, states, len(workers_on(plan))), machine.free_bytes(runs)
     if needed > free:
         raise Refused(f"runs_dir = {runs}", f"needs about {size(needed)}, and {size(free)} are free")

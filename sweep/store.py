@@ -15,7 +15,7 @@ from lora_sweep.claims import claim
 from lora_sweep.identity import short_hash
 from lora_sweep.provenance import made_with
 from sweep.drift import plan_sources
-from sweep.trials import Plan, Planned
+from sweep.trials import Plan, Planned, invalid_id
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ def state_of(trial: Planned, runs: Path) -> State:
     outcome = results.read_outcome(runs, *trial.key)
     status = outcome.get("status")
     if status == "complete":
+        if outcome.get("adapter") != results.adapter_of(results.read_json(folder.result) or {}):
+            return State("broken", "its evaluation is of another adapter")  # a person deleted the training's result
         return State("done", settled=True)
     if status is not None:
         return State(str(status), outcome.get("reason"), settled=status in results.SETTLED)
@@ -87,9 +89,9 @@ def setbacks_of(trial: Planned, runs: Path) -> list[dict[str, Any]]:
     return results.read_jsonl(results.trial_folder(runs, trial.trial_id).setbacks)
 
 
-def deaths(trial: Planned, runs: Path) -> int:
-    """How often its worker died."""
-    return sum(each.get("how") == "death" for each in setbacks_of(trial, runs))
+def deaths(setbacks: list[dict[str, Any]]) -> int:
+    """How many of a trial's setbacks are deaths of its worker."""
+    return sum(each.get("how") == "death" for each in setbacks)
 
 
 def is_trained(trial: Planned, runs: Path) -> bool:
@@ -117,6 +119,13 @@ def is_done(plan: Plan, states: dict[tuple[str, str], State], runs: Path, name: 
     retry = plan.trials[0].config.launch.retry == "failed"
     again = ("done", "invalid") if retry else ()
     return wanted <= listed and all(s.settled and (s.name in again or not retry) for s in states.values())
+
+
+def is_mirrored(runs: Path, name: str) -> bool:
+    """Whether the sweep's own run of W&B is of its last run here; a kill can come in between."""
+    events = [event.get("event") for event in results.read_jsonl(results.events_file(runs, name))]
+    worked = [place for place, event in enumerate(events) if event == "begin"]
+    return not worked or "mirrored" in events[worked[-1] :]
 
 
 def write_invalid(plan: Plan, runs: Path) -> None:
@@ -150,6 +159,7 @@ def write_sweep(plan: Plan, runs: Path, name: str, command: str, work: bool) -> 
         ids = {"trial_id": point.trial_id, "eval_id": point.eval_id}
         entries.append({**ids, "kind": "trial", "label": point.label, "baseline": None})
     planned = {entry["trial_id"] for entry in entries}
+    planned |= {invalid_id(trial.config) for trial in plan.trials}  # what could not work then, and can now
     entries = [entry for entry in before.get("trials", []) if entry["trial_id"] not in planned] + entries
     ordered = sorted(entries, key=lambda entry: str(entry["kind"]))  # stable: baseline < trial
     sources = {**before.get("sources", {}), **plan_sources(plan)}

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,24 +82,35 @@ def invalid_point(config: Config, compute_bytes: int | None, varied: list[str], 
     label = trial_label(config, compute_bytes, varied)
     config = finite(config)
     given = dataclasses.asdict(config)
-    for key in ("tracking", "launch", "runs_dir", "sweep_name"):
-        given.pop(key)
     bits_known = config.eval.quant in ("same", *QUANT_BITS)
     evaluation = eval_identity(config) if bits_known else given["eval"]
-    return Invalid(short_hash({"kind": "invalid", **given}), short_hash(evaluation), label, config, reason)
+    return Invalid(invalid_id(config), short_hash(evaluation), label, config, reason)
+
+
+def invalid_id(config: Config) -> str:
+    """What names a point while it cannot work."""
+    given = dataclasses.asdict(config)
+    for key in ("tracking", "launch", "runs_dir", "sweep_name"):
+        given.pop(key)
+    return short_hash({"kind": "invalid", **given})
 
 
 def finite(node: Any) -> Any:
     """A copy of a tree in which NaN and the infinities are words."""
+    return copied(node, lambda leaf: str(leaf) if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
+
+
+def copied(node: Any, of_leaf: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """A tree of dataclasses, dicts and lists anew; as copy.deepcopy, in a tenth of its time."""
     if isinstance(node, dict):
-        return {key: finite(value) for key, value in node.items()}
+        return {key: copied(value, of_leaf) for key, value in node.items()}
     if isinstance(node, list):
-        return [finite(value) for value in node]
+        return [copied(value, of_leaf) for value in node]
     if dataclasses.is_dataclass(node):
-        words = copy.copy(node)
-        vars(words).update({name: finite(value) for name, value in vars(node).items()})
-        return words
-    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
+        same = copy.copy(node)
+        vars(same).update({name: copied(value, of_leaf) for name, value in vars(node).items()})
+        return same
+    return of_leaf(node)
 
 
 # --- what varies, and names ------------------------------------------------------------------------------------------

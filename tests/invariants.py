@@ -20,7 +20,7 @@ import faulty
 
 from lora_sweep import results
 from sweep.schedule import MAX_DEATHS
-from sweep.store import sweep_name
+from sweep.store import is_mirrored, sweep_name
 from sweep.trials import Key, Plan
 
 Event = dict[str, Any]
@@ -115,6 +115,7 @@ def check_folder(runs: Path, plan: Plan) -> None:
     left = [path for path in runs.rglob("*.tmp") if "quarantine" not in path.parts]
     assert not left, f"half-written files are left: {left}"
     assert not results.progress_file(runs, name).exists(), "progress of a sweep that is over"
+    assert is_mirrored(runs, name), "the sweep's own run of W&B is not of its last run"
     listed = {
         (row["trial_id"], row["eval_id"]) for row in json.loads(results.sweep_file(runs, name).read_text())["trials"]
     }

@@ -104,6 +104,7 @@ class Script:
         results.write_jsonl(evaluation.generations, [{"prompt_id": "validation-0", "text": f"text {job.config.seed}"}])
         results.write_json(evaluation.scores, scores)
         result = {"eval_id": job.eval_id, "status": "complete", "reason": None, "metrics": scores["means"]}
+        result["adapter"] = results.adapter_of(results.read_json(folder.result) or {})
         files = results.file_hashes(evaluation.path, ["generations.jsonl", "scores.json"])
         results.write_result(evaluation.result, {**result, "files": files})
 

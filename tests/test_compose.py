@@ -14,7 +14,8 @@ from omegaconf.errors import ValidationError
 
 from lora_sweep.config import Config, FixedPrompt, config_from_json, register_schema
 from lora_sweep.errors import Refused
-from sweep.compose import compose_points, copied, points
+from sweep.compose import compose_points, points
+from sweep.trials import copied
 
 CONF = Path(__file__).parent.parent / "conf"
 DEMO = {"lora.r": "8,16", "lora.targets": "attn,all_linear", "quant": "4bit,8bit"}

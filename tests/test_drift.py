@@ -12,6 +12,7 @@ import pytest
 from test_layers import ROOT
 
 from lora_sweep import results
+from lora_sweep.config import Config, Data, Model
 from sweep import drift, store
 from sweep.drift import drift_notes
 
@@ -22,10 +23,8 @@ OLD, NEW = "file:ab12cd34ab12cd34", "file:cd34ef56cd34ef56"
 
 def trial(trial_id: str, data: str = NEW, model: str = "folder:1", **changes: Any) -> Any:
     """What a plan holds of a trial, as far as drift and a sweep's file ask."""
-    config = SimpleNamespace(
-        model=SimpleNamespace(name=changes.pop("model_name", "small")),
-        data=SimpleNamespace(name=changes.pop("data_name", "catalogue")),
-    )
+    named = Model(name=changes.pop("model_name", "small")), Data(name=changes.pop("data_name", "catalogue"))
+    config = Config(model=named[0], data=named[1])
     facts = SimpleNamespace(model=SimpleNamespace(fingerprint=model), data=SimpleNamespace(fingerprint=data))
     given = {
         "trial_id": trial_id,

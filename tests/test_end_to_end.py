@@ -30,7 +30,14 @@ def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A folder in which the smoke experiment ran, and what it printed."""
     folder = tmp_path_factory.mktemp("smoke")
-    return folder, run(SMOKE, folder)
+    plan = run([sys.executable, "-m", "sweep.plan", "experiment=smoke"], folder)
+    assert (plan.returncode, plan.stderr) == (0, "")
+    assert not list(folder.iterdir()), "a plan writes nothing"
+    done = run(SMOKE, folder)
+    assert re.sub("free: .*", "", done.stdout).startswith(re.sub("free: .*", "", plan.stdout)), (
+        "another head than the plan's"
+    )
+    return folder, done
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -171,6 +178,16 @@ def test_a_failed_trial_gives_exit_code_1_and_stays_in_the_report(tmp_path: Path
     assert "at step" in report
     with (tmp_path / "runs/sweeps/rates/report.csv").open(newline="") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["complete", "complete", "diverged"]
+
+
+def test_a_signal_before_anything_runs_ends_the_command_as_an_interruption(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, hydra; from lora_sweep import train;"
+        "hydra.main = lambda **settings: lambda task: lambda: os.kill(os.getpid(), signal.SIGTERM); train.main()"
+    )
+    done = run([sys.executable, "-c", script, "lora.r=8"], tmp_path)
+    assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, "")
+    assert done.stdout.endswith("Go on with:\n  python -m lora_sweep.train lora.r=8\n")
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lora_sweep import results, worker
 from lora_sweep.claims import claim
 from lora_sweep.jobs import Job, Voice
 from sweep import store
-from sweep.trials import Plan, Planned
+from sweep.trials import Plan, Planned, invalid_point
 from sweep.workers import as_job
 
 
@@ -115,6 +115,21 @@ def test_a_number_that_was_edited_is_seen(plan: Plan, tmp_path: Path) -> None:
     assert store.state_of(trial, tmp_path).why == "result.json was altered"
 
 
+def test_an_evaluation_of_another_adapter_is_moved_aside(plan: Plan, tmp_path: Path) -> None:
+    trial = plan.trials[0]
+    run(trial, tmp_path)
+    folder = results.trial_folder(tmp_path, trial.trial_id)
+    value = json.loads(folder.result.read_text())
+    results.write_atomic(folder.adapter / "adapter.bin", b"as another machine would have trained it")
+    files = results.file_hashes(folder.path, value["files"])
+    results.write_result(folder.result, {**{k: v for k, v in value.items() if k != "seal"}, "files": files})
+    found = store.state_of(trial, tmp_path)
+    assert (found.name, found.why) == ("broken", "its evaluation is of another adapter")
+    store.prepare(trial, found, tmp_path, retry=False)
+    assert state(trial, tmp_path) == ("trained", False)
+    assert folder.adapter.exists()
+
+
 def test_a_large_file_is_read_again_only_where_its_time_changed(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +183,35 @@ def test_a_name_used_again_is_the_union(tmp_path: Path) -> None:
     assert sweep is not None
     assert {entry["trial_id"] for entry in sweep["trials"]} == {trial.trial_id for trial in many.trials}
     assert sweep["command"] == "second"
+
+
+def test_a_point_that_works_now_is_no_invalid_row_any_more(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "a", 2)
+    point = invalid_point(plan.trials[1].config, 4, [], "the wheel could not be fetched")
+    before = Plan(plan.trials[:1], plan.points, plan.varied, [point])
+    for each, wanted in (
+        (before, [plan.trials[0].trial_id, point.trial_id]),
+        (plan, [t.trial_id for t in plan.trials]),
+    ):
+        store.write_sweep(each, tmp_path, "a", "", work=True)
+        sweep = results.read_json(results.sweep_file(tmp_path, "a"))
+        assert sweep is not None
+        assert [entry["trial_id"] for entry in sweep["trials"]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("events", "mirrored"),
+    [
+        ([], True),
+        (["begin"], False),
+        (["begin", "finish", "mirrored"], True),
+        (["begin", "mirrored", "begin", "finish"], False),
+    ],
+)
+def test_whether_wandb_shows_the_last_run(events: list[str], mirrored: bool, tmp_path: Path) -> None:
+    for event in events:
+        results.append_event(tmp_path, "a", event)
+    assert store.is_mirrored(tmp_path, "a") == mirrored
 
 
 def test_an_append_after_a_torn_line_starts_a_new_one(tmp_path: Path) -> None:

@@ -239,10 +239,12 @@ def test_a_torn_log_is_closed_by_the_next_writer(tmp_path: Path) -> None:
         "begin",
         "start",
         "end",
+        "finish",
         "begin",
         "start",
         "end",
         "finish",
+        "mirrored",
     ]
 
 

@@ -126,6 +126,15 @@ def test_one_base_is_loaded_once_for_a_pack(pack: Any) -> None:
     assert sum(line.startswith("loaded tiny") for line in said) == 1
 
 
+def test_rows_are_tokenized_once_for_all_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    tokenize = trial.examples
+    monkeypatch.setattr(trial, "examples", lambda rows, *rest: asked.append(len(rows)) or tokenize(rows, *rest))
+    run([config(), config(lora=Lora(r=2)), config(lora=Lora(r=1))], tmp_path)
+    split = load_split(config().data)
+    assert sorted(asked) == sorted([len(split.train), len(split.validation)])
+
+
 def test_generating_at_other_bits_loads_each_base_once(tmp_path: Path) -> None:
     eight = dataclasses.replace(config().eval, quant="8bit")
     configs = [config(eval=eight, quant=Quant(4), lora=Lora(r=r)) for r in (2, 4)]
