@@ -52,7 +52,8 @@ class Shared:
     def base_at(self, quant: Quant, voice: Voice) -> Any:
         """The base with ``quant``'s weights, without an adapter; loaded where it is not the one at hand, untouched."""
         if self.quant != quant or base_signature(self.base) != self.signature:
-            self.drop()  # freed before the next one is loaded
+            self.drop()
+            reset_peak_memory(self.device)  # and with it the old one's memory, before the next one is loaded
             voice.phase("loading")
             started = time.perf_counter()
             self.base = load_base(self.model, quant, self.device)
@@ -87,10 +88,12 @@ class StraightLine:
         self.trial: Trial | None = None
 
     def train(self, job: Job, voice: Voice) -> None:
+        reset_peak_memory(self.device)
         self.trial = Trial(job, self.runs, self.sweep, self.shared(job), voice)
         self.trial.train()
 
     def evaluate(self, job: Job, voice: Voice) -> None:
+        reset_peak_memory(self.device)
         if self.trial is None or self.trial.job is not job:
             self.trial = Trial(job, self.runs, self.sweep, self.shared(job), voice)
         self.trial.evaluate()
@@ -110,13 +113,12 @@ class StraightLine:
         """What this job shares with the last one, or what it begins with."""
         key = shared_key(job.config)
         if self.key != key or self.held is None:
-            self.key, self.held = None, None  # freed before the next one is loaded
+            self.key, self.held, self.trial = None, None, None  # freed before the next one is loaded
             self.held = Shared(job.config, self.device)
             self.key = key
         if self.held.rows_fingerprint != job.facts["data"]["rows_fingerprint"]:
             self.key = None
             raise RuntimeError(f"the rows of data {job.config.data.name} changed after planning: run the command again")
-        reset_peak_memory(self.device)
         return self.held
 
 

@@ -187,3 +187,19 @@ def test_a_bias_that_is_trained_makes_the_base_new_for_the_next_trial(tmp_path: 
     assert sum(line.startswith("loaded tiny") for line in said) == 3  # training and loading the biases each change it
     together = outcome(jobs[-1], tmp_path).training["files"]["adapter/adapter_model.safetensors"]
     assert together == outcome(alone[-1], tmp_path / "alone").training["files"]["adapter/adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("written_at", ["same", "8bit"])
+def test_each_stage_and_each_base_has_a_peak_of_its_own(written_at: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Else an evaluation shows its training's memory, and two bases are held while the second is loaded."""
+    said: list[str] = []
+    monkeypatch.setattr(trial, "reset_peak_memory", lambda device: said.append("reset"))
+    for name in ("load_base", "finetune", "generate"):
+        real = getattr(trial, name)
+        monkeypatch.setattr(trial, name, lambda *a, name=name, real=real, **k: said.append(name) or real(*a, **k))
+    run([config(eval=dataclasses.replace(config().eval, quant=written_at))], tmp_path)
+    assert "finetune" in said
+    for place, what in enumerate(said):
+        if what in ("load_base", "generate"):
+            since = said[:place][::-1].index("reset")
+            assert "finetune" not in said[place - since : place], said
