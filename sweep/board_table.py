@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lora_sweep.results import STATUSES
 from sweep.board import Board, Running
-from sweep.report.show import UNKNOWN, visible
+from sweep.report.show import UNKNOWN, duration, visible
 from sweep.report.table import number
 
 COLUMNS = (  # header, whether it stands right, and the width of terminal from which there is room for it
@@ -140,13 +140,6 @@ def _ended(board: Board) -> float:
 def _left(seconds: float | None) -> str:
     seconds = number(seconds)
     return "" if seconds is None else f"about {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """One number with its unit: 40 s, 14 min, 2.5 h."""
-    if seconds < 90:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _clock(seconds: float) -> str:

@@ -389,7 +389,7 @@ class Crew:
         if self.durations:
             left = len(self.queue.waiting) + len(self.board.running)
             mean = sum(self.durations) / len(self.durations)
-            self.board.seconds_left = mean * left / max(1, len(self.places))
+            self.board.seconds_left = mean * left / len(self.places) if left else None
         self.screen.refresh(self.board)
         now = time.monotonic()
         if now - self.wrote_progress >= PROGRESS_SECONDS and self.board.running:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sweep.estimate import Finished, expected_time, finished_before, left, needed_bytes
 from sweep.machine import Place, free_bytes, places
+from sweep.report.show import duration, plural
 from sweep.store import State
 from sweep.trials import Key, Plan, Planned
 
@@ -158,10 +159,6 @@ def disk_line(plan: Plan, states: Mapping[Key, State], runs: Path, workers: int)
 # --- words -------------------------------------------------------------------------------------------------------
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
 def gibibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
@@ -173,10 +170,3 @@ def size(count: int) -> str:
             number = count / step
             return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
     raise AssertionError
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``40 s``, ``12 min`` or ``3.2 h``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -18,8 +18,9 @@ from lora_sweep import results
 from lora_sweep.claims import holder, is_claimed
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_REFUSED, Refused
 from sweep.board import Board, Running
-from sweep.board_table import duration, one_line, table
-from sweep.report.table import _is_entry, known_sweeps, load_sweep, newest_sweep, number
+from sweep.board_table import one_line, table
+from sweep.report.show import duration
+from sweep.report.table import newest_sweep, number, sweep_content
 
 STALE_SECONDS = 30  # the orchestrator writes every two
 PIPED_WIDTH = 100  # columns, where nobody says how many there are
@@ -57,14 +58,8 @@ def show(runs: Path, name: str) -> None:
     Raises:
         Refused: there is no such sweep; in the words of the report.
     """
-    if name not in known_sweeps(runs):
-        load_sweep(runs, name)  # refuses
-    content = results.read_json(results.sweep_file(runs, name)) or {}
-    entries = content.get("trials")
-    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
-        load_sweep(runs, name)  # refuses
-        entries = []
-    seen = [look(runs, entry) for entry in entries]
+    content = sweep_content(runs, name)
+    seen = [look(runs, entry) for entry in content["trials"]]
     claimed, claim_words = claim_of(runs, name)
     board = Board(name, len(seen), time.time())
     progress_words = add_progress(board, runs) if claimed else None
@@ -89,7 +84,7 @@ def settle(board: Board, seen: list[Seen]) -> list[Seen]:
 
 
 def look(runs: Path, entry: dict[str, Any]) -> Seen:
-    """One trial of the sweep file. Its files are not hashed: a report does that, and the next run."""
+    """One trial of the sweep file. Its files are not hashed: the next run does that."""
     trial_id, label = entry["trial_id"], str(entry.get("label") or entry["trial_id"])
     folder = results.trial_folder(runs, trial_id)
     for path in (folder.result, folder.evaluation(entry["eval_id"]).result):

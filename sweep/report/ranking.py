@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sweep.drift import from_what
 from sweep.report.differences import SOURCES, differing, makers
-from sweep.report.show import is_complete, is_failed, metric, row_name, visible
+from sweep.report.show import is_complete, is_failed, metric, plural, row_name, visible
 from sweep.report.table import PENDING, Row, Sweep, is_other
 
 NO_INTERVALS = "Differences come without intervals: do not read small ones."
@@ -115,7 +115,7 @@ def baseline_of(sweep: Sweep, row: Row) -> Row | None:
 def tally(sweep: Sweep) -> str:
     """``8 trials and 2 baselines: 8 complete, 1 diverged, 1 pending``."""
     trials = sum(row["kind"] == "trial" for row in sweep.rows)
-    kinds = [_plural(trials, "trial"), _plural(len(sweep.rows) - trials, "baseline")]
+    kinds = [plural(trials, "trial"), plural(len(sweep.rows) - trials, "baseline")]
     return f"{' and '.join(kinds)}: {statuses(sweep.rows) or 'no rows'}"
 
 
@@ -128,7 +128,3 @@ def statuses(rows: list[Row]) -> str:
 
 def failures(sweep: Sweep) -> list[Row]:
     return [row for row in sweep.rows if is_failed(row)]
-
-
-def _plural(amount: int, noun: str) -> str:
-    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"

@@ -89,6 +89,17 @@ def millions(params: float | int) -> str:
     return f"{value:#.3g} M"
 
 
+def plural(amount: int, noun: str) -> str:
+    return f"{amount} {noun}{'s' * (amount != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``40 s``, ``12 min`` or ``3.2 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def size(value: float | int | None) -> str:
     """Bytes as KiB, MiB or GiB."""
     if value is None:

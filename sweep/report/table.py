@@ -87,8 +87,8 @@ def newest_sweep(runs: Path) -> str:
     return known[0]
 
 
-def load_sweep(runs: Path, name: str) -> Sweep:
-    """The sweep ``name`` with every row.
+def sweep_content(runs: Path, name: str) -> dict[str, Any]:
+    """A sweep's file, whose ``trials`` is a list of entries that name folders.
 
     Raises:
         Refused: no sweep has this name, or its file names no trial folders.
@@ -104,6 +104,17 @@ def load_sweep(runs: Path, name: str) -> Sweep:
     entries = content.get("trials")
     if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
         raise Refused(f"sweep {name!r}", "has a file whose trials are not a list of trial_id and eval_id")
+    return content
+
+
+def load_sweep(runs: Path, name: str) -> Sweep:
+    """The sweep ``name`` with every row.
+
+    Raises:
+        Refused: as :func:`sweep_content`.
+    """
+    content = sweep_content(runs, name)
+    entries = content["trials"]
     varied = [key for key in _list(content.get("varied")) if isinstance(key, str)]
     results = [_load(runs, entry) for entry in entries]
     kinds = [entry.get("kind") or result.kind for entry, result in zip(entries, results, strict=True)]
