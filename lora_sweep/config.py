@@ -6,6 +6,7 @@ every override into this tree, so that a misspelt key fails at composition.
 """
 
 import dataclasses
+import importlib.util
 import math
 import re
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ TARGET_GROUPS = ("attn", "mlp", "all_linear", "all_linear_and_head")
 TEMPLATES = ("alpaca", "qa", "chat")
 TINY_SHAPES = ("llama", "gpt2", "phi3", "gpt_neox")
 QUANT_BITS = {"none": None, "8bit": 8, "4bit": 4}
+TRACKERS = {  # module: package; what a tracker needs beside the project's own dependencies
+    "mlflow": {"mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
+    "trackio": {"trackio": "trackio"},
+}
 
 
 def refuse_unless(ok: bool, where: str, value: Any, rule: str) -> None:
@@ -227,7 +232,7 @@ class FixedPrompt:
 class Eval:
     """What every trial writes, and how. Decoding names are those of transformers' GenerationConfig."""
 
-    prompts: int = 12  # held-out prompts: the first of the validation split, in hash order
+    prompts: int = 12  # held-out prompts: the first of the split, in hash order
     validation_rows: int = 32  # the validation loss is over at most this many rows, in hash order
     fixed_prompts: list[FixedPrompt] = field(default_factory=list)  # further prompts, without a reference
     max_new_tokens: int = 128
@@ -237,6 +242,10 @@ class Eval:
     batch_size: int = 16
     quant: str = "same"  # or none, 8bit, 4bit: the base's bits while generating
     baseline_templates: list[str] = field(default_factory=list)  # forms for further baseline rows
+    scorer: str = "text"  # what quality is: another of scorers.MAIN, an entry point's name, or module:function
+    pattern: str | None = None  # of regex: what its first group finds counts, or else all that it matches
+    labels: list[str] = field(default_factory=list)  # of label; []: the references of the prompts
+    split: str = "validation"  # the prompts' and the loss's; or test, which python -m sweep.confirm alone reads
 
     def check(self) -> None:
         for name in ("prompts", "validation_rows", "max_new_tokens", "batch_size"):
@@ -245,6 +254,8 @@ class Eval:
         refuse_unless(0 < self.top_p <= 1, "eval.top_p", self.top_p, "above 0 and at most 1")
         if self.quant not in ("same", *QUANT_BITS):
             raise Refused(f"eval.quant = {self.quant}", "is unknown", ("same", *QUANT_BITS), self.quant)
+        if self.split not in ("validation", "test"):
+            raise Refused(f"eval.split = {self.split}", "is unknown", ("validation", "test"), self.split)
         for template in self.baseline_templates:
             check_template("eval.baseline_templates", template)
 
@@ -253,16 +264,20 @@ class Eval:
 class Tracking:
     """Where the mirror of the results goes. Nothing is ever read back from it."""
 
-    backend: str = "wandb"  # or none
+    backend: str = "wandb"  # or mlflow, trackio, none
     project: str = "lora-sweep"
     entity: str | None = None
     mode: str = "auto"  # online when logged in, else offline; or online, offline
 
     def check(self) -> None:
-        for key, allowed in (("backend", ("wandb", "none")), ("mode", ("auto", "online", "offline"))):
+        backends = ("wandb", "mlflow", "trackio", "none")
+        for key, allowed in (("backend", backends), ("mode", ("auto", "online", "offline"))):
             value = getattr(self, key)
             if value not in allowed:
                 raise Refused(f"tracking.{key} = {value}", "is unknown", allowed, value)
+        packages = TRACKERS.get(self.backend, {})
+        if not all(importlib.util.find_spec(module) for module in packages):  # 0.1 ms each; imports none
+            raise Refused(f"tracking.backend = {self.backend}", f"needs: pip install {' '.join(packages.values())}")
 
 
 @dataclass

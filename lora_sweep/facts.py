@@ -18,6 +18,7 @@ from lora_sweep.config import Config
 from lora_sweep.fetch import cache_folder
 from lora_sweep.identity import short_hash
 from lora_sweep.results import read_json
+from lora_sweep.scorers import function_fingerprint
 
 FACTS_VERSION = 3  # raise it when the same model or data would give other facts
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")  # which accelerators torch sees
@@ -111,6 +112,7 @@ def facts_key(config: Config, strict: bool) -> str:
     """A name for everything that the facts of this trial depend on, without opening the model or the data."""
     paths = [Path(p).expanduser() for p in (config.model.path, config.data.path) if p]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
+    scorer = config.eval.scorer
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     asked = {
         "version": FACTS_VERSION,
@@ -120,7 +122,8 @@ def facts_key(config: Config, strict: bool) -> str:
         "model": dataclasses.asdict(config.model),
         "data": dataclasses.asdict(config.data),
         "max_length": config.train.max_length,
-        "held_out": [config.eval.prompts, config.eval.validation_rows],
+        "held_out": [config.eval.split, config.eval.prompts, config.eval.validation_rows],
+        "scorer": [scorer, config.eval.pattern, config.eval.labels, function_fingerprint(scorer)],  # tried on the rows
         "fixed_prompts": [dataclasses.asdict(prompt) for prompt in config.eval.fixed_prompts],
         "templates": config.eval.baseline_templates,
         "files": stats,

@@ -1,7 +1,9 @@
-"""Base, adapter and prompts to texts, and the loss of references under the model. Knows nothing of metrics."""
+"""Base, adapter and prompts to texts, and losses of given texts under the model. Knows nothing of metrics."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,11 @@ from lora_sweep.config import Eval
 from lora_sweep.device import Device
 from lora_sweep.errors import Preempted
 from lora_sweep.model import response_logits
-from lora_sweep.prompts import IGNORED, Example
+from lora_sweep.prompts import IGNORED, Example, text_ids
+
+# A text that no data set of ours is about: what a tuned model has forgotten is what it costs more here than its base.
+NEUTRAL = Path(__file__).with_name("neutral.txt")
+NEUTRAL_TOKENS = 512  # at most: SmolLM2's tokenizer makes 445 of it
 
 
 @dataclass(frozen=True)
@@ -167,3 +173,16 @@ def reference_losses(
         for index, total, count in zip(batch, each.sum(dim=1).tolist(), counts.tolist(), strict=True):
             losses[index] = (total, count)
     return [losses[index] for index in range(len(rows))]
+
+
+def neutral_loss(model: Any, tokenizer: Any, device: Device, stop: Callable[[], bool] = lambda: False) -> float | None:
+    """The loss of the first NEUTRAL_TOKENS of the neutral text, in nats a token; None where it is not finite.
+
+    Raises:
+        Preempted: ``stop`` said so.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or NEUTRAL_TOKENS
+    ids = text_ids(NEUTRAL.read_text(encoding="utf-8"), tokenizer)[: min(NEUTRAL_TOKENS, positions)]
+    row = Example(ids, prompt_length=1, cut=False)  # the first token follows nothing
+    ((total, count),) = reference_losses(model, [row], tokenizer.pad_token_id, 1, device, stop)
+    return total / count if math.isfinite(total) else None

@@ -1,4 +1,7 @@
-"""What names a trial and an evaluation: a hash of everything that can change them, and of nothing else. Pure."""
+"""What names a trial and an evaluation: a hash of everything that can change them, and of nothing else.
+
+Pure but for the source of one's own scorer, which it reads to name it.
+"""
 
 import dataclasses
 import hashlib
@@ -6,9 +9,10 @@ import json
 from typing import Any
 
 from lora_sweep.config import Config
+from lora_sweep.scorers import function_fingerprint
 
 RECIPE_VERSION = 1  # raise it when the same configuration would train to another adapter
-SCORER_VERSION = 1  # raise it when the same adapter would get other texts or numbers
+SCORER_VERSION = 2  # raise it when the same adapter would get other texts or numbers, or neutral.txt is another
 
 
 def canonical(value: Any) -> str:
@@ -80,5 +84,10 @@ def eval_identity(config: Config) -> dict[str, Any]:
     else:  # greedy: these change nothing, and the batch size at most a rounding
         for key in ("temperature", "top_p", "batch_size"):
             evaluation.pop(key)
-    cut = config.train.max_length  # the rows of the validation loss are cut to it, a baseline's too
-    return {"scorer": SCORER_VERSION, "bits": config.eval_bits(), "max_length": cut, **evaluation}
+    return {
+        "version": SCORER_VERSION,
+        "bits": config.eval_bits(),
+        "max_length": config.train.max_length,  # the rows of the validation loss are cut to it, a baseline's too
+        "function": function_fingerprint(config.eval.scorer),
+        **evaluation,
+    }

@@ -15,25 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.config import Config, Train, config_from_json
-from lora_sweep.data import Split, load_split, source_fingerprint
+from lora_sweep.data import Row, Split, load_split, source_fingerprint
 from lora_sweep.errors import Refused
 from lora_sweep.facts import DataFacts, Facts, Linear, ModelFacts, cached_facts, facts_file, is_lasting
 from lora_sweep.prompts import examples, prompt_ids, token_count
 from lora_sweep.results import write_json
+from lora_sweep.scorers import check_references
 
 
 def inspect_trial(config: Config, strict: bool) -> Facts:
-    """Look at the data, at the trainer's settings and at the model, and remember what data and model are like.
+    """Look at the data, the scorer, the trainer's settings and the model, and remember what data and model are like.
 
     Args:
         strict: everything that training needs must be at hand. Otherwise what only a hub can give stays unknown.
 
     Raises:
-        Refused: the data, the settings or the model cannot be used; nothing is remembered.
+        Refused: the data, the scorer, the settings or the model cannot be used; nothing is remembered.
     """
     check_model_path(config.model.path)
     known = cached_facts(config, strict)
     split = None if known else _split_or_none(config, strict)  # first: rows are judged without importing torch
+    if not known:
+        check_references(config.eval, prompts_asked(config, split))
     check_settings(config.train)
     if known:
         return known
@@ -51,6 +54,31 @@ def check_model_path(path: str | None) -> None:
     if path is not None and not (Path(path).expanduser() / "config.json").is_file():
         what = "holds no config.json" if Path(path).expanduser().is_dir() else "is no folder"
         raise Refused(f"model.path = {path}", f"{what}; it must be a folder in transformers' format")
+
+
+def held_out_rows(config: Config, split: Split) -> list[Row]:
+    """The split that the prompts are of, in hash order.
+
+    Raises:
+        Refused: it has no row.
+    """
+    name, data = config.eval.split, config.data
+    rows: list[Row] = getattr(split, name)
+    if not rows:
+        share = "" if data.columns.split else f" (data.{name}_fraction={getattr(data, f'{name}_fraction')})"
+        raise Refused(f"eval.split = {name}", f"no row of {data.path or data.name} is in the {name} split{share}")
+    return rows
+
+
+def prompts_asked(config: Config, split: Split | None) -> list[dict[str, Any]]:
+    """The prompts as an evaluation will list them, without a text; without ``split``, the fixed ones."""
+    rows = held_out_rows(config, split)[: config.eval.prompts] if split else []
+    held_out = [(row.product, row.category, row.description) for row in rows]
+    asked = [*held_out, *((prompt.product, prompt.category, None) for prompt in config.eval.fixed_prompts)]
+    return [
+        {"prompt_id": repr(product), "product": product, "category": category, "reference": reference}
+        for product, category, reference in asked
+    ]
 
 
 def check_settings(train: Train) -> None:
@@ -105,14 +133,15 @@ def data_facts(config: Config, split: Split | None, strict: bool) -> DataFacts:
         return DataFacts(source, **counts)
     max_length = config.train.max_length
     train = examples(split.train, config.data, tokenizer, max_length)
-    held_out = split.validation[: max(config.eval.validation_rows, config.eval.prompts)]
+    rows = held_out_rows(config, split)
+    held_out = rows[: max(config.eval.validation_rows, config.eval.prompts)]
     prompts: list[int] = []
     for template in (config.data.template, *config.eval.baseline_templates):
         data = dataclasses.replace(config.data, template=template)
         prompts += [example.prompt_length for example in examples(held_out, data, tokenizer, max_length)]
         for fixed in config.eval.fixed_prompts:
             prompts.append(len(prompt_ids(template, fixed.product, fixed.category, tokenizer)))
-    validation = examples(split.validation[: config.eval.validation_rows], config.data, tokenizer, max_length)
+    validation = examples(rows[: config.eval.validation_rows], config.data, tokenizer, max_length)
     whole = examples(split.train, config.data, tokenizer, 1 << 30)
     return DataFacts(
         source,

@@ -13,3 +13,15 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "response_nll": ("nats a token of the reference under the model", False),
     "words": ("words of the text", None),
 }
+
+# The same for what another eval.scorer than text adds; quality is then 100 times its main number (``scorers``).
+SCORER_METRICS: dict[str, tuple[str, bool | None]] = {
+    "exact_match": ("0-1: the text is the reference, but for white space; exact_match's quality", True),
+    "label_correct": ("0-1: the text is the reference's label; label's quality", True),
+    "label_known": ("0-1: the text is one of the labels", True),
+    "json_valid": ("0-1: the text is JSON", True),
+    "json_keys": ("0-1: F1 of the paths of the text's keys against the reference's", True),
+    "json_values": ("0-1: share of the reference's leaves that the text has, at their place; json's quality", True),
+    "regex_found": ("0-1: eval.pattern is found in the text", True),
+    "regex_match": ("0-1: eval.pattern finds the same in text and reference; regex's quality", True),
+}

@@ -68,10 +68,15 @@ def prompt_ids(template: str, product: str, category: str | None, tokenizer: Any
     """The prompt's token ids; special tokens inside ``product`` and ``category`` are plain text."""
     before, said, after = prompt_parts(template, product, category, tokenizer)
     if not before and not after:
-        ids = _ids(said, tokenizer, add_special_tokens=True)  # a bos token where the tokenizer wants one
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        return text_ids(said, tokenizer)
     outer = [list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else [] for part in (before, after)]
     return outer[0] + _ids(said, tokenizer, add_special_tokens=False) + outer[1]
+
+
+def text_ids(text: str, tokenizer: Any) -> list[int]:
+    """The token ids of a text that goes on: a bos token where the tokenizer wants one, and no eos token."""
+    ids = _ids(text, tokenizer, add_special_tokens=True)
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def response_ids(row: Row, marker: str, tokenizer: Any) -> list[int]:

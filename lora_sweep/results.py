@@ -14,10 +14,11 @@
           scores.json            the metrics of each prompt, and their means
           result.json            written last: the evaluation's outcome
       sweeps/<name>.json         ids and the command
-      sweeps/<name>/             events.jsonl, report.{md,csv,html}, worker-N.log; while it runs progress.json
+      sweeps/<name>/             events.jsonl, report.{md,csv,json,html}, report-texts/, votes*.json, worker-N.log;
+                                 while it runs progress.json
       quarantine/                trials whose files are not as they were written
       locks/                     held by who runs; empty otherwise
-      wandb/                     a mirror; nothing reads it
+      wandb/, mlflow.db, mlflow/, trackio/   mirrors; nothing reads them
 
 A baseline is a trial without an adapter: its own result says so at once, and its numbers are in its evaluation.
 Nothing here knows what a metric means.

@@ -1,7 +1,8 @@
 """Generations -> metrics: per prompt, their means, and the same for the references, which gives the numbers a scale.
 
 Pure: the same rows give the same numbers, in any order. Knows no file, no model and no trial. A number that is
-not known is None; nothing here returns a NaN.
+not known is None; nothing here returns a NaN. Another scorer than the text's own (``scorers``) comes in as a function,
+replaces ``quality`` and adds numbers; the others stay.
 
 ``quality`` in one line: **ROUGE-L F1 against the reference, in which every 4-gram that the text repeats (beyond the
 reference's own repeats) counts as four more words, halved when the text did not end by itself**:
@@ -20,7 +21,6 @@ letters. Here they lowered it by 1.8 on average; common words let it rise in 18.
 import math
 import statistics
 import unicodedata
-from collections.abc import Iterable
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.chrf import CHRF
 
 from lora_sweep.metrics import METRICS
+from lora_sweep.scorers import Scorer
 
 # Longer texts are compared by their beginnings: ROUGE-L's table grows with the product of the lengths (a million
 # cells take 0.2 s), chrF with characters. Both lie far beyond what an evaluation writes.
@@ -42,28 +43,39 @@ CHRF2 = CHRF()  # beta 2, characters 1 to 6, no words, case kept, no space
 ROUGE = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=lambda text: words(text)[:COMPARED_WORDS]))
 
 
-def score(generations: list[dict[str, Any]]) -> dict[str, Any]:
+def score(generations: list[dict[str, Any]], scorer: Scorer | None = None) -> dict[str, Any]:
     """The metrics of generations.jsonl's rows.
 
     Args:
         generations: rows with ``prompt_id``, ``text``, ``finished`` and, where known, ``product``, ``reference`` and
-            ``response_nll``. A reference without a word in it counts as none.
+            ``response_nll``. To the text's own metrics a reference without a word in it counts as none.
+        scorer: says what quality is, and more; None: the module's formula.
 
     Returns:
         ``{"prompts": [{"prompt_id", <metric>: number or None}], "means": {<metric>: ...}, "references": {...}}``:
         prompts in the order given; a mean is over the prompts that have the metric, None where none has;
-        ``references`` are the means of the references scored as texts. Every name of METRICS is in each.
+        ``references`` are the means of the references scored as texts. Every name of METRICS is in each, and of the
+        scorer's those that any prompt has.
+
+    Raises:
+        RuntimeError: a function of one's own fails on a text, or on a reference as one.
     """
-    prompts = [{"prompt_id": row["prompt_id"], **score_prompt(row)} for row in generations]
     as_texts = [
         {**row, "text": row["reference"], "finished": True, "response_nll": None}
         for row in generations
-        if words(row.get("reference") or "")
+        if words(row.get("reference") or "") or (scorer and row.get("reference"))
     ]
-    return {"prompts": prompts, "means": means(prompts), "references": means(map(score_prompt, as_texts))}
+    scored, ideal = ([score_prompt(row, scorer) for row in rows] for rows in (generations, as_texts))
+    more = sorted({name for values in scored for name in values} - set(METRICS))
+    names = [*METRICS, *more]
+    prompts = [
+        {"prompt_id": row["prompt_id"], **{name: values.get(name) for name in names}}
+        for row, values in zip(generations, scored, strict=True)
+    ]
+    return {"prompts": prompts, "means": means(scored, names), "references": means(ideal, names)}
 
 
-def score_prompt(row: dict[str, Any]) -> dict[str, float | None]:
+def score_prompt(row: dict[str, Any], scorer: Scorer | None = None) -> dict[str, float | None]:
     """Every metric of one generation, in METRICS' order; those that need a reference are None without one."""
     text, finished = row["text"], bool(row["finished"])
     said, meant = words(text), words(row.get("reference") or "")
@@ -79,7 +91,7 @@ def score_prompt(row: dict[str, Any]) -> dict[str, float | None]:
         values["quality"] = quality(rouge, said[:COMPARED_WORDS], meant[:COMPARED_WORDS], finished)
         values["length_ratio"] = len(said) / len(meant)
         values["response_nll"] = finite(row.get("response_nll"))
-    return values
+    return values if scorer is None else {**values, **scorer(row)}
 
 
 def quality(rouge: float, said: list[str], meant: list[str], finished: bool) -> float:
@@ -137,10 +149,9 @@ def repeats(tokens: list[str]) -> int:
     return len(grams) - len(set(grams))
 
 
-def means(rows: Iterable[dict[str, Any]]) -> dict[str, float | None]:
+def means(rows: list[dict[str, float | None]], names: list[str]) -> dict[str, float | None]:
     """The mean of each metric over the rows that have it; exact, so that their order changes no digit."""
-    known = list(rows)
-    columns = {name: [row[name] for row in known if row[name] is not None] for name in METRICS}
+    columns = {name: [value for row in rows if (value := row.get(name)) is not None] for name in names}
     return {name: float(statistics.mean(values)) if values else None for name, values in columns.items()}
 
 

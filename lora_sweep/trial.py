@@ -15,16 +15,17 @@ from peft import PeftModel
 
 from lora_sweep import results, score, tracking
 from lora_sweep.config import Config, Data, Eval, Quant, Train
-from lora_sweep.data import Split, load_split
+from lora_sweep.data import Row, Split, load_split
 from lora_sweep.device import Device, is_out_of_memory, peak_memory, pick_device, reset_peak_memory
 from lora_sweep.errors import Preempted
 from lora_sweep.finetune import Trained, attach_adapter, finetune
-from lora_sweep.generate import Written, generate, reference_losses
-from lora_sweep.identity import canonical
+from lora_sweep.generate import Written, generate, neutral_loss, reference_losses
+from lora_sweep.identity import canonical, eval_identity, short_hash
 from lora_sweep.jobs import Job, Voice
 from lora_sweep.model import base_signature, load_base, load_tokenizer, quiet_transformers, stored_bits
 from lora_sweep.prompts import Example, end_marker, examples, prompt_ids, prompt_text
 from lora_sweep.provenance import now, provenance
+from lora_sweep.scorers import Scorer, scorer_of
 
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -78,7 +79,7 @@ def shared_key(config: Config) -> str:
 
 
 class StraightLine:
-    """A ``jobs.Line``: trains with TRL, generates, scores, and mirrors to W&B."""
+    """A ``jobs.Line``: trains with TRL, generates, scores, and mirrors to a tracker."""
 
     def __init__(self, runs: Path, sweep: str) -> None:
         quiet_transformers()
@@ -123,12 +124,13 @@ class StraightLine:
 
 
 def open_run(job: Job, runs: Path, sweep: str) -> tracking.Run:
-    """The trial's run of W&B."""
+    """The trial's run of the tracker."""
+    planned = (results.read_json(results.sweep_file(runs, sweep)) or {}).get("trials", [])
     return tracking.open_run(
         job.config.tracking,
         runs,
         group=sweep,
-        name=job.label,
+        name=tracking.run_name(job.label, [str(entry["label"]) for entry in planned]),
         run_id=f"{job.trial_id}-{job.eval_id}",
         job_type=job.kind,
         config={**dataclasses.asdict(job.config), "target_modules": job.target_modules, "trial_id": job.trial_id},
@@ -241,6 +243,7 @@ class Trial:
         folder = self.folder.evaluation(job.eval_id)
         base = self.shared.base_at(dataclasses.replace(config.quant, bits=config.eval_bits()), self.voice)
         self.obey()
+        scorer = self.scorer()
         self.voice.phase("writing")
         model = PeftModel.from_pretrained(base, str(self.folder.adapter)) if job.kind == "trial" else base
         model.eval()
@@ -249,7 +252,7 @@ class Trial:
         finally:
             if job.kind == "trial":
                 self.shared.release(model)
-        scores = score.score(generations)
+        scores = score.score(generations, scorer)
         results.write_jsonl(folder.generations, generations)
         results.write_json(folder.scores, scores)
         result = {
@@ -268,22 +271,38 @@ class Trial:
         }
         results.write_result(folder.result, result)
         quality, finished = scores["means"]["quality"], scores["means"]["finished"]
-        self.voice.say(
-            f"{job.label}: quality {quality:.1f}, validation loss {numbers['validation_loss']:.3f}, {finished:.0%} end"
-        )
+        known = "unknown" if quality is None else f"{quality:.1f}"
+        loss = f"{config.eval.split} loss {numbers['validation_loss']:.3f}"
+        self.voice.say(f"{job.label}: quality {known}, {loss}, {finished:.0%} end")
         self.track(generations, scores, result)
+
+    @property
+    def held_out(self) -> list[Row]:
+        """The rows of the prompts that have a reference."""
+        settings = self.job.config.eval
+        rows: list[Row] = getattr(self.shared.split, settings.split)
+        return rows[: settings.prompts]
+
+    def scorer(self) -> Scorer | None:
+        """What says what quality is, loaded before a text is written."""
+        settings = self.job.config.eval
+        scorer = scorer_of(settings, [row.description for row in self.held_out])
+        if scorer is not None and short_hash(eval_identity(self.job.config)) != self.job.eval_id:
+            raise RuntimeError(f"the scorer {settings.scorer} changed after planning: run the command again")
+        return scorer
 
     def write_texts(self, model: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows of generations.jsonl, and the numbers of the evaluation's result that they do not hold."""
-        config, tokenizer, validation = self.job.config, self.shared.tokenizer, self.shared.split.validation
+        config, tokenizer, held_out = self.job.config, self.shared.tokenizer, self.held_out
         settings = with_smaller_batch(config.eval, self.job.halvings.get("evaluate", 0))
-        held_out = validation[: config.eval.prompts]
-        rows = self.shared.examples("validation", config.data, config.train.max_length)
+        rows = self.shared.examples(config.eval.split, config.data, config.train.max_length)
         rows = rows[: max(config.eval.validation_rows, len(held_out))]
         stop = self.voice.stop
         losses = reference_losses(model, rows, tokenizer.pad_token_id, settings.batch_size, self.device, stop=stop)
+        neutral = neutral_loss(model, tokenizer, self.device, stop)
         asked: list[tuple[str, str, str | None, str | None]]
-        asked = [(f"validation-{i}", row.product, row.category, row.description) for i, row in enumerate(held_out)]
+        split = config.eval.split
+        asked = [(f"{split}-{i}", row.product, row.category, row.description) for i, row in enumerate(held_out)]
         asked += [(f"fixed-{i}", p.product, p.category, None) for i, p in enumerate(config.eval.fixed_prompts)]
         template = config.data.template
         ids = [prompt_ids(template, product, category, tokenizer) for _, product, category, _ in asked]
@@ -309,6 +328,7 @@ class Trial:
         return generations, {
             "validation_loss": sum(total for total, _ in counted) / sum(count for _, count in counted),
             "validation_rows": len(counted),
+            "neutral_loss": neutral,
             **generation_numbers(written, seconds),
         }
 
@@ -319,7 +339,7 @@ class Trial:
             for values in results.read_jsonl(self.folder.losses):
                 run.log_step(int(values["step"]), {key: value for key, value in values.items() if key != "step"})
         training = results.read_json(self.folder.result) or {}
-        numbers = {key: value for key, value in {**training, **result}.items() if isinstance(value, int | float)}
+        numbers = tracking.numbers_of(self.job.kind, training, result, scores["prompts"])
         by_prompt = {prompt["prompt_id"]: prompt for prompt in scores["prompts"]}
         rows = [{**by_prompt[generation["prompt_id"]], **generation} for generation in generations]
         run.finish({**numbers, **scores["means"], "status": "complete", "kind": self.job.kind}, rows)

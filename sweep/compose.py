@@ -78,6 +78,7 @@ def compose_points(
 
     Raises:
         HydraException, OmegaConfBaseException: a key, group or value does not fit the schema.
+        Refused: a point would be scored on the test split, which then tells nothing of what is chosen by it.
     """
     parser = OverridesParser.create(config_loader=loader)
     parse = functools.cache(lambda line: parser.parse_overrides([line])[0])  # a grid has few values in many points
@@ -104,6 +105,8 @@ def compose_points(
                 typed_values[memo] = typed_value(tree, override)
             set_value(config, override.key_or_group, copy.deepcopy(typed_values[memo]))
         configs.append(config)
+    if any(config.eval.split == "test" for config in configs):
+        raise Refused("eval.split = test", "the test split is read once, by python -m sweep.confirm")
     return configs
 
 

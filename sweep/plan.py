@@ -24,6 +24,7 @@ from lora_sweep.fetch import cache_folder
 from lora_sweep.footprint import forecast_memory, trainable_params
 from lora_sweep.identity import baseline_identity, eval_identity, short_hash, trial_identity
 from lora_sweep.results import write_json
+from lora_sweep.scorers import check_scorer
 from lora_sweep.targets import check_rank, resolve_targets, target_modules
 from sweep.drift import drift_notes
 from sweep.plan_table import plan_table
@@ -48,6 +49,7 @@ def make_plan(configs: list[Config], strict: bool) -> Plan:
     for number, config in enumerate(configs):
         with refusals_as(refused, number):
             config.check()
+            check_scorer(config.eval)
     stop_where_none_is_left(refused, configs)
     left = [number for number in range(len(configs)) if number not in refused]
     found = dict(zip(left, find_facts([configs[number] for number in left], strict), strict=True))

@@ -103,6 +103,22 @@ def test_rows_are_a_list_and_not_a_product(loader: ConfigLoader) -> None:
     assert [(c.lora.r, c.lora.targets, c.quant.bits) for c in configs] == [(8, "attn", 4), (16, "mlp", 8)]
 
 
+@pytest.mark.parametrize("typed", [["eval.split=test"], ["eval.split=validation,test"], ["+eval={split: test}"]])
+def test_no_command_is_scored_on_the_test_split(loader: ConfigLoader, typed: list[str]) -> None:
+    with pytest.raises(Refused) as caught:
+        composed(loader, *typed)
+    assert str(caught.value) == "eval.split = test: the test split is read once, by python -m sweep.confirm"
+
+
+def test_a_scorer_and_its_settings_can_be_typed(loader: ConfigLoader) -> None:
+    (own,) = composed(loader, "eval.scorer=judges.mine:score")
+    assert own.eval.scorer == "judges.mine:score"
+    (regex,) = composed(loader, "eval.scorer=regex", r"eval.pattern='#### (\d+), or [a-c]'")
+    assert regex.eval.pattern == r"#### (\d+), or [a-c]"
+    (label,) = composed(loader, "eval.scorer=label", "eval.labels=[yes,no,7]")
+    assert label.eval.labels == ["yes", "no", "7"]
+
+
 def test_rows_times_the_command_line(loader: ConfigLoader) -> None:
     configs = compose_points(loader, [], points(loader, ["seed=1,2"], {}, ROWS))
     assert [(c.lora.r, c.seed) for c in configs] == [(8, 1), (8, 2), (16, 1), (16, 2)]

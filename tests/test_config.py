@@ -150,6 +150,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("eval.top_p", 0.0, "eval.top_p = 0.0: must be above 0 and at most 1"),
     ("eval.top_p", 1.1, "eval.top_p = 1.1: must be above 0 and at most 1"),
     ("eval.quant", "8bits", "eval.quant = 8bits: is unknown; did you mean '8bit'?; allowed: same, none, 8bit, 4bit"),
+    ("eval.split", "train", "eval.split = train: is unknown; allowed: validation, test"),
     (
         "eval.baseline_templates",
         ["qa", "caht"],
@@ -158,7 +159,11 @@ REFUSED: list[tuple[str, Any, str]] = [
             "did you mean 'chat'?; allowed: alpaca, qa, chat"
         ),
     ),
-    ("tracking.backend", "wanbd", "tracking.backend = wanbd: is unknown; did you mean 'wandb'?; allowed: wandb, none"),
+    (
+        "tracking.backend",
+        "wanbd",
+        "tracking.backend = wanbd: is unknown; did you mean 'wandb'?; allowed: wandb, mlflow, trackio, none",
+    ),
     (
         "tracking.mode",
         "ofline",
@@ -232,6 +237,7 @@ def test_a_group_without_a_source_is_refused(group: str) -> None:
         ("train.max_length", 8),
         ("train.sft", {"neftune_noise_alpha": 5}),
         ("eval.quant", "none"),
+        ("eval.split", "test"),
         ("train.checkpoint_steps", 1),
         ("launch.devices", "cpu"),
         ("launch.devices", [1, 0]),

@@ -1,5 +1,6 @@
 """Generation: the same tokens whatever the batch, an end that is noticed, and losses that are exact."""
 
+import hashlib
 import json
 import shutil
 from typing import Any
@@ -12,9 +13,10 @@ from lora_sweep.data import load_split
 from lora_sweep.device import Device
 from lora_sweep.errors import Preempted
 from lora_sweep.finetune import attach_adapter
-from lora_sweep.generate import as_written, eos_ids, generate, pad_left, reference_losses
+from lora_sweep.generate import NEUTRAL, as_written, eos_ids, generate, neutral_loss, pad_left, reference_losses
+from lora_sweep.identity import SCORER_VERSION
 from lora_sweep.model import load_base, load_tokenizer, model_source
-from lora_sweep.prompts import end_marker, examples, prompt_ids
+from lora_sweep.prompts import end_marker, examples, prompt_ids, text_ids
 
 CPU = Device("cpu", "cpu", torch.float32)
 TINY = Model(name="tiny", tiny="llama")
@@ -191,3 +193,34 @@ def test_reference_losses_are_the_responses_own(batch_size: int, tokenizer: Any)
                 input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels("response")])
             ).loss  # transformers' own mean
         assert total / count == pytest.approx(float(loss), rel=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "positions"), [("llama", 1024), ("gpt2", 1024), ("llama", 100)])
+def test_the_neutral_text_s_loss_is_that_of_its_first_tokens(shape: str, positions: int, tokenizer: Any) -> None:
+    base = load_base(Model(name="tiny", tiny=shape), Quant(), CPU)
+    base.config.max_position_embeddings = positions
+    ids = torch.tensor([text_ids(NEUTRAL.read_text(), tokenizer)[: min(512, positions)]])
+    assert ids.shape[1] in (512, 100)
+    with torch.no_grad():
+        loss = base(input_ids=ids, labels=ids).loss  # transformers' own mean, over all tokens but the first
+    assert neutral_loss(base, tokenizer, CPU) == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_the_neutral_text_s_loss_is_the_tuned_model_s_and_none_where_it_is_no_number(tokenizer: Any) -> None:
+    base = load_base(TINY, Quant(), CPU)
+    untuned = neutral_loss(base, tokenizer, CPU)
+    tuned = noisy(base)
+    assert neutral_loss(tuned, tokenizer, CPU) != pytest.approx(untuned, abs=0.01)
+    with torch.no_grad():
+        next(parameter for name, parameter in tuned.named_parameters() if "lora_B" in name).fill_(torch.nan)
+    assert neutral_loss(tuned, tokenizer, CPU) is None
+    with pytest.raises(Preempted):
+        neutral_loss(base, tokenizer, CPU, stop=lambda: True)
+
+
+def test_the_neutral_text_is_the_one_that_earlier_evaluations_used() -> None:
+    """Another text makes other numbers under the same names: raise SCORER_VERSION with it."""
+    text = NEUTRAL.read_text(encoding="utf-8")
+    assert (SCORER_VERSION, hashlib.sha256(text.encode()).hexdigest()[:12]) == (2, "a87b75d0f583")
+    assert 250 <= len(text.split()) <= 400
+    assert text.isascii()

@@ -460,6 +460,10 @@ def changes() -> dict[str, Callable[[Config], None]]:
         "validation rows": lambda c: setattr(c.eval, "validation_rows", 65),
         "fixed prompts": lambda c: setattr(c.eval, "fixed_prompts", [FixedPrompt("lamp")]),
         "baseline templates": lambda c: setattr(c.eval, "baseline_templates", ["qa"]),
+        "the split": lambda c: setattr(c.eval, "split", "test"),
+        "the scorer": lambda c: setattr(c.eval, "scorer", "json"),
+        "the labels": lambda c: setattr(c.eval, "labels", ["lamp"]),
+        "the pattern": lambda c: setattr(c.eval, "pattern", "lamp"),
     }
 
 

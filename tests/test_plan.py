@@ -261,6 +261,8 @@ WRONG = [
     (changed(train__max_length=4096), "train.max_length = 4096: is more than this model's 1024 positions"),
     (changed(eval__max_new_tokens=1020), "eval.max_new_tokens = 1020: and the longest prompt's 30 tokens"),
     (changed(eval__quant="8bits"), "eval.quant = 8bits: is unknown"),
+    (changed(eval__scorer="jsn"), "eval.scorer = jsn: is unknown"),
+    (changed(eval__scorer="regex", eval__pattern="(a"), "eval.pattern = (a: is no regular expression"),
     (changed(eval__top_p=float("inf"), eval__do_sample=True), "eval.top_p = inf: must be"),
 ]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from lora_sweep import results, trial
-from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train
+from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train, config_from_json
 from lora_sweep.data import load_split
 from lora_sweep.device import pick_device
 from lora_sweep.generate import generate
+from lora_sweep.inspect import inspect_trial
 from lora_sweep.jobs import Job, Voice
 from lora_sweep.model import load_base, load_tokenizer
 from lora_sweep.prompts import prompt_ids
 from lora_sweep.worker import run_job
+from sweep import plan as planning
 from sweep.plan import make_plan
 from sweep.workers import as_job
 
@@ -67,6 +70,7 @@ def test_a_trial_is_complete_with_every_number(pack: Any) -> None:
         result = outcome(job, runs)
         assert (result.status, result.kind, result.bits) == ("complete", job.kind, 8 * pick_device().compute_bytes)
         assert 0 < result.evaluation["validation_loss"] < 20
+        assert 0 < result.evaluation["neutral_loss"] < 20
         assert result.evaluation["new_tokens"] > 0
         assert result.training["peak_memory_bytes" if job.kind == "trial" else "bits"] > 0
         assert result.evaluation["provenance"]["versions"]["torch"] == torch.__version__
@@ -101,6 +105,40 @@ def test_prompts_are_the_held_out_rows_and_the_fixed_ones(tmp_path: Path) -> Non
     assert generations[2]["response_nll"] is None
     assert "Smooth Mouse, belonging to category: Mouse" in generations[2]["prompt"]
     assert not {row.asked for row in held_out} & {row.asked for row in load_split(config().data).train}
+
+
+OWN = """
+def score(text, reference, product, category):
+    if reference is None:
+        return None
+    return {"quality": len(product) / 100, "length": len(text)}
+"""
+
+
+def test_a_function_of_one_s_own_scores_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(requests: list[Any], strict: bool) -> list[Any]:
+        """In this process, which has torch already."""
+        return [{"facts": inspect_trial(config_from_json(each["config"]), strict).to_json()} for each in requests]
+
+    monkeypatch.setattr(planning, "ask_inspect", answers)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_scorer.py").write_text(OWN)
+    settings = Eval(prompts=2, validation_rows=2, max_new_tokens=4, scorer="own_scorer:score", split="test")
+    jobs, _ = run([config(eval=settings, train=Train(max_steps=1))], tmp_path)
+    held_out = load_split(config().data).test[:2]
+    for job in jobs:
+        result = outcome(job, tmp_path)
+        assert [row["reference"] for row in result.generations] == [row.description for row in held_out]
+        assert [row["prompt_id"] for row in result.scores["prompts"]] == ["test-0", "test-1"]
+        assert [row["quality"] for row in result.scores["prompts"]] == [len(row.product) for row in held_out]
+        assert result.metric("quality") == result.evaluation["metrics"]["quality"]
+        assert result.metric("score_length") == sum(len(row["text"]) for row in result.generations) / 2
+        assert result.evaluation["eval"]["split"] == "test"
+    (tmp_path / "own_scorer.py").write_text(OWN + "# another thought\n")
+    shutil.rmtree(results.trial_folder(tmp_path, jobs[0].trial_id).evaluation(jobs[0].eval_id).path)
+    assert run_job(jobs[0], tmp_path, trial.StraightLine(tmp_path, "test"), Voice(lambda event: None)) == "failed"
+    said = "RuntimeError: the scorer own_scorer:score changed after planning: run the command again"
+    assert outcome(jobs[0], tmp_path).reason == said
 
 
 @pytest.mark.parametrize("bits", [None, 4])
