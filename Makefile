@@ -13,7 +13,7 @@ VENV := .venv/bin/python
 PIP := $(VENV) -m pip -qq --disable-pip-version-check --no-input
 READY := .venv/.ready
 
-.PHONY: help setup demo report plan status test test-slow bench lint types check format lock clean
+.PHONY: help setup demo report confirm plan status test test-slow bench lint types check format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,7 +34,10 @@ demo: $(READY) ## Sweep eight configurations of a small real model, print the ta
 	@$(VENV) -m lora_sweep.train experiment=demo
 
 report: $(READY) ## Print the newest sweep's table again; NAME=… another's, RUNS=… of another folder
-	@$(VENV) -m sweep.report $(NAME) $(if $(RUNS),--runs "$(RUNS)")
+	@$(VENV) -m sweep.report $(NAME) $(if $(RUNS),--runs "$(RUNS)") $(ARGS)
+
+confirm: $(READY) ## Train the newest sweep's tied rows with more seeds, and read the test split once; NAME=…, RUNS=…
+	@$(VENV) -m sweep.confirm $(NAME) $(if $(RUNS),--runs "$(RUNS)") $(ARGS)
 
 plan: $(READY) ## Show a sweep's trials, their parameters and memory, and train nothing; EXPERIMENT=demo
 	@$(VENV) -m sweep.plan -m experiment=$(EXPERIMENT) $(ARGS)

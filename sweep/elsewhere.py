@@ -22,7 +22,7 @@ from sweep.launch import Outcomes, launch
 from sweep.live import PlainLines
 from sweep.plan import make_plan
 from sweep.schedule import Queue, Waiting
-from sweep.trials import Key, Plan, Planned
+from sweep.trials import Key, Plan, Planned, with_overrides
 
 
 def launch_points(
@@ -39,7 +39,7 @@ def launch_points(
     Returns:
         That, and every trial's result.
     """
-    plan = make_plan(configs, strict=True)
+    plan = with_overrides(make_plan(configs, strict=True), points)
     returned: list[Any] = []
 
     def run(plan: Plan, waiting: list[Waiting], runs: Path, name: str) -> None:

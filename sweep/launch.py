@@ -31,13 +31,20 @@ Outcomes = dict[Key, results.TrialResult]
 Run = Callable[[Plan, list[Waiting], Path, str], None]  # the plan, what waits of it, the runs folder, the sweep's name
 
 
-def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND, run: Run | None = None) -> Outcomes:
+def launch(
+    plan: Plan,
+    arguments: list[str],
+    worker: Sequence[str] = COMMAND,
+    run: Run | None = None,
+    again: str | None = None,
+) -> Outcomes:
     """Run what is left of the plan, write and print the report, and return every trial's result.
 
     Args:
         arguments: of the command, for the record and to print the line that goes on after an interruption.
         worker: the command of a worker process; a test gives its own.
         run: runs what waits; None: workers of this process.
+        again: the command to go on with, where it is not the recorded one.
 
     Raises:
         Refused: the sweep runs already, or its folder cannot take what it needs.
@@ -57,7 +64,7 @@ def launch(plan: Plan, arguments: list[str], worker: Sequence[str] = COMMAND, ru
         if error.errno not in results.DISK_ERRORS:
             raise
         why, code = f"nothing can be written: {error}", EXIT_INTERRUPTED
-    print(f"\n{why}; finished trials are kept. Go on with:\n  {command}", flush=True)
+    print(f"\n{why}; finished trials are kept. Go on with:\n  {again or command}", flush=True)
     raise SystemExit(code)
 
 
@@ -154,20 +161,26 @@ def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
     failed = sum(outcome.status not in ("complete", "invalid") for outcome in outcomes.values())
     if failed:
         print(f"{failed} failed; their logs: {runs}/trials/<id>/log.txt. To try them again: launch.retry=failed")
-    line = tracking.sync_line(plan.trials[0].config.tracking, runs)
+    line = tracking.closing_line(plan.trials[0].config.tracking, runs)
     if line and worked:
-        print(f"W&B: offline. To upload: {line}")
+        print(line)
     return outcomes
 
 
 def mirror(plan: Plan, runs: Path, name: str, command: str) -> None:
     """The sweep's own run, unless it shows the present results already."""
-    from sweep.report.table import load_sweep
-
     if store.is_mirrored(runs, name):
         return
     settings = plan.trials[0].config.tracking
-    tracking.log_sweep(settings, runs, name=name, command=command, rows=load_sweep(runs, name).rows)
+    if settings.backend != "none":
+        from sweep.report import write_report
+        from sweep.report.analysis import analyse
+        from sweep.report.page_data import page_data
+
+        write_report(runs, name)  # its files are an artifact of the run
+        analysis = analyse(runs, name)
+        rows, charts = analysis.sweep.rows, page_data(analysis)[0]
+        tracking.log_sweep(settings, runs, name=name, command=command, rows=rows, charts=charts)
     results.append_event(runs, name, "mirrored")
 
 

@@ -154,7 +154,8 @@ def write_sweep(plan: Plan, runs: Path, name: str, command: str, work: bool) -> 
     entries: list[dict[str, Any]] = []
     for trial in plan.trials:
         entry = {field: getattr(trial, field) for field in ("trial_id", "eval_id", "kind", "label")}
-        entries.append({**entry, "baseline": list(trial.baseline) if trial.baseline else None})
+        baseline, overrides = list(trial.baseline) if trial.baseline else None, plan.overrides.get(trial.key, [])
+        entries.append({**entry, "baseline": baseline, "overrides": overrides})
     for point in plan.invalid:
         ids = {"trial_id": point.trial_id, "eval_id": point.eval_id}
         entries.append({**ids, "kind": "trial", "label": point.label, "baseline": None})
@@ -169,4 +170,6 @@ def write_sweep(plan: Plan, runs: Path, name: str, command: str, work: bool) -> 
     varied = list(dict.fromkeys([*before.get("varied", []), *plan.varied]))
     sweep = {"name": name, "command": command, "started": started, "varied": varied, "sources": sources}
     made = made_with() if work else before.get("provenance")
-    results.write_json(path, {**sweep, **({"provenance": made} if made else {}), "trials": ordered})
+    split = plan.trials[0].config.eval.split  # written where it is the test split: ``sweep.confirm``'s own sweep
+    more = {**({"split": split} if split != "validation" else {}), **({"provenance": made} if made else {})}
+    results.write_json(path, {**sweep, **more, "trials": ordered})

@@ -64,13 +64,23 @@ class Invalid(Row):
 class Plan:
     """The trials of one command, baselines first, and its points that cannot work.
 
-    ``points`` holds the key of each point of the command, in its order; two points may share a trial.
+    ``points`` holds the key of each point of the command, in its order; two points may share a trial. ``overrides``
+    are what a person types to get a trial alone, where that is known.
     """
 
     trials: list[Planned]
     points: list[Key]
     varied: list[str]
     invalid: list[Invalid] = field(default_factory=list)
+    overrides: dict[Key, list[str]] = field(default_factory=dict)
+
+
+def with_overrides(plan: Plan, overrides: Sequence[Sequence[str]]) -> Plan:
+    """The plan with the overrides of its points, in their order; of two points with one trial, the first's."""
+    known: dict[Key, list[str]] = {}
+    for key, point in zip(plan.points, overrides, strict=True):
+        known.setdefault(key, list(point))
+    return dataclasses.replace(plan, overrides=known)
 
 
 def invalid_point(config: Config, compute_bytes: int | None, varied: list[str], reason: str) -> Invalid:

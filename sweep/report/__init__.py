@@ -1,10 +1,15 @@
 """A sweep's results as a table, a page and a CSV: a pure function of the result files.
 
-    table        the files as rows             csv_file   report.csv
-    ranking      which row is the best         markdown   report.md
-    differences  where rows differ unasked     html       report.html
-    overview     what is true of the sweep     terminal   what a terminal prints
-    texts        what the rows wrote           show       how a value is written
+    table         the files as rows                    analysis   all of it, computed once
+    entries       rows that differ in their seed       html       report.html, with page_data and page/
+    standing      entries compared                     markdown   report.md
+    ranking       which one to use                     csv_file   report.csv
+    effects       what each factor changes             json_file  report.json
+    observations  the same in sentences                terminal   what a terminal prints
+    differences   where rows differ unasked            png        charts as files
+    overview      what is true of the sweep            show       how a value is written
+    texts         what the rows wrote                  commands   what to type next
+    votes         what people found better
 
 The same files give the same bytes: no clock, no machine's path, no order but the sweep's own.
 """
@@ -12,37 +17,51 @@ The same files give the same bytes: no clock, no machine's path, no order but th
 from pathlib import Path
 
 from lora_sweep.results import report_folder, write_atomic
+from sweep.report.analysis import analyse
 from sweep.report.csv_file import csv_text
-from sweep.report.html import html_text
+from sweep.report.html import context, page_text
+from sweep.report.json_file import json_text
 from sweep.report.markdown import markdown_text
-from sweep.report.table import load_sweep, newest_sweep
+from sweep.report.page_data import page_data
+from sweep.report.table import newest_sweep
 from sweep.report.terminal import terminal_text
+from sweep.report.texts import SHARDS
 
 __all__ = ["newest_sweep", "write_report"]
 
+FILES = ("report.md", "report.csv", "report.json", "report.html")
 
-def write_report(runs: Path, name: str) -> str:
-    """Write report.md, report.csv and report.html of the sweep ``name``; a file that is equal already stays untouched.
+
+def write_report(runs: Path, name: str, png: bool = False) -> str:
+    """Write a sweep's report files; a file that is equal already stays untouched.
+
+    Args:
+        png: also the main charts as pictures, in the folder ``report-png``.
 
     Returns:
-        What to print: the table, the best row, and where the three files are.
+        What to print: the table, what to use, and where the files are.
 
     Raises:
         Refused: there is no such sweep.
     """
-    sweep = load_sweep(runs, name)
+    analysis = analyse(runs, name)
     folder = report_folder(runs, name)
-    for file, text in (
-        ("report.md", markdown_text(sweep)),
-        ("report.csv", csv_text(sweep)),
-        ("report.html", html_text(sweep)),
-    ):
-        data = text.encode()
+    data, beside = page_data(analysis)
+    texts = (markdown_text(analysis), csv_text(analysis), json_text(analysis), page_text(context(analysis), data))
+    for file, text in [*zip(FILES, texts, strict=True), *beside.items()]:
+        content = text.encode()
         path = folder / file
-        if not path.exists() or path.read_bytes() != data:
-            write_atomic(path, data)
-    paths = [_short(folder / file) for file in ("report.md", "report.csv", "report.html")]
-    return "\n".join([terminal_text(sweep), "", *paths])
+        if not path.exists() or path.read_bytes() != content:
+            write_atomic(path, content)
+    for stale in (folder / SHARDS).glob("*.js"):
+        if f"{SHARDS}/{stale.name}" not in beside:
+            stale.unlink()
+    paths = [folder / file for file in FILES]
+    if png:
+        from sweep.report.png import write_pngs  # imports matplotlib: half a second
+
+        paths += write_pngs(data, folder / "report-png")
+    return "\n".join([terminal_text(analysis), "", *map(_short, paths)])
 
 
 def _short(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`python -m sweep.report [NAME] [--runs DIR]`: write a sweep's report and print its table."""
+"""`python -m sweep.report [NAME] [--runs DIR] [--png]`: write a sweep's report and print its table."""
 
 import argparse
 import sys
@@ -15,9 +15,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; left out: the one that was started last")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
+    parser.add_argument("--png", action="store_true", help="also write the main charts as pictures")
     given = parser.parse_args(arguments)
     try:
-        print(write_report(given.runs, given.name or newest_sweep(given.runs)))
+        print(write_report(given.runs, given.name or newest_sweep(given.runs), given.png))
     except Refused as refused:
         print(refused, file=sys.stderr)
         return EXIT_REFUSED

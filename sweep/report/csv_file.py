@@ -4,15 +4,17 @@ import csv
 import io
 from typing import Any
 
+from sweep.report.analysis import Analysis
 from sweep.report.show import visible
-from sweep.report.table import Sweep, columns
+from sweep.report.table import columns
 
 # A spreadsheet takes a cell that begins so for a formula (OWASP, "CSV Injection"); tab and CR lead into one.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def csv_text(sweep: Sweep) -> str:
+def csv_text(analysis: Analysis) -> str:
     """The table with its header. Unknown is an empty cell; a list is joined by a space; floats are repr."""
+    sweep = analysis.sweep
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     names = columns(sweep)

@@ -8,6 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from sweep.report import overview, ranking, show
+from sweep.report.analysis import Analysis
+from sweep.report.commands import reproduce, use
+from sweep.report.effects import interval_text
+from sweep.report.standing import OBJECTIVE
 from sweep.report.table import Sweep, metric_names, references
 from sweep.report.texts import Prompt, shown_prompts
 
@@ -16,11 +20,18 @@ from sweep.report.texts import Prompt, shown_prompts
 REFERENCES = {ord(ch): f"&#{ord(ch)};" for ch in "\\`*[]<>&|~$"}
 INNER_WORD = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:/@=+-]+(?: [A-Za-z0-9_.,:/@=+-]+)*")
+LEGEND = (
+    "Brackets are 95 % intervals. Verdict: `high` is tied with the best and better than its baseline, `no gain` is not "
+    "distinguishable from its baseline, `low` is behind. Peak memory is that of training; a baseline's is that of "
+    "generating."
+)
 ALIGNED_RIGHT = (
     "r",
     "bits",
     "quality",
+    "delta_baseline",
     "validation_loss",
+    "forgetting",
     "trainable_params",
     "train_seconds",
     "peak_memory_bytes",
@@ -28,19 +39,27 @@ ALIGNED_RIGHT = (
 )
 
 
-def markdown_text(sweep: Sweep) -> str:
+def markdown_text(analysis: Analysis) -> str:
     """The whole report."""
+    sweep, found = analysis.sweep, analysis.ranking
     parts = [
         f"# LoRA sweep {escape(sweep.name)}",
-        escape(ranking.best(sweep).text),
-        *_facts(sweep),
+        f"**{escape(found.text)}**",
+        escape(analysis.test.text) if analysis.test else "",
+        "\n".join(f"- {escape(note)}" for note in found.notes),
         "## Table",
-        _summary(sweep),
-        "Peak memory is that of training; a baseline's is that of generating.",
+        _summary(analysis),
+        LEGEND,
+        *_observations(analysis),
+        *_effects(analysis),
+        *_votes(analysis),
         "## All metrics",
         _metrics(sweep),
         *_differences(sweep),
         *_failures(sweep),
+        *_commands(analysis),
+        "## Facts",
+        *_facts(sweep),
         *_generations(sweep),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -85,17 +104,60 @@ def _facts(sweep: Sweep) -> list[str]:
     return [listed, fenced(sweep.command) if sweep.command else ""]
 
 
-def _summary(sweep: Sweep) -> str:
-    columns = show.summary_columns(sweep)
-    best_marks = {row["mark"] for row in ranking.best(sweep).rows}
+def _summary(analysis: Analysis) -> str:
+    columns = show.summary_columns(analysis.sweep)
+    chosen = analysis.ranking.recommended
     lines = []
-    for row in sweep.rows:
-        cells = [escape(show.cell(row, key)) for key, _ in columns]
-        if row["mark"] in best_marks:
+    for entry in analysis.sweep.entries:
+        cells = [escape(show.cell(entry.row, key)) for key, _ in columns]
+        if chosen is not None and entry is chosen.entry:
             pairs = zip(cells, columns, strict=True)
             cells = [f"**{cell}**" if key in ("mark", "quality") else cell for cell, (key, _) in pairs]
         lines.append(cells)
     return table([escape(header) for _, header in columns], lines, [key in ALIGNED_RIGHT for key, _ in columns])
+
+
+def _observations(analysis: Analysis) -> list[str]:
+    lines = [f"- {'**Note:** ' * (each.kind == 'warning')}{escape(each.text)}" for each in analysis.observations]
+    return ["## Key observations", "\n".join(lines)] if lines else []
+
+
+def _effects(analysis: Analysis) -> list[str]:
+    """A line a level: its mean over the whole blocks, and its difference to the first level."""
+    rows = []
+    for effect in analysis.effects:
+        contrasts = [None, *effect.contrasts]
+        for level, mean, contrast in zip(effect.factor.levels, effect.levels, contrasts, strict=True):
+            beside = f"{show.change(OBJECTIVE, contrast.value)} {interval_text(contrast)}" if contrast else show.UNKNOWN
+            shown = f"{show.metric(OBJECTIVE, mean.value)} {interval_text(mean)}"
+            rows.append([escape(effect.factor.name), escape(level), shown, beside, str(effect.blocks)])
+    headers = ["factor", "level", f"mean {OBJECTIVE}", "against the first level", "pairs"]
+    return ["## Main effects", table(headers, rows, [False, False, True, True, True])] if rows else []
+
+
+def _votes(analysis: Analysis) -> list[str]:
+    rows = [
+        [mark, escape(label), str(t.wins), str(t.losses), str(t.ties), f"{t.win_rate:.0%} [{t.low:.0%}, {t.high:.0%}]"]
+        for mark, label, t in analysis.tallies
+    ]
+    notes = "\n".join(f"- {escape(note)}" for note in analysis.vote_notes)
+    headers = ["row", "label", "wins", "losses", "ties", "win rate"]
+    shown = table(headers, rows, [False, False, True, True, True, True]) if rows else ""
+    return ["## Blind comparison", shown, notes] if rows or notes else []
+
+
+def _commands(analysis: Analysis) -> list[str]:
+    chosen = analysis.ranking.recommended
+    if chosen is None:
+        return []
+    row = analysis.sweep.rows[chosen.entry.places[0]]
+    again = reproduce(analysis.sweep, row)
+    return [
+        "## Commands",
+        *([f"Row {row['mark']} again:", fenced(again)] if again else []),
+        f"To use row {row['mark']}:",
+        fenced(use(row)),
+    ]
 
 
 def _metrics(sweep: Sweep) -> str:
@@ -107,7 +169,8 @@ def _metrics(sweep: Sweep) -> str:
     if scale:
         rows.append(["", "the references themselves", *(show.metric(name, scale.get(name)) for name in names)])
     shown = table(["row", "label", *map(code, names)], rows, [False, False, *(True for _ in names)])
-    listed = "\n".join(f"- {code(name)}: {escape(show.metric_help(name))}" for name in names if show.metric_help(name))
+    meant = [(name, show.metric_help(name, overview.scorer(sweep))) for name in names]
+    listed = "\n".join(f"- {code(name)}: {escape(text)}" for name, text in meant if text)
     return f"{shown}\n\n{listed}"
 
 

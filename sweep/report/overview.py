@@ -146,11 +146,17 @@ def _evaluation(sweep: Sweep) -> str:
     fixed = _several(str(len(prompts)) for prompts in fixed_prompts if isinstance(prompts, list)) or "no"
     decoding = _several("sampled" if dig(config, "eval.do_sample") else "greedy" for config in configs)
     bits = _spread(configs, "eval.quant")
+    by = "" if scorer(sweep) == "text" else f", scored by {scorer(sweep)}"
     return (
         f"{prompts} held-out and {fixed} fixed prompts, {decoding}, at most "
         f"{_spread(configs, 'eval.max_new_tokens')} new tokens, base in "
-        f"{'the same bits as in training' if bits == 'same' else bits}"
+        f"{'the same bits as in training' if bits == 'same' else bits}{by}"
     )
+
+
+def scorer(sweep: Sweep) -> str:
+    """What says what quality is; of an older sweep, the text's own."""
+    return _spread(_configs(sweep), "eval.scorer") or "text"
 
 
 def _seeds(sweep: Sweep) -> str:

@@ -7,9 +7,10 @@ instead of being seen. Knows nothing of files or of markup.
 import unicodedata
 from typing import Any
 
-from lora_sweep.metrics import METRICS
+from lora_sweep.metrics import METRICS, SCORER_METRICS
+from lora_sweep.results import STATUSES
 from sweep.drift import from_what
-from sweep.report.table import PENDING, Row, Sweep, extra_keys
+from sweep.report.table import PENDING, Row, Sweep, extra_keys, is_other
 
 UNKNOWN = "–"
 TEXT_LIMIT = 2000  # characters of one generation that a report shows; generations.jsonl holds all
@@ -22,7 +23,10 @@ HEADERS = {
     "targets": "targets",
     "bits": "base bits",
     "quality": "quality",
+    "delta_baseline": "vs baseline",
+    "verdict": "verdict",
     "validation_loss": "validation loss",
+    "forgetting": "forgetting",
     "trainable_params": "trainable",
     "train_seconds": "train s",
     "peak_memory_bytes": "peak memory",
@@ -32,9 +36,15 @@ HEADERS = {
 }
 
 
-def metric_help(name: str) -> str:
-    """What a metric means and which way it is better; "" for one that is not known here."""
-    text, better = METRICS.get(name, ("", None))
+def metric_help(name: str, scorer: str = "text") -> str:
+    """What a metric means and which way it is better; "" for one that is not known here.
+
+    Args:
+        scorer: what says what quality is.
+    """
+    text, better = {**METRICS, **SCORER_METRICS}.get(name, ("", None))
+    if name == "quality" and scorer != "text":
+        text = f"0-100: 100 times what the scorer {scorer} gives"
     return text + {True: ", higher is better", False: ", lower is better", None: ""}[better]
 
 
@@ -77,6 +87,19 @@ def count(value: float | int | None) -> str:
 
 def metric(name: str, value: float | int | None) -> str:
     return decimals(value, 1 if name in ONE_DECIMAL else 3)
+
+
+def interval(name: str, low: float | None, high: float | None) -> str:
+    """``[14.0, 22.5]`` in the digits of the metric; "" where it is not known."""
+    return "" if low is None or high is None else f"[{metric(name, low)}, {metric(name, high)}]"
+
+
+def change(name: str, value: float | None) -> str:
+    """A difference, with its sign; none where it rounds to zero."""
+    if value is None:
+        return UNKNOWN
+    text = metric(name, value).lstrip("-")
+    return text if not float(text.replace(",", "")) else f"{'-' if value < 0 else '+'}{text}"
 
 
 def millions(params: float | int) -> str:
@@ -133,8 +156,9 @@ def names(modules: Any) -> str:
 def summary_columns(sweep: Sweep) -> list[tuple[str, str]]:
     """(key, header) of the table that all of a report turns on."""
     keys = list(HEADERS)
-    if all(row["peak_gpu_memory_bytes"] is None for row in sweep.rows):
-        keys.remove("peak_gpu_memory_bytes")
+    for key in ("peak_gpu_memory_bytes", "forgetting"):
+        if all(row.get(key) is None for row in sweep.rows):
+            keys.remove(key)
     after = keys.index("bits") + 1
     shown = ("base", "data", "template", "alpha", "dropout", "learning_rate", "seed")
     varied = [key for key in shown if _varies(sweep, key)]
@@ -160,14 +184,26 @@ def cell(row: Row, key: str) -> str:
         return f"{count(value)} ({millions(value)})" if value else count(value)
     if key in ("peak_memory_bytes", "peak_gpu_memory_bytes", "adapter_bytes"):
         return size(value)
-    if key in ("quality", "validation_loss", "train_seconds"):
+    if key == "quality":
+        return f"{metric(key, value)} {interval(key, row.get('quality_ci_low'), row.get('quality_ci_high'))}".rstrip()
+    if key in ("validation_loss", "train_seconds"):
         return metric(key, value)
+    if key in ("delta_baseline", "forgetting"):
+        return change({"delta_baseline": "quality"}.get(key, key), value)
     return setting(value)
 
 
 def status(row: Row) -> str:
     """``complete, other data`` for a row that was made from other data than its sweep has now."""
-    return ", ".join(part for part in (setting(row["status"]), from_what(row["drift"])) if part)
+    seeds = f"without {plural(row['missing_seeds'], 'seed')}" if row.get("missing_seeds") else ""
+    return ", ".join(part for part in (setting(row["status"]), seeds, from_what(row["drift"])) if part)
+
+
+def tone(row: Row) -> str:
+    """``good``, ``bad`` or ``wait``: a class of the page's styles."""
+    if row["status"] == "complete":
+        return "wait" if is_other(row) else "good"
+    return "bad" if row["status"] in STATUSES else "wait"
 
 
 def baseline_words(row: Row) -> str:

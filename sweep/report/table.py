@@ -16,6 +16,8 @@ from lora_sweep.errors import Refused, nearest
 from lora_sweep.metrics import METRICS
 from lora_sweep.results import TrialResult, load_result, read_json, sweep_file
 from sweep.drift import Sources, read_sources, row_drift
+from sweep.report.entries import Entry, fold
+from sweep.report.entries import Row as Row  # re-exported: a row of the table
 
 PENDING = "pending"  # shown while there is no outcome; no status of its own
 MAIN_COMMAND = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
@@ -42,18 +44,21 @@ LARGEST = 1e18  # no number of a trial comes near it; JSON can hold integers tha
 COLUMNS = (
     "trial_id kind r alpha targets target_modules bits seed status quality validation_loss trainable_params "
     "train_seconds tokens_per_second peak_memory_bytes adapter_bytes "
-    "eval_id label reason drift dropout learning_rate base data template eval_bits steps train_loss"
+    "eval_id label reason drift dropout learning_rate base data template eval_bits steps train_loss "
+    "neutral_loss forgetting"
 )
+RANKING_COLUMNS = "quality_ci_low quality_ci_high delta_baseline delta_best tied_with_best verdict"
 LAST_COLUMNS = "device dtype peak_gpu_memory_bytes gpu_utilization_percent generate_seconds generate_tokens_per_second"
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A sweep file with the results of its trials, in the file's order (``rows`` and ``results`` run parallel).
 
-    ``sources`` is what the names of models and data meant when the sweep last ran; {} in an older file.
+    Attributes:
+        sources: what the names of models and data meant when the sweep last ran; {} in an older file.
+        entries: the rows with those that differ in their seed alone as one.
+        overrides: of each row, what a person types to get it; [] in an older file.
     """
 
     name: str
@@ -63,6 +68,8 @@ class Sweep:
     results: list[TrialResult]
     rows: list[Row]
     sources: Sources = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    overrides: list[list[str]] = field(default_factory=list)
 
 
 def known_sweeps(runs: Path) -> list[str]:
@@ -76,7 +83,7 @@ def known_sweeps(runs: Path) -> list[str]:
 
 
 def newest_sweep(runs: Path) -> str:
-    """The name of the sweep that was started last.
+    """The name of the sweep that was started last, of those that are not another's scores on the test split.
 
     Raises:
         Refused: there is none; the sentence holds the command that makes one.
@@ -84,7 +91,8 @@ def newest_sweep(runs: Path) -> str:
     known = known_sweeps(runs)
     if not known:
         raise Refused(str(runs), f"holds no sweep yet; this makes one: {MAIN_COMMAND}")
-    return known[0]
+    own = (name for name in known if (read_json(sweep_file(runs, name)) or {}).get("split") != "test")
+    return next(own, known[0])
 
 
 def sweep_content(runs: Path, name: str) -> dict[str, Any]:
@@ -123,17 +131,15 @@ def load_sweep(runs: Path, name: str) -> Sweep:
     for row, entry, result in zip(rows, entries, results, strict=True):
         row["baseline"] = entry.get("baseline")
         row["drift"] = row_drift(result.config, result.training, result.evaluation, sources, made)
-    for kind, prefix in (("baseline", "B"), ("trial", "")):
-        for place, row in enumerate((row for row in rows if row["kind"] == kind), start=1):
-            row["mark"] = f"{prefix}{place}"
     command, started = str(content.get("command") or ""), str(content.get("started") or "")
-    return Sweep(name, command, started, varied, results, rows, sources)
+    overrides = [[str(text) for text in _list(entry.get("overrides"))] for entry in entries]
+    return Sweep(name, command, started, varied, results, rows, sources, fold(rows, results), overrides)
 
 
 def columns(sweep: Sweep) -> list[str]:
     """Column names of report.csv, in order."""
     metrics = [name for name in metric_names(sweep) if name != "quality"]
-    return [*COLUMNS.split(), *metrics, *LAST_COLUMNS.split(), *extra_keys(sweep.varied)]
+    return [*COLUMNS.split(), *RANKING_COLUMNS.split(), *metrics, *LAST_COLUMNS.split(), *extra_keys(sweep.varied)]
 
 
 def metric_names(sweep: Sweep) -> list[str]:
@@ -208,6 +214,7 @@ def _row(result: TrialResult, kind: str, varied: list[str]) -> Row:
         "template": training.get("template") or dig(config, "data.template"),
         "eval_bits": number(evaluation.get("bits")),
         "validation_loss": number(evaluation.get("validation_loss")),
+        "neutral_loss": number(evaluation.get("neutral_loss")),
         "generate_seconds": number(evaluation.get("generate_seconds")),
         "generate_tokens_per_second": number(evaluation.get("generate_tokens_per_second")),
         "device": dig(training, "provenance.device") or dig(evaluation, "provenance.device"),

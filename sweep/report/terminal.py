@@ -3,17 +3,20 @@
 import textwrap
 
 from sweep.report import ranking, show
-from sweep.report.table import Row, Sweep
+from sweep.report.analysis import Analysis
+from sweep.report.table import Row
 
 WIDTH = 119
-SHRINKING = (0, 2)  # label and targets give way when a line is too long
-HEADERS = ("row", "r", "targets", "bits", "quality", "val loss", "trainable", "train s", "peak mem", "status")
-LEFT = (0, 2, 9)
+HEADERS = ("row", "quality", "vs base", "verdict", "loss", "trainable", "train s", "peak mem", "status")
+OBSERVATIONS = 8  # lines of them; the report has all
+SHRINKING = (0, 8)  # what gives way when a line is too long
+LEFT = (0, 3, 8)
 
 
-def terminal_text(sweep: Sweep) -> str:
-    """The table and the line on the best row."""
-    lines = [HEADERS, *(_cells(row) for row in sweep.rows)]
+def terminal_text(analysis: Analysis) -> str:
+    """The table, what to use, and what is known of it."""
+    sweep, found = analysis.sweep, analysis.ranking
+    lines = [HEADERS, *(_cells(entry.row) for entry in sweep.entries)]
     widths = _widths(lines)
     shown = [
         "  ".join(_fit(*cell) for cell in zip(range(len(HEADERS)), line, widths, strict=True)).rstrip()
@@ -21,22 +24,23 @@ def terminal_text(sweep: Sweep) -> str:
     ]
     shown.insert(1, "  ".join("-" * width for width in widths))
     head = _wrapped(f"sweep {show.visible(sweep.name)}: {ranking.tally(sweep)}")
-    return "\n".join([head, "", *shown, "", _wrapped(ranking.best(sweep).text)])
+    said = [found.text, *found.notes, *([analysis.test.text] if analysis.test else [])]
+    listed = [_wrapped(f"- {each.text}", "  ") for each in analysis.observations[:OBSERVATIONS]]
+    left = len(analysis.observations) - OBSERVATIONS
+    listed += [f"- {show.plural(left, 'more line')} in the report"] if left > 0 else []
+    return "\n".join([head, "", *shown, "", *map(_wrapped, said), *listed])
 
 
-def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, WIDTH, break_on_hyphens=False))
+def _wrapped(text: str, indent: str = "") -> str:
+    return "\n".join(textwrap.wrap(text, WIDTH, break_on_hyphens=False, subsequent_indent=indent))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    label = f"{row['mark']:>2} {show.visible(row['label'])}"
-    targets = "" if row["kind"] == "baseline" else show.setting(row.get("targets"))
     return (
-        label,
-        show.setting(row.get("r")),
-        targets,
-        show.setting(row["bits"]),
-        show.metric("quality", row.get("quality")),
+        f"{row['mark']:>2} {show.visible(row['label'])}",
+        show.cell(row, "quality"),
+        show.cell(row, "delta_baseline"),
+        row.get("verdict") or show.UNKNOWN,
         show.metric("validation_loss", row.get("validation_loss")),
         show.count(row["trainable_params"]),
         show.metric("train_seconds", row.get("train_seconds")),

@@ -1,0 +1,280 @@
+"use strict";
+// The blind comparison: two unnamed texts for one prompt, a vote, their names, and the tally of the votes. Votes are
+// kept in this page until they are saved as a file, which the next report reads (sweep/report/votes.py has its format).
+
+(() => {
+  const { data, byMark, el, decimals, texts } = LoraSweep;
+  const MOST_ROWS = 12; // 66 pairs: with more, no pair is seen twice
+  const FIRST_TIED = 6;
+  const Z = 1.959963984540054; // of a 95 % interval
+  const NOTHING = { count: 0, rows: {}, notes: [] };
+  const KEYS = { 1: "left", 2: "right", 0: "tie" };
+  const byId = (id) => document.getElementById(id);
+  const saved = data.votes || NOTHING; // of earlier reports: {count, rows: {mark: [wins, losses, ties]}, notes}
+  const votes = [];
+  const seen = new Set(); // "place mark mark" of what was shown, the marks in the table's order
+  let rows = firstRows();
+  let question = null; // {place, left, right, texts}
+  let turn = 0; // of questions: one that was looked for while the rows changed is not asked
+  let unsaved = 0;
+
+  // The group tied with the best, the recommended row first, and the baselines.
+  function firstRows() {
+    const tied = LoraSweep.trials.filter((row) => row.tied || row.recommended);
+    tied.sort((a, b) => b.recommended - a.recommended || b.quality - a.quality);
+    const bases = LoraSweep.baselines.filter((row) => row.quality !== null || row.status === "complete");
+    return [...tied.slice(0, FIRST_TIED), ...bases].slice(0, MOST_ROWS).map((row) => row.mark);
+  }
+
+  // ---- the next question ----
+
+  function random(below) {
+    return crypto.getRandomValues(new Uint32Array(1))[0] % below;
+  }
+
+  function shuffled(list) {
+    const copy = [...list];
+    for (let at = copy.length - 1; at > 0; at -= 1) {
+      const other = random(at + 1);
+      [copy[at], copy[other]] = [copy[other], copy[at]];
+    }
+    return copy;
+  }
+
+  // Two baselines are no pair where there are trials: nobody chooses between them.
+  function pairs() {
+    const inOrder = data.rows.filter((row) => rows.includes(row.mark));
+    const trials = inOrder.some((row) => row.kind === "trial");
+    const all = inOrder.flatMap((first, at) => inOrder.slice(at + 1).map((second) => [first, second]));
+    const asked = all.filter((pair) => !trials || pair.some((row) => row.kind === "trial"));
+    return asked.map((pair) => pair.map((row) => row.mark));
+  }
+
+  const timesShown = (pair) => [...seen].filter((key) => key.endsWith(` ${pair.join(" ")}`)).length;
+
+  // The pair shown least often, at random among equals, on a prompt that it was not shown on: at random too, but those
+  // in the page before those in files beside it. Equal texts are no question. Null when nothing is left.
+  async function next() {
+    const order = shuffled(pairs()).map((pair) => ({ pair, times: timesShown(pair) }));
+    const inPage = (place) => (data.texts[place] ? 0 : 1);
+    for (const { pair } of order.sort((a, b) => a.times - b.times)) {
+      const places = shuffled(data.prompts.keys()).sort((a, b) => inPage(a) - inPage(b));
+      for (const place of places) {
+        if (seen.has([place, ...pair].join(" "))) continue;
+        const found = (await texts.of(place)) || {};
+        const [left, right] = shuffled(pair);
+        if (canAsk(found[left], found[right])) return { place, left, right, texts: found };
+      }
+    }
+    return null;
+  }
+
+  const canAsk = (left, right) => left && right && !left.elsewhere && !right.elsewhere && left.text !== right.text;
+
+  async function ask() {
+    question = null;
+    turn += 1;
+    const mine = turn;
+    const found = await next();
+    if (mine === turn) pose(found);
+  }
+
+  function pose(asked) {
+    question = asked;
+    byId("blind-stage").hidden = question === null;
+    byId("blind-none").hidden = question !== null;
+    byId("blind-none").textContent =
+      rows.length < 2 ? "Choose two rows or more." : "No pair of different texts is left among these rows.";
+    if (question === null) return;
+    const prompt = data.prompts[question.place];
+    byId("blind-title").textContent = prompt.title;
+    byId("blind-prompt").textContent = prompt.prompt;
+    byId("blind-reference-box").hidden = prompt.reference === null;
+    byId("blind-reference").textContent = prompt.reference ?? "";
+    byId("blind-1").replaceChildren(texts.body(question.texts[question.left]).box);
+    byId("blind-2").replaceChildren(texts.body(question.texts[question.right]).box);
+  }
+
+  // ---- voting ----
+
+  function trialOf(mark) {
+    const row = byMark.get(mark);
+    return row.trial_ids[question.texts[mark].of || 0];
+  }
+
+  const keyOf = ({ place, left, right }) =>
+    [place, ...data.rows.map((row) => row.mark).filter((mark) => mark === left || mark === right)].join(" ");
+
+  function randomId() {
+    const bytes = crypto.getRandomValues(new Uint8Array(16));
+    return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  }
+
+  function vote(winner) {
+    if (!question) return;
+    const [left, right] = [trialOf(question.left), trialOf(question.right)];
+    const time = new Date().toISOString();
+    const line = { id: randomId(), prompt_id: data.prompts[question.place].id, left, right, winner, time };
+    votes.push({ ...question, winner, line });
+    unsaved += 1;
+    seen.add(keyOf(question));
+    say();
+    tally();
+    ask();
+  }
+
+  function skip() {
+    if (!question) return;
+    seen.add(keyOf(question));
+    ask();
+  }
+
+  // Takes the last vote back and asks again. A vote that stands in a file cannot be taken back here.
+  function undo() {
+    if (!unsaved) return;
+    const last = votes.pop();
+    unsaved -= 1;
+    turn += 1;
+    seen.delete(keyOf(last));
+    say();
+    tally();
+    pose(last);
+  }
+
+  // What the last vote was on: the names, and a way to see both texts again.
+  function say() {
+    byId("blind-undo").disabled = !unsaved;
+    const last = votes[votes.length - 1];
+    const side = (mark, label, won) => {
+      const row = texts.name(byMark.get(mark));
+      return el("span", { class: won ? "was won" : "was" }, `${label} was `, ...row, won ? " ✓ better" : null);
+    };
+    const again = () => texts.open(last.place, [last.left, last.right]);
+    const parts = !last ? [] : [
+      el("span", { class: "soft" }, `Vote ${votes.length}${last.winner === "tie" ? ", equal:" : ":"}`),
+      side(last.left, "text 1", last.winner === "left"),
+      side(last.right, "text 2", last.winner === "right"),
+      el("button", { type: "button", class: "minor", onclick: again }, "See both again"),
+    ];
+    byId("blind-said").replaceChildren(...parts);
+  }
+
+  // ---- the tally ----
+
+  // Wilson's interval of a share, as lora_sweep/intervals.py.
+  function wilson(successes, n) {
+    const share = successes / n;
+    const centre = (share + (Z * Z) / (2 * n)) / (1 + (Z * Z) / n);
+    const half = (Z / (1 + (Z * Z) / n)) * Math.sqrt((share * (1 - share)) / n + (Z * Z) / (4 * n * n));
+    return [Math.max(0, centre - half), Math.min(1, centre + half)];
+  }
+
+  // mark -> [wins, losses, ties], of earlier files and of this page.
+  function counted() {
+    const counts = new Map(Object.entries(saved.rows).map(([mark, known]) => [mark, [...known]]));
+    for (const { left, right, winner } of votes) {
+      for (const mark of [left, right]) {
+        const mine = counts.get(mark) || [0, 0, 0];
+        mine[winner === "tie" ? 2 : (winner === "left") === (mark === left) ? 0 : 1] += 1;
+        counts.set(mark, mine);
+      }
+    }
+    return counts;
+  }
+
+  function tally() {
+    const lines = [...counted()].filter(([mark]) => byMark.has(mark));
+    const rated = lines.map(([mark, [wins, losses, ties]]) => {
+      const n = wins + losses + ties;
+      const successes = wins + ties / 2;
+      return { row: byMark.get(mark), cells: [wins, losses, ties], rate: successes / n, ends: wilson(successes, n) };
+    });
+    rated.sort((a, b) => b.rate - a.rate || data.rows.indexOf(a.row) - data.rows.indexOf(b.row));
+    byId("blind-tally").querySelector("tbody").replaceChildren(...rated.map(tallyRow));
+    const total = saved.count + votes.length;
+    const parts = saved.count && votes.length ? `, ${saved.count} from files and ${votes.length} in this page` : "";
+    byId("blind-count").textContent = `${total} vote${total === 1 ? "" : "s"}${parts}; equal counts half.`;
+    byId("blind-notes").replaceChildren(...saved.notes.map((note) => el("li", {}, note)));
+    byId("blind-tally").hidden = !rated.length && !saved.notes.length && !votes.length;
+    byId("blind-save").disabled = !votes.length;
+  }
+
+  function tallyRow({ row, cells, rate, ends: [low, high] }) {
+    const percent = (value) => decimals(100 * value, 0);
+    const band = el("i", {});
+    const dot = el("u", {});
+    band.style.left = `${100 * low}%`;
+    band.style.width = `${100 * (high - low)}%`;
+    dot.style.left = `${100 * rate}%`;
+    const bar = el("span", { class: "bar", "aria-hidden": "true" }, band, el("b", { class: "x50" }), dot);
+    return el(
+      "tr",
+      { class: row.kind === "baseline" ? "baseline" : "" },
+      el("th", { scope: "row" }, ...texts.name(row)),
+      ...cells.map((value) => el("td", { class: "num" }, String(value))),
+      el("td", { class: "num" }, `${percent(rate)} %`),
+      el("td", { class: "interval" }, el("span", {}, `${percent(low)} to ${percent(high)} %`), bar),
+    );
+  }
+
+  // ---- saving ----
+
+  function save() {
+    const content = { format: "lora-sweep votes 1", sweep: data.name, votes: votes.map((each) => each.line) };
+    const file = new Blob([JSON.stringify(content, null, 1) + "\n"], { type: "application/json" });
+    const time = new Date().toISOString().slice(0, 19).replace(/[:-]/g, "");
+    const name = data.name.replace(/[^A-Za-z0-9._-]+/g, "-").slice(0, 80);
+    const link = el("a", { href: URL.createObjectURL(file), download: `votes-${name}-${time}.json` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    unsaved = 0;
+    say();
+  }
+
+  // ---- the section ----
+
+  function onKey(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    const key = event.key.toLowerCase();
+    if (key in KEYS) vote(KEYS[key]);
+    else if (key === "s") skip();
+    else if (key === "u") undo();
+    else return;
+    event.preventDefault();
+  }
+
+  async function start() {
+    byId("blind-start").hidden = true;
+    await ask();
+    byId("blind-stage").focus({ preventScroll: true });
+  }
+
+  if (data.prompts.length && data.rows.length > 1) {
+    texts.chooser(byId("blind-choose"), texts.rowItems, {
+      label: "Rows to compare",
+      most: MOST_ROWS,
+      chosen: () => rows,
+      change: (marks) => {
+        rows = marks;
+        if (byId("blind-start").hidden) ask();
+      },
+    });
+    byId("blind-start").addEventListener("click", start);
+    byId("blind-stage").addEventListener("keydown", onKey);
+    for (const button of byId("blind-stage").querySelectorAll("[data-vote]"))
+      button.addEventListener("click", () => vote(button.dataset.vote));
+    byId("blind-skip").addEventListener("click", skip);
+    byId("blind-undo").addEventListener("click", undo);
+    byId("blind-save").addEventListener("click", save);
+    byId("blind-where").append(
+      "Move the file into ",
+      el("code", {}, `runs/sweeps/${data.name}/`),
+      " and run ",
+      el("code", {}, `python -m sweep.report ${data.name}`),
+      ": the next report counts its votes.",
+    );
+    window.addEventListener("beforeunload", (event) => unsaved && event.preventDefault());
+    tally();
+    LoraSweep.show("blind");
+  }
+})();
