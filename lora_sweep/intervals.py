@@ -26,7 +26,7 @@ Interval: TypeAlias = tuple[float, float]
 LEVEL = 0.95
 DRAWS = 10_000
 SEED = 20_260_117  # of every bootstrap: any fixed number
-FEW = 8  # below it a resampled mean cannot leave the data far enough: see expanded
+FEW = 20  # below it a resampled mean cannot leave the data far enough: see expanded
 NORMAL = NormalDist()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import platformdirs
 import pytest
+from chromium import browser as browser  # a fixture
 
 
 def isolate() -> None:

@@ -4,40 +4,18 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import page_data
 import pytest
+from chromium import DESKTOP, PHONE, PICTURES, watch
 
 from sweep.report.html import FOLDER, as_json, page_text, percent
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-PICTURES = Path(__file__).parent / "output"  # for people to look at; not compared with anything
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-
 Json = dict[str, Any]
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -54,10 +32,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
         context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light", **settings})
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"thrown: {error}"))
-        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: said.append(request.url) if is_remote(request.url) else None)
+        watch(page, said)
         page.goto(path.as_uri())
         return page
 
@@ -65,10 +40,6 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
     for context in contexts:
         context.close()
     assert said == []
-
-
-def is_remote(url: str) -> bool:
-    return not url.startswith(("file:", "data:", "blob:"))
 
 
 def marks(page: Any) -> list[str]:
@@ -98,7 +69,6 @@ def width_of(page: Any) -> int:
 # ---- the table ----
 
 
-@needs_browser
 def test_each_column_sorts_both_ways_and_back_and_unknown_comes_last(opened: Open) -> None:
     page = opened(page_data.example_data())
     order = ["B1", "B2", *"12345678"]
@@ -123,7 +93,6 @@ def test_each_column_sorts_both_ways_and_back_and_unknown_comes_last(opened: Ope
     assert marks(page)[-2:] == ["B1", "B2"]
 
 
-@needs_browser
 def test_numbers_sort_as_numbers_however_they_are_written(opened: Open) -> None:
     page = opened(page_data.example_data())
     values = ["", "0.001", "-10.5", "3e-05", "-9", "1e+20", "0", "200", "30", "0.0001"]
@@ -137,7 +106,6 @@ def test_numbers_sort_as_numbers_however_they_are_written(opened: Open) -> None:
     assert found == ["-10.5", "-9", "0", "3e-05", "0.0001", "0.001", "30", "200", "1e+20", ""]
 
 
-@needs_browser
 def test_the_table_is_filtered_by_status_and_by_words(opened: Open) -> None:
     page = opened(page_data.example_data())
     status, words = page.get_by_label("Status"), page.get_by_label("Words")
@@ -156,7 +124,6 @@ def test_the_table_is_filtered_by_status_and_by_words(opened: Open) -> None:
     assert page.locator("#table output").text_content() == ""
 
 
-@needs_browser
 def test_the_keyboard_sorts_and_picks(opened: Open) -> None:
     page = opened(page_data.example_data())
     header(page, "quality").get_by_role("button").focus()
@@ -170,7 +137,6 @@ def test_the_keyboard_sorts_and_picks(opened: Open) -> None:
     assert page.locator("#losses button[aria-pressed=true]").count() == 1
 
 
-@needs_browser
 def test_intervals_and_the_tied_group_are_drawn_in_the_cells(opened: Open) -> None:
     page = opened(page_data.example_data())
     track = page.locator("#row-3 .bar").bounding_box()
@@ -190,7 +156,6 @@ def test_intervals_and_the_tied_group_are_drawn_in_the_cells(opened: Open) -> No
 # ---- charts ----
 
 
-@needs_browser
 def test_the_front_follows_the_cost_that_the_reader_chooses(opened: Open) -> None:
     page = opened(page_data.example_data())
     chart = page.locator("#pareto .plot")
@@ -211,7 +176,6 @@ def test_the_front_follows_the_cost_that_the_reader_chooses(opened: Open) -> Non
     assert lines[2] == "3r=8 all_linear 4bit37.6[34.0, 41.3]1.38 GiByes"
 
 
-@needs_browser
 def test_every_chart_is_drawn_and_says_what_it_shows(opened: Open) -> None:
     page = opened(page_data.example_data())
     assert page.locator(".plot canvas").count() < 5, "charts far below are drawn before anybody comes near"
@@ -244,7 +208,6 @@ def colours(plot: Any) -> int:
     return found
 
 
-@needs_browser
 def test_charts_follow_the_theme_and_are_light_on_paper(opened: Open) -> None:
     page = opened(page_data.example_data(), color_scheme="dark")
     chart = page.locator("#pareto .plot")
@@ -273,7 +236,6 @@ def pixels(plot: Any) -> str:
     return found
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("device", "viewport"), [("phone", PHONE), ("desktop", DESKTOP)])
 def test_the_page_scrolls_down_only_and_is_kept_as_a_picture(
@@ -290,7 +252,6 @@ def test_the_page_scrolls_down_only_and_is_kept_as_a_picture(
 # ---- what must not happen ----
 
 
-@needs_browser
 def test_hostile_data_is_shown_and_does_nothing(opened: Open) -> None:
     page = opened(page_data.hostile_data(), viewport=PHONE)
     page.get_by_text("2 pairs of settings without a visible interaction").click()
@@ -311,7 +272,6 @@ def test_hostile_data_is_shown_and_does_nothing(opened: Open) -> None:
     assert width_of(page) == PHONE["width"]
 
 
-@needs_browser
 def test_only_the_pages_own_scripts_and_styles_run(browser: Any, tmp_path: Path) -> None:
     data = page_data.example_data()
     text = page_text(page_data.example_context(data), data)
@@ -356,7 +316,6 @@ def test_data_cannot_leave_its_element() -> None:
         as_json({"a": float("nan")})
 
 
-@needs_browser
 def test_without_scripts_the_recommendation_and_the_table_are_there(browser: Any, tmp_path: Path) -> None:
     data = page_data.example_data()
     path = tmp_path / "report.html"
@@ -383,7 +342,6 @@ def test_the_library_is_the_one_that_its_licence_is_kept_for() -> None:
     assert "Apache ECharts" in (folder / "NOTICE").read_text(encoding="utf-8")
 
 
-@needs_browser
 @pytest.mark.slow
 def test_a_thousand_rows_open_in_three_seconds_and_stay_below_six_megabytes(opened: Open, tmp_path: Path) -> None:
     data = page_data.large_data()

@@ -3,12 +3,12 @@
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import DESKTOP, PHONE, PICTURES, watch
 from hostile import HOSTILE_TEXTS
 from page_data import example_context, example_data, hostile_data, large_data
 
@@ -22,7 +22,6 @@ from sweep.report.texts import page_texts
 from sweep.report.votes import read_votes, tally
 
 Json = dict[str, Any]
-OUTPUT = Path(__file__).parent / "output"
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 REFERENCE = "GoMapMan is an open resource for gene annotations in the plant sciences."
 
@@ -129,28 +128,14 @@ def hostile_lines(texts: list[str] = HOSTILE_TEXTS) -> list[Json]:
 
 # ---- the page in a browser ----
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = ["no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync"]
 MISSING = "net::ERR_FILE_NOT_FOUND"
 Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    with playwright.sync_playwright() as running:
-        arguments = [f"--{name}" for name in [*ARGUMENTS, "no-first-run"]]
-        launched = running.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
 def desktop(browser: Any) -> Iterator[Any]:
     """A context for most tests: a new one takes as long as a page."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = browser.new_context(viewport=DESKTOP)
     yield context
     context.close()
 
@@ -162,7 +147,6 @@ def opened(browser: Any, desktop: Any, tmp_path: Path) -> Iterator[Open]:
     Settings are those of a browser's context, such as a viewport of another size.
     """
     said: list[str] = []
-    asked: list[str] = []
     to_close = []
 
     def open_page(data: Json, files: dict[str, str] | None = None, **settings: Any) -> Any:
@@ -174,10 +158,7 @@ def opened(browser: Any, desktop: Any, tmp_path: Path) -> Iterator[Open]:
         page = browser.new_context(**settings).new_page() if settings else desktop.new_page()
         to_close.append(page.context if settings else page)
         page.set_default_timeout(5_000)
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"thrown: {error}"))
-        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: asked.append(request.url))
+        watch(page, said)
         page.goto(path.as_uri())
         return page
 
@@ -185,11 +166,9 @@ def opened(browser: Any, desktop: Any, tmp_path: Path) -> Iterator[Open]:
     for each in to_close:
         each.close()
     assert [message for message in said if MISSING not in message] == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-PHONE = {"width": 390, "height": 844}
-SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": PHONE}
+SIZES = {"desktop": DESKTOP, "phone": PHONE}
 
 
 def heads(page: Any) -> list[str]:
@@ -499,7 +478,7 @@ def test_hostile_texts_are_read_as_they_are_and_nothing_runs(opened: Open) -> No
 
 @pytest.mark.parametrize("size", SIZES)
 def test_pictures_at_desktop_and_phone_width(opened: Open, size: str) -> None:
-    OUTPUT.mkdir(exist_ok=True)
+    PICTURES.mkdir(exist_ok=True)
     page = opened(example_data(), viewport=SIZES[size])
     page.get_by_label("Differences to").select_option("reference")
     start(page)
@@ -509,7 +488,7 @@ def test_pictures_at_desktop_and_phone_width(opened: Open, size: str) -> None:
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         for name in ("generations", "blind"):
-            page.locator(f"#{name}").screenshot(path=OUTPUT / f"{name}-{size}-{scheme}.png")
+            page.locator(f"#{name}").screenshot(path=PICTURES / f"{name}-{size}-{scheme}.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
     assert len(tally_rows(page)) >= 2
 

@@ -124,7 +124,9 @@
       silent: true,
       z: 1,
       lineStyle: { color: colours.soft, width: 0.7, opacity: Math.max(0.04, Math.min(0.35, 15 / curves.length)) },
-      data: curves.map((curve) => ({ coords: curve.steps.map((step, at) => [step, curve.losses[at]]) })),
+      data: curves
+        .filter((curve) => curve.steps.length > 1) // the library draws no line of one point, and throws
+        .map((curve) => ({ coords: curve.steps.map((step, at) => [step, curve.losses[at]]) })),
     };
   }
 })();
