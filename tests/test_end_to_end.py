@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import DESKTOP, PHONE, PICTURES, watch
 
 from lora_sweep import results
 from lora_sweep.config import Data
 from lora_sweep.data import load_split, tiny_records
 from lora_sweep.errors import EXIT_INTERRUPTED
-from sweep.report.ranking import baseline_of
+from sweep.report.standing import baseline_of
 from sweep.report.table import load_sweep
 
 SMOKE = [sys.executable, "-m", "lora_sweep.train", "experiment=smoke"]
@@ -49,7 +51,7 @@ def test_the_sweep_runs_and_says_where_the_report_is(smoke: Any) -> None:
     folder, done = smoke
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 trials and 1 baseline of tiny" in done.stdout
-    for name in ("report.md", "report.csv", "report.html"):
+    for name in ("report.md", "report.csv", "report.json", "report.html"):
         path = f"runs/sweeps/smoke/{name}"
         assert path in done.stdout
         assert (folder / path).stat().st_size > 500
@@ -81,7 +83,7 @@ def test_a_row_a_trial_with_every_column(smoke: Any) -> None:
 def test_deleting_the_reports_and_reporting_again_gives_the_same_bytes(smoke: Any) -> None:
     folder, _ = smoke
     reports = {path: path.read_bytes() for path in (folder / "runs/sweeps/smoke").glob("report.*")}
-    assert len(reports) == 3
+    assert len(reports) == 4
     for path in reports:
         path.unlink()
     done = run([sys.executable, "-m", "sweep.report"], folder)
@@ -142,6 +144,55 @@ def test_generations_hold_prompts_texts_and_references(smoke: Any) -> None:
     page = (folder / "runs/sweeps/smoke/report.html").read_text()
     assert "Corelogic Smooth Mouse" in page
     assert "Hoover Lightspeed" in page
+
+
+def test_a_reader_opens_the_page_and_the_next_report_shows_the_votes(smoke: Any, browser: Any, tmp_path: Path) -> None:
+    shutil.copytree(smoke[0] / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/sweeps/smoke"
+    said: list[str] = []
+    page = browser.new_page(viewport=DESKTOP, accept_downloads=True)
+    watch(page, said)
+    page.goto((folder / "report.html").as_uri())
+
+    rows = page.locator("table.summary tbody tr:visible")
+    assert rows.count() == 5
+    page.get_by_role("button", name="trainable", exact=True).click()
+    marks = [row.get_attribute("id").removeprefix("row-") for row in rows.all()]
+    params = {row["mark"]: row["trainable_params"] for row in json.loads((folder / "report.json").read_text())["rows"]}
+    sizes = [params[mark] for mark in marks]
+    assert sizes == sorted(sizes)
+    page.get_by_label("Words").fill("all_linear")
+    assert rows.count() == 2
+    page.get_by_label("Words").fill("")
+    page.get_by_label("Status").select_option("complete")
+    assert rows.count() == 5
+
+    page.get_by_label("Cost").select_option("train_seconds")
+    page.locator("#pareto canvas").first.wait_for()
+    page.get_by_label("Prompt", exact=True).select_option(index=2)
+    page.locator("#texts-shown article").first.wait_for()
+    page.get_by_role("button", name="Start comparing").click()
+    for number, key in enumerate("120", start=1):
+        page.keyboard.press(key)
+        page.get_by_text(f"Vote {number}").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save votes").click()
+    download.value.save_as(folder / download.value.suggested_filename)
+    for name, size in (("desktop", DESKTOP), ("phone", PHONE)):
+        page.set_viewport_size(size)
+        page.evaluate("scrollTo(0, 0)")
+        PICTURES.mkdir(exist_ok=True)
+        page.screenshot(path=PICTURES / f"smoke-{name}.png")
+        assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+    page.close()
+    assert said == []
+
+    done = run([sys.executable, "-m", "sweep.report"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    votes = json.loads((folder / "report.json").read_text())["votes"]
+    assert sum(each["wins"] for each in votes.values()) == 2
+    assert sum(each["ties"] for each in votes.values()) == 2  # one, seen from both of its rows
+    assert "## Blind comparison" in (folder / "report.md").read_text()
 
 
 def test_one_trial_without_m_and_an_unpublished_key(tmp_path: Path) -> None:
