@@ -30,21 +30,26 @@ FEW = 20  # below it a resampled mean cannot leave the data far enough: see expa
 NORMAL = NormalDist()
 
 
-def mean_interval(values: Sequence[float], scale: float = 1.0) -> Interval | None:
+def mean_interval(values: Sequence[float], scale: float = 1.0, is_share: bool = False) -> Interval | None:
     """The interval of the mean of ``values``, one a prompt; None for fewer than two, of which nothing is known.
 
-    Values that are all 0 or ``scale`` are successes and failures: their mean has Wilson's interval, which does not
-    shrink to a point where all agree. Values in 0 to ``scale`` have an interval that stays there.
+    Values that are all 0 or ``scale`` are failures and successes: their mean has Wilson's interval, which does not
+    shrink to a point where all agree. Zeros alone say so only where ``is_share``: what a text's quality is, 0 as any
+    other number. Values in 0 to ``scale`` have an interval that stays there.
     """
     data = np.sort(np.asarray(values, dtype=np.float64))
     if data.size < 2:
         return None
-    if np.isin(data, (0.0, scale)).all():
+    if np.isin(data, (0.0, scale)).all() and (is_share or data[-1] == scale):
         low, high = wilson(float((data == scale).sum()), data.size)
         return low * scale, high * scale
-    low, high = expanded(data)
-    if data[0] >= 0.0 and data[-1] <= scale:
-        low, high = max(low, 0.0), min(high, scale)
+    return inside(data, *expanded(data), scale)
+
+
+def inside(values: Array, low: float, high: float, scale: float) -> Interval:
+    """An interval of the mean of ``values``, cut to 0 to ``scale`` where they are all in there."""
+    if values.min() >= 0.0 and values.max() <= scale:
+        return max(low, 0.0), min(high, scale)
     return low, high
 
 
@@ -56,12 +61,32 @@ def expanded(values: ArrayLike, draws: int = DRAWS) -> Interval:
     """
     data = np.sort(np.asarray(values, dtype=np.float64))
     n = data.size
-    quantile = float(student_quantile(0.5 + LEVEL / 2, n - 1))
-    tail = NORMAL.cdf(-math.sqrt(n / (n - 1)) * quantile)
-    low, high = np.quantile(resample(n, draws) @ data, (tail, 1.0 - tail))
+    if data[0] == data[-1]:
+        return float(data[0]), float(data[0])
+    quantile, tail = expansion(n)
+    low, high = outer(resample(n, draws) @ data, tail)
     if n < FEW:
         half = quantile * float(data.std(ddof=1)) / math.sqrt(n)
-        low, high = min(low, data.mean() - half), max(high, data.mean() + half)
+        low, high = min(low, float(data.mean()) - half), max(high, float(data.mean()) + half)
+    return low, high
+
+
+@lru_cache(maxsize=64)
+def expansion(n: int) -> tuple[float, float]:
+    """(Student's quantile, the share to leave out on each side) for ``n`` values: the same for every row of a sweep."""
+    quantile = float(student_quantile(0.5 + LEVEL / 2, n - 1))
+    return quantile, NORMAL.cdf(-math.sqrt(n / (n - 1)) * quantile)
+
+
+def outer(values: Array, tail: float) -> Interval:
+    """The quantiles at ``tail`` and 1 - ``tail``: those of numpy.quantile, without the 0.5 ms that it takes to find
+    two places in 10,000 values.
+    """
+    place = int(tail * (values.size - 1))
+    part = tail * (values.size - 1) - place
+    ordered = np.partition(values, (place, place + 1, values.size - 2 - place, values.size - 1 - place))
+    low = ordered[place] + part * (ordered[place + 1] - ordered[place])
+    high = ordered[-1 - place] - part * (ordered[-1 - place] - ordered[-2 - place])
     return float(low), float(high)
 
 

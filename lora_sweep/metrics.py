@@ -14,6 +14,9 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "words": ("words of the text", None),
 }
 
+# Each eval.scorer that calls a text right or wrong: its quality over prompts is a share, though none may be right.
+SHARE_SCORERS = ("exact_match", "label", "regex")
+
 # The same for what another eval.scorer than text adds; quality is then 100 times its main number (``scorers``).
 SCORER_METRICS: dict[str, tuple[str, bool | None]] = {
     "exact_match": ("0-1: the text is the reference, but for white space; exact_match's quality", True),

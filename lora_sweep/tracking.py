@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from lora_sweep import tracking_mlflow, tracking_trackio, tracking_wandb
 from lora_sweep.config import Tracking
 from lora_sweep.intervals import mean_interval
+from lora_sweep.metrics import SHARE_SCORERS
 from lora_sweep.results import report_folder
 from lora_sweep.tracking_tables import Chart, charts_of, tables_of
 
@@ -261,7 +262,8 @@ def numbers_of(
     both = {**evaluation, **training} if kind == "trial" else {**training, **evaluation}
     numbers = {key: value for key, value in both.items() if isinstance(value, int | float)}
     quality = [prompt["quality"] for prompt in prompts if prompt.get("quality") is not None]
-    interval = mean_interval(quality, scale=100)
+    scorer = (evaluation.get("eval") or {}).get("scorer")
+    interval = mean_interval(quality, scale=100, is_share=scorer in SHARE_SCORERS)
     low, high = interval or (None, None)
     return {**numbers, "eval_bits": evaluation.get("bits"), "quality_ci_low": low, "quality_ci_high": high}
 

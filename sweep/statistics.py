@@ -23,7 +23,17 @@ from typing import Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lora_sweep.intervals import DRAWS, LEVEL, NORMAL, Array, expanded, mean_interval, student_quantile
+from lora_sweep.intervals import (
+    DRAWS,
+    LEVEL,
+    NORMAL,
+    Array,
+    Interval,
+    expanded,
+    inside,
+    mean_interval,
+    student_quantile,
+)
 from sweep.simultaneous import pair_variances, quantile_of_best, quantile_of_largest
 
 Side: TypeAlias = Literal["better", "worse", "undecided"]
@@ -108,10 +118,11 @@ def seed_noise(runs: Sequence[ArrayLike]) -> SeedNoise | None:
     """
     between, within, seeds, rest = [], [], 0, 0
     for run in runs:
-        scores = np.asarray(run, dtype=np.float64)
+        scores = np.asarray(run, dtype=np.float64) + 0.0
         count, n = scores.shape
         if count < 2:
             continue
+        scores = scores[np.lexsort(scores.T[::-1])]
         means = scores.mean(axis=1)
         residuals = scores - means[:, None] - scores.mean(axis=0) + scores.mean()
         between.append(np.sort((means - means.mean()) ** 2).sum())
@@ -123,17 +134,20 @@ def seed_noise(runs: Sequence[ArrayLike]) -> SeedNoise | None:
     return SeedNoise(math.fsum(between) / seeds, seeds, per_mean, max(rest, 1))
 
 
-def mean(scores: ArrayLike, seeds: float = 1, noise: SeedNoise | None = None, scale: float = 1.0) -> Estimate:
+def mean(
+    scores: ArrayLike, seeds: float = 1, noise: SeedNoise | None = None, scale: float = 1.0, is_share: bool = False
+) -> Estimate:
     """An entry's mean over prompts; ``seeds`` is math.inf for a baseline, which no seed changes.
 
     Without seed noise its interval is ``mean_interval``'s; with it, see ``widened``.
     """
     values = np.asarray(scores, dtype=np.float64)
     value = exact_mean(values)
-    interval = mean_interval(values.tolist(), scale)
+    interval = mean_interval(values.tolist(), scale, is_share)
     if interval is None:
         return Estimate(value, None, None)
-    return widened(value, *interval, values, 1.0 / seeds, noise)
+    low, high = widened(value, *interval, values, 1.0 / seeds, noise)
+    return Estimate(value, *inside(values, low, high, scale))
 
 
 def difference(
@@ -144,7 +158,10 @@ def difference(
     value = exact_mean(values)
     if values.size < 2:
         return Estimate(value, None, None)
-    return widened(value, *expanded(values, draws), values, 1.0 / seeds[0] + 1.0 / seeds[1], noise)
+    low, high = widened(value, *expanded(values, draws), values, 1.0 / seeds[0] + 1.0 / seeds[1], noise)
+    if high - low <= 1e-9 * abs(value):
+        return Estimate(value, *bounds(value, 0.0, values.size, 1))
+    return Estimate(value, low, high)
 
 
 def wins(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
@@ -154,18 +171,18 @@ def wins(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
     return int((~same & (left > right)).sum()), int(same.sum()), int((~same & (left < right)).sum())
 
 
-def widened(value: float, low: float, high: float, values: Array, share: float, noise: SeedNoise | None) -> Estimate:
+def widened(value: float, low: float, high: float, values: Array, share: float, noise: SeedNoise | None) -> Interval:
     """The interval with seed noise: each half grows, in squares, by what Student's interval with both noises is
     longer than Student's interval with the prompts' alone.
     """
     if noise is None or share == 0.0:
-        return Estimate(value, low, high)
+        return low, high
     prompts = float(values.var(ddof=1)) / values.size
     variance, df = with_seeds(np.array([prompts]), values.size, np.array([share]), noise)
     p = 0.5 + LEVEL / 2
     more = float((student_quantile(p, df) ** 2 * variance - student_quantile(p, values.size - 1) ** 2 * prompts)[0])
     more = max(0.0, more)
-    return Estimate(value, value - math.hypot(value - low, more**0.5), value + math.hypot(high - value, more**0.5))
+    return value - math.hypot(value - low, more**0.5), value + math.hypot(high - value, more**0.5)
 
 
 def with_seeds(prompts: Array, n: int, shares: Array, noise: SeedNoise | None) -> tuple[Array, Array]:
@@ -298,7 +315,12 @@ def verdict(tied: bool, versus_baseline: Estimate | None) -> Literal["high", "lo
 
 
 def main_effect(
-    blocks: ArrayLike, seeds: ArrayLike, noise: SeedNoise | None = None, scale: float = 1.0, draws: int = DRAWS
+    blocks: ArrayLike,
+    seeds: ArrayLike,
+    noise: SeedNoise | None = None,
+    scale: float = 1.0,
+    is_share: bool = False,
+    draws: int = DRAWS,
 ) -> Effect:
     """What a factor's levels change, on average over the contexts (the settings of all other factors).
 
@@ -307,14 +329,21 @@ def main_effect(
         seeds: (contexts, levels).
     """
     values, shares = over_contexts(blocks, seeds)
-    levels = [mean(row, 1.0 / share, noise, scale) for row, share in zip(values, shares.tolist(), strict=True)]
+    levels = [
+        mean(row, 1.0 / share, noise, scale, is_share) for row, share in zip(values, shares.tolist(), strict=True)
+    ]
     deviations = np.diag(np.sqrt(shares))
     contrasts = simultaneous(values[1:] - values[0], deviations[1:] - deviations[0], noise, draws)
     return Effect(levels, contrasts)
 
 
 def interaction(
-    cells: ArrayLike, seeds: ArrayLike, noise: SeedNoise | None = None, scale: float = 1.0, draws: int = DRAWS
+    cells: ArrayLike,
+    seeds: ArrayLike,
+    noise: SeedNoise | None = None,
+    scale: float = 1.0,
+    is_share: bool = False,
+    draws: int = DRAWS,
 ) -> Interaction:
     """Whether what one factor changes depends on another, on average over the contexts.
 
@@ -324,7 +353,7 @@ def interaction(
     """
     values, shares = over_contexts(cells, seeds)
     means = [
-        [mean(row, 1.0 / share, noise, scale) for row, share in zip(rows, some, strict=True)]
+        [mean(row, 1.0 / share, noise, scale, is_share) for row, share in zip(rows, some, strict=True)]
         for rows, some in zip(values, shares.tolist(), strict=True)
     ]
     a, b, n = values.shape

@@ -26,7 +26,7 @@ from sweep.trials import Key, Plan
 Event = dict[str, Any]
 TOP = {"trials", "sweeps", "quarantine", "locks"}
 NOT_CONTENT = {"log.txt", "setbacks.jsonl", "grandchild", "pid", "trainings"}
-REPORTS = {"report.md", "report.csv", "report.html"}
+REPORTS = {"report.md", "report.csv", "report.json", "report.html"}
 
 
 def check(runs: Path, plan: Plan, *, finished: bool, touched: frozenset[str] | set[str] = frozenset()) -> None:

@@ -38,7 +38,7 @@ def trial(trial_id: str, data: str = NEW, model: str = "folder:1", **changes: An
 
 
 def plan_of(*trials: Any, invalid: Any = ()) -> Any:
-    return SimpleNamespace(trials=list(trials), points=[], varied=["lora.r"], invalid=list(invalid))
+    return SimpleNamespace(trials=list(trials), points=[], varied=["lora.r"], invalid=list(invalid), overrides={})
 
 
 def finish(runs: Path, done: Any, made: Json | None = None, evaluated: Json | None = None, **training: Any) -> None:

@@ -42,7 +42,13 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("launcher", "ranks"), [("basic", "2"), ("joblib", "2,4"), ("submitit_local", "2")])
+@pytest.mark.parametrize(
+    ("launcher", "ranks"),
+    [
+        ("basic", "2"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("joblib", "2,4"), ("submitit_local", "2"))),
+    ],
+)
 def test_another_launcher_gives_the_same_results(launcher: str, ranks: str, ours: Path, tmp_path: Path) -> None:
     command, count = [f"hydra/launcher={launcher}", f"lora.r={ranks}"], len(ranks.split(","))
     done = run(tmp_path, *command)

@@ -30,11 +30,16 @@ NO_NUMBERS = {
     "errors",
     "fetch",
     "identity",
+    "intervals",
     "jobs",
     "metrics",
     "provenance",
     "results",
     "tracking",
+    "tracking_mlflow",
+    "tracking_tables",
+    "tracking_trackio",
+    "tracking_wandb",
 }
 
 

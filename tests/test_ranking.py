@@ -148,11 +148,11 @@ def test_a_shown_effect_is_claimed_with_its_cost_and_others_are_not(tmp_path: Pa
     assert findings[0].startswith("targets all_linear instead of attn raises quality: +")
     assert "on average over 4 pairs of rows, for 5.30 times the trainable parameters" in findings[0]
     none = said(analysis, "none")
-    assert [text.split(":")[0] for text in none] == ["r 16 instead of 8", "bits 8 instead of 4"]
+    assert [text.split(":")[0] for text in none] == ["r 16 instead of 8", "base bits 8 instead of 4"]
     assert all("no difference in quality is shown" in text for text in none)
     for effect in analysis.effects:
         for contrast in effect.contrasts:
-            claimed = any(text.startswith(effect.factor.name) for text in findings)
+            claimed = any(text.startswith(f"{effect.factor.name} ") for text in findings)
             assert claimed == (contrast.low > 0 or contrast.high < 0)  # type: ignore[operator]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lora_sweep.intervals import Array
 from sweep import statistics
 from sweep.report.show import HEADERS, change, interval, setting, visible
-from sweep.report.standing import OBJECTIVE, Compared
+from sweep.report.standing import OBJECTIVE, SCALE, Compared
 from sweep.report.table import SHOWN_KEYS, Row, Sweep
 from sweep.statistics import Estimate, Interaction
 
@@ -104,7 +104,8 @@ def main_effects(compared: Compared, found: list[Factor]) -> list[MainEffect]:
         if not places:
             continue
         cells = np.array(places)
-        effect = statistics.main_effect(compared.matrix[cells], seeds_of(compared)[cells], compared.noise)
+        values, seeds = compared.matrix[cells], seeds_of(compared)[cells]
+        effect = statistics.main_effect(values, seeds, compared.noise, SCALE, compared.is_share)
         costs = [costs_of(compared, cells, level) for level in range(1, len(factor.levels))]
         effects.append(MainEffect(factor, len(places), effect.levels, effect.contrasts, costs))
     return effects
@@ -118,8 +119,9 @@ def interactions(compared: Compared, found: list[Factor]) -> list[Joint]:
         if places:
             shape = (len(places), len(one.levels), len(two.levels))
             cells = np.array(places).reshape(shape)
-            seeds = seeds_of(compared)[cells]
-            joint.append(Joint(one, two, statistics.interaction(compared.matrix[cells], seeds, compared.noise)))
+            values, seeds = compared.matrix[cells], seeds_of(compared)[cells]
+            effect = statistics.interaction(values, seeds, compared.noise, SCALE, compared.is_share)
+            joint.append(Joint(one, two, effect))
     return joint
 
 

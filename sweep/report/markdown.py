@@ -156,7 +156,7 @@ def _commands(analysis: Analysis) -> list[str]:
         "## Commands",
         *([f"Row {row['mark']} again:", fenced(again)] if again else []),
         f"To use row {row['mark']}:",
-        fenced(use(row)),
+        fenced(use(row).rstrip()),
     ]
 
 

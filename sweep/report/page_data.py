@@ -16,7 +16,7 @@ from sweep.report.votes import Key, page_votes
 from sweep.statistics import Estimate
 
 CURVE_POINTS = 200  # of one trial
-ALL_POINTS = 60_000  # of all: 0.6 MB
+ALL_POINTS = 40_000  # of all: 0.4 MB
 Json = dict[str, Any]
 
 

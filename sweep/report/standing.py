@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora_sweep.intervals import Array, mean_interval
+from lora_sweep.metrics import SHARE_SCORERS
 from lora_sweep.results import TrialResult
 from sweep import statistics
 from sweep.report.entries import Entry
-from sweep.report.table import Row, Sweep, is_other, number
+from sweep.report.table import Row, Sweep, dig, is_other, number
 from sweep.statistics import Estimate, SeedNoise
 
 OBJECTIVE = "quality"
@@ -67,6 +68,7 @@ class Compared:
         ranked: places in ``standings``.
         matrix: of the ranked ones, their numbers for each prompt that all have, means over seeds: [ranked, prompts].
         best: place in ``standings`` of the highest mean.
+        is_share: the objective is right or wrong on each prompt.
     """
 
     standings: list[Standing]
@@ -74,6 +76,7 @@ class Compared:
     matrix: Array
     noise: SeedNoise | None
     best: int | None
+    is_share: bool
 
 
 def compare(sweep: Sweep, ranked: list[Entry]) -> Compared:
@@ -86,8 +89,10 @@ def compare(sweep: Sweep, ranked: list[Entry]) -> Compared:
     places = [place for place, entry in enumerate(sweep.entries) if any(entry is other for other in ranked)]
     prompts = shared_prompts(each for place in places for each in of_entry[place])
     noise = statistics.seed_noise([matrix_of(of_entry[place], prompts) for place in places]) if prompts else None
+    is_share = scores_shares(sweep)
     standings = [
-        alone(entry, of_entry[place], noise if place in places else None) for place, entry in enumerate(sweep.entries)
+        alone(entry, of_entry[place], noise if place in places else None, is_share)
+        for place, entry in enumerate(sweep.entries)
     ]
     matrix = np.array([matrix_of(of_entry[place], prompts).mean(axis=0) for place in places])
     best = None
@@ -114,8 +119,14 @@ def compare(sweep: Sweep, ranked: list[Entry]) -> Compared:
                 against_baseline=wins_over(matrix[number], controls[number]),
             )
     for place, standing in enumerate(standings):
-        write_columns(sweep, standing, [scores[each] for each in sweep.entries[place].places], noise is None)
-    return Compared(standings, places, matrix, noise, best)
+        found_scores = [scores[each] for each in sweep.entries[place].places]
+        write_columns(sweep, standing, found_scores, noise is None, is_share)
+    return Compared(standings, places, matrix, noise, best, is_share)
+
+
+def scores_shares(sweep: Sweep) -> bool:
+    """Whether the objective is right or wrong on each prompt; all rows of a sweep have one scorer."""
+    return any(dig(result.config, "eval.scorer") in SHARE_SCORERS for result in sweep.results)
 
 
 def objective_scores(result: TrialResult) -> Scores:
@@ -145,7 +156,7 @@ def matrix_of(scores: list[Scores], prompts: list[str]) -> Array:
     return np.array([[each[prompt] for prompt in prompts] for each in scores])
 
 
-def alone(entry: Entry, scores: list[Scores], noise: SeedNoise | None) -> Standing:
+def alone(entry: Entry, scores: list[Scores], noise: SeedNoise | None, is_share: bool) -> Standing:
     """An entry beside no other: its mean with its interval."""
     prompts = shared_prompts(scores)
     if not prompts:
@@ -154,7 +165,7 @@ def alone(entry: Entry, scores: list[Scores], noise: SeedNoise | None) -> Standi
     seeds = len(scores) if entry.row["kind"] == "trial" else math.inf
     return Standing(
         entry,
-        quality=statistics.mean(values, seeds, noise, SCALE),
+        quality=statistics.mean(values, seeds, noise, SCALE, is_share),
         prompts=count,
         seeds=len(scores),
         prompt_noise=float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None,
@@ -193,7 +204,7 @@ def baseline_of(sweep: Sweep, row: Row) -> Row | None:
     return max(scored, key=likeness, default=None)
 
 
-def write_columns(sweep: Sweep, standing: Standing, scores: list[Scores], is_alone: bool) -> None:
+def write_columns(sweep: Sweep, standing: Standing, scores: list[Scores], is_alone: bool, is_share: bool) -> None:
     """The ranking's columns of an entry's row and of its trials' rows; a trial's interval is over its own prompts.
 
     Args:
@@ -210,7 +221,7 @@ def write_columns(sweep: Sweep, standing: Standing, scores: list[Scores], is_alo
     for place, found in zip(entry.places, scores, strict=True):
         row = sweep.rows[place]
         if len(entry.places) > 1 or not is_alone:
-            low, high = mean_interval(list(found.values()), SCALE) or (None, None)
+            low, high = mean_interval(list(found.values()), SCALE, is_share) or (None, None)
             row.update({"quality_ci_low": low, "quality_ci_high": high})
         row.update({**shared, "forgetting": forgetting(sweep, row)})
         known += [row["forgetting"]] if row["forgetting"] is not None else []

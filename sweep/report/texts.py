@@ -18,9 +18,9 @@ from sweep.report.table import Row, Sweep, is_other, number
 HELD_OUT_SHOWN = 3
 NOTHING = "(nothing)"
 
-# A page opened from disk cannot fetch, so texts stand in it: 1.5 MB are 5,000 texts of 128 tokens, and open in 0.1 s.
+# A page opened from disk cannot fetch, so texts stand in it: 1 MB is 2,000 texts of 128 tokens, and opens in 0.1 s.
 # What is beyond stands in script files beside it, one a prompt, each read when a reader chooses the prompt.
-PAGE_TEXTS_BYTES = 1_500_000
+PAGE_TEXTS_BYTES = 1_000_000
 PAGE_PROMPTS = 200  # with its prompt's words and its reference, at most 4 kB each, in the page
 SHARDS = "report-texts"  # the folder of the script files
 
