@@ -99,7 +99,7 @@ def wilson(successes: float, n: int) -> Interval:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # 0 of n: from 0, not 1e-17
 
 
 @lru_cache(maxsize=4)
@@ -129,7 +129,7 @@ def student_quantile(p: float, df: ArrayLike) -> Array:
         density = np.exp(-(known + 1) / 2 * np.log1p(t * t / known) - 0.5 * np.log(known) - log_beta)
         step = np.log(tail / (1.0 - p)) * tail / (t * density)
         t = t * np.exp(np.clip(step, -1.0, 2.0))
-        if np.abs(step).max() < 1e-12:
+        if np.abs(step).max() < 1e-7:  # its square is what is left
             break
     return np.asarray(t[place].reshape(np.shape(df)))
 

@@ -177,7 +177,14 @@ def log_sweep(
     written = [path for file in REPORT_FILES if (path := report_folder(runs_dir, name) / file).is_file()]
     if written:
         run.log_files(f"report-{name}", written)
-    run.finish(best_of(rows))
+    run.finish({**best_of(rows), **recommended_of(charts or {})})
+
+
+def recommended_of(charts: dict[str, Any]) -> dict[str, Any]:
+    """The row that the report recommends, with its interval; {} where there is none."""
+    chosen = next((row for row in charts.get("rows", []) if row.get("recommended")), None)
+    names = {"label": "label", "quality": "quality", "quality_ci_low": "low", "quality_ci_high": "high"}
+    return {f"recommended_{key}": chosen.get(name) for key, name in names.items()} if chosen else {}
 
 
 def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -137,6 +137,26 @@ def test_the_order_of_the_trials_changes_no_number(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("scorer", "high"), [("text", 0.0), ("regex", 8.76)])  # Wilson: 0 of 40
+def test_no_right_answer_is_a_share_where_an_answer_is_right_or_wrong(tmp_path: Path, scorer: str, high: float) -> None:
+    entries: list[Json] = []
+    for place, r in enumerate((8, 16)):
+        tree = config_of(r, "attn", 4, eval__scorer=scorer)
+        entry = entry_of("trial", f"r={r}", place)
+        training = training_of(entry["trial_id"], "trial", tree, place)
+        write_trial(tmp_path, entry, tree, training, None)
+        write_evaluation(tmp_path, entry, training, 0.0, values=[0.0] * PROMPTS)
+        entries.append(entry)
+    write_sweep(tmp_path, "demo", entries)
+    found = analyse(tmp_path, "demo")
+    for each in found.standings:
+        assert each.quality is not None
+        assert (each.quality.low, each.quality.high) == (0.0, pytest.approx(high, abs=0.01))
+        assert each.row["quality_ci_high"] == each.quality.high
+    for effect in found.effects:
+        assert [level.high for level in effect.levels] == pytest.approx([high, high], abs=0.01)
+
+
 # ---- key observations ----
 
 

@@ -108,6 +108,12 @@ def test_a_trials_numbers_are_its_trainings_and_a_baselines_its_evaluations() ->
     assert (alone["quality_ci_low"], alone["quality_ci_high"]) == (None, None)
 
 
+@pytest.mark.parametrize(("scorer", "high"), [("text", 0.0), ("label", 27.75), ("exact_match", 27.75), ("json", 0.0)])
+def test_no_right_answer_of_ten_is_a_share_only_where_an_answer_is_right_or_wrong(scorer: str, high: float) -> None:
+    numbers = tracking.numbers_of("trial", {}, {"eval": {"scorer": scorer}}, [{"quality": 0.0}] * 10)
+    assert (numbers["quality_ci_low"], numbers["quality_ci_high"]) == (0.0, pytest.approx(high, abs=0.01))
+
+
 def test_values_arrive_clean() -> None:
     mirror = Recorder()
     run = tracking.Run(mirror, "mlflow")

@@ -205,7 +205,8 @@ def test_the_sweeps_own_run_draws_its_charts_and_holds_the_report(runs: Path, tm
     effect = {"factor": "lora.r", "levels": [{"level": "8", "mean": 20.5, "low": 15.0, "high": 26.0}]}
     charts = {
         "rows": [
-            {"mark": "1", "label": "r=8", "kind": "trial", "quality": 20.5, "trainable_params": 896, "low": 15.0},
+            {"mark": "1", "label": "r=8", "kind": "trial", "quality": 20.5, "trainable_params": 896, "low": 15.0}
+            | {"recommended": True, "high": 26.0},
             {"mark": "2", "label": HOSTILE[0], "kind": "trial", "quality": None, "trainable_params": 1792},
         ],
         "factors": [{"key": "lora.r", "name": "r", "levels": ["8"], "numeric": True}],
@@ -218,6 +219,8 @@ def test_the_sweeps_own_run_draws_its_charts_and_holds_the_report(runs: Path, tm
     assert not list((tmp_path / "home").iterdir())
     (written,) = folders(runs)
     content = records(written)
+    numbers = summary(content)
+    assert (numbers["recommended_label"], numbers["recommended_quality_ci_high"]) == ("r=8", 26)
     (scatter,) = table(written, content, "pareto_trainable_params_table")
     assert (scatter["trainable_params"], scatter["quality"], scatter["entry"]) == (896, 20.5, "1: r=8")
     (bar,) = table(written, content, "effect_r_table")

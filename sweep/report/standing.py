@@ -36,7 +36,8 @@ class Standing:
             None where no entry has two.
         versus_baseline: paired difference of means; its intervals hold for all ranked entries at once, so that the
             best of many is not taken for better than its baseline by luck.
-        versus_best: paired difference of means to the entry with the highest.
+        versus_best: paired difference of means to the entry with the highest, with simultaneous intervals too: an entry
+            is tied where its own is not below zero as a whole.
         against_baseline: on how many prompts it is above, equal to and below its baseline; ``against_best`` likewise.
         tied: whether it is in the group tied with the best; None where it is not ranked.
         verdict: ``high``, ``low``, ``no gain`` or None (see :func:`sweep.statistics.verdict`).
@@ -108,10 +109,10 @@ def compare(sweep: Sweep, ranked: list[Entry]) -> Compared:
             said = statistics.against_control(matrix[known], control, [seeds[number] for number in known], noise)
             versus.update(zip(known, said, strict=True))
         for number, place in enumerate(places):
-            tied, both = found.tied[number], (seeds[number], seeds[found.best])
+            tied = found.tied[number]
             standings[place] = replace(
                 standings[place],
-                versus_best=statistics.difference(matrix[number], matrix[found.best], both, noise),
+                versus_best=Estimate(0.0, 0.0, 0.0) if number == found.best else found.gaps[number],
                 against_best=statistics.wins(matrix[number], matrix[found.best]),
                 tied=tied,
                 verdict=statistics.verdict(tied, versus[number]),
