@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def confirm(runs: Path, name: str, seeds: int) -> int:
     """Train until every tied row has ``seeds`` seeds, then score the chosen one on the test split."""
+    if (results.read_json(results.sweep_file(runs, name)) or {}).get("split") == "test":
+        raise Refused(f"sweep {name}", "holds another sweep's scores on the test split: confirm that one")
     analysis = analyse(runs, name)
     again = shlex.join(["python", "-m", "sweep.confirm", name, "--runs", str(runs), "--seeds", str(seeds)])
     while missing := missing_seeds(analysis, seeds):
@@ -58,8 +60,8 @@ def confirm(runs: Path, name: str, seeds: int) -> int:
         print(f"tied with the best, and to be trained again: {listed}", flush=True)
         if not run(more_seeds(runs, analysis, missing), analysis.sweep.command, again):
             return EXIT_FAILED
-        before, analysis = analysis, analyse(runs, name)
-        if len(analysis.sweep.rows) == len(before.sweep.rows):
+        analysis = analyse(runs, name)
+        if named(missing_seeds(analysis, seeds)) == named(missing):
             raise RuntimeError(f"no row of {name} has more seeds after training them")
     chosen = analysis.ranking.recommended
     if chosen is None:
@@ -69,11 +71,17 @@ def confirm(runs: Path, name: str, seeds: int) -> int:
     return EXIT_COMPLETE if complete else EXIT_FAILED
 
 
+def named(missing: list[tuple[Entry, list[int]]]) -> list[tuple[str, list[int]]]:
+    """The same by the rows' names."""
+    return [(row_name(entry.row), seeds) for entry, seeds in missing]
+
+
 def missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Entry, list[int]]]:
     """The tied rows that have fewer than ``seeds``, and the seeds to train each with: the smallest that it has not."""
     missing = []
     for standing in analysis.ranking.tied:
-        taken = {analysis.sweep.rows[place]["seed"] for place in standing.entry.places}
+        rows = [analysis.sweep.rows[place] for place in standing.entry.places]
+        taken = {row["seed"] for row in rows if row["status"] in results.SETTLED}  # what failed is tried again
         new = [seed for seed in range(seeds + len(taken)) if seed not in taken][: max(0, seeds - len(taken))]
         if new:
             missing.append((standing.entry, new))
@@ -130,7 +138,11 @@ def score_on_test(runs: Path, analysis: Analysis, chosen: Entry, again: str) -> 
 
 def run(plan: Plan, command: str, again: str) -> bool:
     """Launch the plan, recorded as of the sweep's own command; whether all of it is complete."""
-    outcomes = launch(plan, shlex.split(command)[3:], again=again)
+    try:
+        arguments = shlex.split(command)[3:]
+    except ValueError:
+        arguments = []  # the sweep's file was edited by hand
+    outcomes = launch(plan, arguments, again=again)
     return all(result.status == "complete" for result in outcomes.values())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from report_files import write_sweep
-from test_ranking import grid
+from test_ranking import grid, seeded
 
 from lora_sweep.errors import EXIT_REFUSED
 from lora_sweep.results import sweep_file, trial_folder, write_json
@@ -80,6 +80,15 @@ def test_a_second_choice_is_not_scored_on_a_test_split_that_was_used(
     assert "the recommendation is row 1 (r=8 attn 4bit) now" in said
 
 
+def test_a_seed_that_failed_is_trained_again_and_one_that_diverged_is_not(tmp_path: Path) -> None:
+    seeded(tmp_path, noise=1.0)
+    rows = json.loads(sweep_file(tmp_path, "demo").read_text())["trials"]
+    for entry, status in ((rows[2], "failed"), (rows[5], "diverged")):
+        path = trial_folder(tmp_path, entry["trial_id"]).result
+        write_json(path, {**json.loads(path.read_text()), "status": status, "reason": "why"})
+    assert [seeds for _, seeds in missing_seeds(analyse(tmp_path, "demo"), 3)] == [[1]]
+
+
 def test_what_cannot_be_confirmed_is_refused_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,3 +102,6 @@ def test_what_cannot_be_confirmed_is_refused_in_one_sentence(
         write_json(path, {**json.loads(path.read_text()), "status": "failed"})
     assert main(["demo", "--runs", str(tmp_path)]) == EXIT_REFUSED
     assert "No trial is complete" in capsys.readouterr().err
+    write_json(sweep_file(tmp_path, "demo-test"), {"name": "demo-test", "split": "test", "trials": []})
+    assert main(["demo-test", "--runs", str(tmp_path)]) == EXIT_REFUSED
+    assert "holds another sweep's scores on the test split" in capsys.readouterr().err

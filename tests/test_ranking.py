@@ -219,6 +219,57 @@ def test_blocks_that_miss_a_level_are_left_out(tmp_path: Path) -> None:
     assert [effect.blocks for effect in analysis.effects] == [3, 3, 3]
 
 
+def varied(runs: Path, rows: list[tuple[float, Json]], keys: list[str]) -> Analysis:
+    """A baseline and a row for each (mean, settings by dotted path)."""
+    entries: list[Json] = []
+    add(runs, entries, "baseline", 20.0)
+    for mean, settings in rows:
+        add(runs, entries, "trial", mean)
+        path = trial_folder(runs, entries[-1]["trial_id"]).config
+        content = json.loads(path.read_text())
+        for key, value in settings.items():
+            group, name = key.split(".")
+            content["config"][group][name] = value
+        write_json(path, content)
+    write_sweep(runs, "demo", entries)
+    record = sweep_file(runs, "demo")
+    write_json(record, {**json.loads(record.read_text()), "varied": keys})
+    return analyse(runs, "demo")
+
+
+def test_rows_that_differ_in_what_this_command_did_not_vary_are_in_no_pair(tmp_path: Path) -> None:
+    """A sweep's name was used again: r of 2 and 4 with 2 steps, r of 8 and 16 with 200."""
+    rows = [(r + 3.0 * (steps > 2), {"lora.r": r, "train.max_steps": steps}) for r, steps in ((2, 2), (4, 2), (8, 200))]
+    assert varied(tmp_path, rows, ["lora.r"]).effects == []
+
+
+def test_a_varied_eval_quant_keeps_its_rows_apart(tmp_path: Path) -> None:
+    rows = [(30.0 + r / 4, {"lora.r": r, "eval.quant": quant}) for quant in ("8bit", "none") for r in (8, 16)]
+    (effect,) = varied(tmp_path, rows, ["lora.r", "eval.quant"]).effects
+    assert effect.blocks == 2
+
+
+def test_a_switch_has_no_edge_and_nothing_lies_below_none(tmp_path: Path) -> None:
+    switch = varied(
+        tmp_path / "a", [(30.0, {"lora.use_dora": False}), (40.0, {"lora.use_dora": True})], ["lora.use_dora"]
+    )
+    assert not said(switch, "warning")
+    means = ((40.0, 0.0), (35.0, 0.1), (30.0, 0.2))
+    dropout = varied(tmp_path / "b", [(mean, {"lora.dropout": each}) for mean, each in means], ["lora.dropout"])
+    assert len(said(dropout, "finding")) >= 2
+    assert not said(dropout, "warning")
+
+
+def test_rows_that_were_asked_about_other_things_are_not_ranked(tmp_path: Path) -> None:
+    grid(tmp_path)
+    entry = json.loads(sweep_file(tmp_path, "demo").read_text())["trials"][3]
+    path = trial_folder(tmp_path, entry["trial_id"]).evaluation(entry["eval_id"]).generations
+    path.write_text(path.read_text().replace("Archive validation-1", "Another thing"))
+    found = analyse(tmp_path, "demo").ranking
+    assert found.text.startswith("Rows were evaluated differently: their means cannot be compared")
+    assert found.tied == []
+
+
 # ---- seeds ----
 
 

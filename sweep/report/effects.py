@@ -6,7 +6,9 @@ a level is never compared on other trials than its neighbour.
 """
 
 import itertools
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,9 @@ from sweep.report.standing import OBJECTIVE, SCALE, Compared
 from sweep.report.table import SHOWN_KEYS, Row, Sweep
 from sweep.statistics import Estimate, Interaction
 
+# A seed folds; what is asked of a row (eval, which rows of the data) is no setting of it; the rest changes no number.
 NOT_FACTORS = ("seed", "eval", "tracking", "launch", "runs_dir", "sweep_name")
+WHOLE_GROUPS = ("model.name", "data.name", "quant", "quant.bits")  # keys that stand for all of their group
 MAX_PAIRS = 10  # of factors whose interaction is looked at
 
 
@@ -27,13 +31,14 @@ class Factor:
     """A varied key with the values that ranked entries have: numbers ascending, names by the parameters they train."""
 
     key: str  # of a row
+    path: str  # of the configuration
     name: str
     levels: list[str]
     values: list[object]
 
     @property
     def is_numeric(self) -> bool:
-        return all(isinstance(value, int | float) for value in self.values)
+        return all(map(is_number, self.values))
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,26 @@ def interval_text(estimate: Estimate) -> str:
     return interval(OBJECTIVE, estimate.low, estimate.high)
 
 
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def factors(sweep: Sweep, compared: Compared) -> list[Factor]:
-    """The varied keys that have more than one value among the ranked entries."""
+    """The varied keys that have more than one value among the ranked entries: numbers ascending, names by the
+    parameters they train.
+    """
     rows = [compared.standings[place].row for place in compared.ranked]
-    keys = [SHOWN_KEYS.get(key, key) for key in sweep.varied if key.partition(".")[0] not in NOT_FACTORS]
-    found = []
-    for key in dict.fromkeys(keys):
+    found: dict[str, Factor] = {}
+    for path in sweep.varied:
+        key = SHOWN_KEYS.get(path, path)
         values = {setting(row.get(key)): row.get(key) for row in rows}
-        if len(values) > 1:
-            numeric = all(isinstance(value, int | float) for value in values.values())
-            order = sorted(values, key=lambda level: (values[level] if numeric else size_of(rows, key, level), level))
-            name = HEADERS.get(key) or visible(key.rpartition(".")[2]).replace("_", " ")
-            found.append(Factor(key, name, order, [values[level] for level in order]))
-    return found
+        if path.partition(".")[0] in NOT_FACTORS or path.endswith("_seed") or key in found or len(values) < 2:
+            continue
+        numeric = all(map(is_number, values.values()))
+        order = sorted(values, key=lambda level: (values[level] if numeric else size_of(rows, key, level), level))
+        name = HEADERS.get(key) or visible(key.rpartition(".")[2]).replace("_", " ")
+        found[key] = Factor(key, path, name, order, [values[level] for level in order])
+    return list(found.values())
 
 
 def size_of(rows: list[Row], key: str, level: str) -> float:
@@ -100,7 +112,7 @@ def main_effects(compared: Compared, found: list[Factor]) -> list[MainEffect]:
     """One for each factor that has a whole block."""
     effects = []
     for factor in found:
-        places = blocks(compared, [factor], found)
+        places = blocks(compared, [factor])
         if not places:
             continue
         cells = np.array(places)
@@ -115,7 +127,7 @@ def interactions(compared: Compared, found: list[Factor]) -> list[Joint]:
     """One for each pair of factors that has a whole block of both."""
     joint = []
     for one, two in itertools.islice(itertools.combinations(found, 2), MAX_PAIRS):
-        places = blocks(compared, [one, two], found)
+        places = blocks(compared, [one, two])
         if places:
             shape = (len(places), len(one.levels), len(two.levels))
             cells = np.array(places).reshape(shape)
@@ -125,17 +137,40 @@ def interactions(compared: Compared, found: list[Factor]) -> list[Joint]:
     return joint
 
 
-def blocks(compared: Compared, inside: list[Factor], found: list[Factor]) -> list[list[int]]:
-    """Of each whole block, the places in ``ranked`` of its entries, level by level (of two factors: row by row)."""
-    outside = [factor for factor in found if factor not in inside]
-    homes: dict[tuple[str, ...], dict[tuple[str, ...], int]] = {}
+def blocks(compared: Compared, inside: list[Factor]) -> list[list[int]]:
+    """Of each whole block, the places in ``ranked`` of its entries, level by level (of two factors: row by row).
+
+    All that a configuration holds beside the factors is equal in a block, varied by this command or not: a sweep's name
+    can be used again with other settings.
+    """
+    homes: dict[str, dict[tuple[str, ...], int]] = {}
     for number, place in enumerate(compared.ranked):
-        row = compared.standings[place].row
-        home = homes.setdefault(levels_of(row, outside), {})
-        home.setdefault(levels_of(row, inside), number)
+        standing = compared.standings[place]
+        rest = rest_of(standing.entry.config, [factor.path for factor in inside])
+        homes.setdefault(rest, {}).setdefault(levels_of(standing.row, inside), number)
     wanted = list(itertools.product(*(factor.levels for factor in inside)))
     ordered = [home for _, home in sorted(homes.items())]  # not the trials' order: sums would differ in a last bit
     return [[home[levels] for levels in wanted] for home in ordered if all(levels in home for levels in wanted)]
+
+
+def rest_of(config: dict[str, Any], paths: list[str]) -> str:
+    """A configuration without some of its values."""
+    rest = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    for path in paths:
+        group, _, key = path.partition(".")
+        if path in WHOLE_GROUPS or not key:
+            rest.pop(group, None)
+        elif isinstance(rest.get(group), dict):
+            rest[group] = without(rest[group], key)
+    return json.dumps(rest, sort_keys=True, default=str)
+
+
+def without(tree: dict[str, Any], path: str) -> dict[str, Any]:
+    """``tree`` without the value at a dotted ``path``."""
+    key, _, inner = path.partition(".")
+    if not inner or not isinstance(tree.get(key), dict):
+        return {name: value for name, value in tree.items() if name != key}
+    return {**tree, key: without(tree[key], inner)}
 
 
 def levels_of(row: Row, factors: list[Factor]) -> tuple[str, ...]:

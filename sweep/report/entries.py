@@ -25,10 +25,12 @@ class Entry:
     Attributes:
         row: spelt as a row of the table: of several complete trials, means, and the highest peak of memory.
         places: where its trials stand in the sweep's rows, in the order of their seeds.
+        config: the groups that can change a number.
     """
 
     row: Row
     places: list[int]
+    config: dict[str, Any]
 
 
 def fold(rows: list[Row], results: list[TrialResult]) -> list[Entry]:
@@ -44,7 +46,8 @@ def fold(rows: list[Row], results: list[TrialResult]) -> list[Entry]:
         mark = f"{'B' if kind == 'baseline' else ''}{count[kind]}"
         for number, place in enumerate(places):
             rows[place]["mark"] = mark + (_letter(number) if len(places) > 1 else "")
-        entries.append(Entry(_summed([rows[place] for place in places], mark), places))
+        config = {key: each for key, each in results[places[0]].config.items() if key in GROUPS}
+        entries.append(Entry(_summed([rows[place] for place in places], mark), places, config))
     return entries
 
 

@@ -238,7 +238,7 @@ def log_tail(runs: Path, row: Row) -> str:
     try:
         with trial_folder(runs, row["trial_id"]).log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
-            lines = file.read().decode("utf-8", "replace").replace(str(runs), "runs").splitlines()
+            lines = file.read().decode("utf-8", "replace").replace(str(runs.resolve()), "runs").splitlines()
     except OSError:
         return ""
     return show.visible("\n".join(lines[-LOG_LINES:])).strip()

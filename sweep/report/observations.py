@@ -93,7 +93,8 @@ def edge_warnings(ranking: Ranking, effects: list[MainEffect]) -> list[Observati
     lines = []
     for effect in effects:
         factor, level = effect.factor, setting(best.get(effect.factor.key))
-        at_edge = factor.is_numeric and factor.key != "bits" and level in (factor.levels[0], factor.levels[-1])
+        lowest = factor.levels[0] if factor.values[0] != 0 else None  # below no dropout there is nothing
+        at_edge = factor.is_numeric and factor.key != "bits" and level in (lowest, factor.levels[-1])
         if at_edge and (len(factor.levels) > 2 or any(map(shown, effect.contrasts))):
             side, further = ("largest", "larger") if level == factor.levels[-1] else ("smallest", "smaller")
             text = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sweep.drift import from_what
 from sweep.report.differences import SOURCES, differing, makers
+from sweep.report.entries import Entry
 from sweep.report.show import count, interval, is_complete, is_failed, metric, plural, row_name, visible
 from sweep.report.standing import OBJECTIVE, Compared, Standing, baseline_of, compare
 from sweep.report.table import PENDING, Row, Sweep, is_other
@@ -51,7 +52,7 @@ def rank(sweep: Sweep) -> Ranking:
     ranked = [entry for entry in scored if not is_other(entry.row)]
     left_out = _left_out([entry.row for entry in scored if is_other(entry.row)])
     unclear = _unclear(sweep, [entry.row for entry in ranked])
-    differently = evaluated_differently(sweep)
+    differently = evaluated_differently(sweep) or asked_differently(sweep, ranked)
     compared = compare(sweep, [] if unclear or differently else ranked)
     if unclear:
         return Ranking(compared, [], None, None, unclear, "", left_out)
@@ -162,6 +163,17 @@ def evaluated_differently(sweep: Sweep) -> bool:
     found = [result.config.get("eval") for row, result in pairs if result.status == "complete" and not is_other(row)]
     settings = [{k: v for k, v in each.items() if k not in ours} for each in found if isinstance(each, dict)]
     return any(each != settings[0] for each in settings)
+
+
+def asked_differently(sweep: Sweep, ranked: list[Entry]) -> bool:
+    """Whether one prompt id stands for several prompts, as under another data.split_seed or in other data."""
+    asked: dict[str, list[object]] = {}
+    for place in (place for entry in ranked for place in entry.places):
+        for line in sweep.results[place].generations:
+            what = [line.get(key) for key in ("product", "category", "reference")]
+            if asked.setdefault(str(line.get("prompt_id")), what) != what:
+                return True
+    return False
 
 
 def tally(sweep: Sweep) -> str:

@@ -199,8 +199,9 @@ def baseline_of(sweep: Sweep, row: Row) -> Row | None:
     bits = row["eval_bits"] or row["bits"]
     scored = [other for other in scored if is_other(other) == is_other(row)]
 
-    def likeness(other: Row) -> tuple[bool, bool]:
-        return (other["eval_bits"] or other["bits"]) == bits, other["template"] == row["template"]
+    def likeness(other: Row) -> tuple[bool, ...]:
+        same = [other[key] == row[key] for key in ("base", "data")]
+        return *same, (other["eval_bits"] or other["bits"]) == bits, other["template"] == row["template"]
 
     return max(scored, key=likeness, default=None)
 

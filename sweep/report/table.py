@@ -189,7 +189,7 @@ def _load(runs: Path, entry: dict[str, Any]) -> TrialResult:
         result = load_result(runs, trial_id, eval_id, label)
         return result if isinstance(result.config, dict) else dataclasses.replace(result, config={})
     except (ValueError, OSError, AttributeError) as error:
-        reason = f"its files cannot be read: {type(error).__name__}: {error}".replace(str(runs), "runs")
+        reason = f"its files cannot be read: {type(error).__name__}: {error}".replace(str(runs.resolve()), "runs")
         return TrialResult(trial_id, eval_id, "trial", label, "failed", reason, {}, {}, {}, {}, [], [])
 
 
