@@ -150,6 +150,7 @@ def save_and_tell(folder: str, kill_at: str = "") -> None:
     print(json.dumps([adapter, trained.resumed_from, trained.losses]))
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_bytes(undisturbed: tuple[Trained, str], tmp_path: Path) -> None:
     code = "import sys; sys.path.insert(0, 'tests'); import test_checkpoints as t; t.save_and_tell(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(tmp_path)]

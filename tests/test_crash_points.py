@@ -41,7 +41,7 @@ def test_the_sources_have_crash_points() -> None:
 
 @pytest.mark.parametrize(
     ("name", "k"),
-    [*((name, 1) for name in NAMES), *LATER, *(pytest.param(*point, marks=pytest.mark.slow) for point in SLOW)],
+    [*((name, 1) for name in NAMES), *(pytest.param(*point, marks=pytest.mark.slow) for point in [*LATER, *SLOW])],
 )
 def test_a_kill_at_a_crash_point(tmp_path: Path, name: str, k: int) -> None:
     runs, flag = tmp_path / "home" / "runs", tmp_path / "flag"

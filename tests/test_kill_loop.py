@@ -14,7 +14,7 @@ from scripted import plan_of
 
 TRIALS = 6
 SCRIPT = {"ms": 40}
-SHORT, LONG = 12, 200
+SHORT, LONG = 6, 200
 
 
 @pytest.mark.parametrize(

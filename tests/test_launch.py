@@ -163,6 +163,7 @@ def test_trials_that_write_at_other_bits_load_each_base_once(tmp_path: Path) -> 
     assert [event["status"] for event in events(tmp_path, "end")].count("trained") == 2
 
 
+@pytest.mark.slow
 def test_a_full_memory_is_an_outcome_of_one_trial_and_half_a_batch_may_fit(tmp_path: Path) -> None:
     """A real shortage: at a batch of 8 the worker asks for more than there is."""
     huge = Train(max_steps=1, per_device_train_batch_size=8)

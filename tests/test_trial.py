@@ -215,6 +215,7 @@ def test_out_of_memory_is_an_outcome_and_ends_the_process(error: Exception, tmp_
     assert [outcome(job, tmp_path).status for job in jobs] == ["complete", "oom", None]
 
 
+@pytest.mark.slow
 def test_a_bias_that_is_trained_makes_the_base_new_for_the_next_trial(tmp_path: Path) -> None:
     shape = Model(name="tiny", tiny="gpt_neox")
     biased = config(model=shape, lora=Lora(r=2, bias="all"))
