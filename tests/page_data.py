@@ -293,6 +293,9 @@ def example_context(data: Json) -> Json:
         "metrics": [("quality", "how near the text is to its reference, higher is better"), ("validation_loss", "")],
         "metric_rows": named,
         "reference_cells": ["97.1", "–"],
+        "comparison_headers": ["prompts"],
+        "comparison_legend": "What they mean.",
+        "comparisons": [{**row, "cells": ["12"]} for row in named],
         "differences": [("code", [("c0de", "rows 1, 2"), ("0ld", "row 3")])],
         "failures": [
             {**row, "reason": reason, "log": f"step 6 loss 7.7\nstep 7 loss nan\n{reason}"} for row in failures

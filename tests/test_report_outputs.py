@@ -89,6 +89,15 @@ def test_every_number_is_the_same_in_every_output(tmp_path: Path) -> None:
         contrast = effect["levels"][1]["contrast"]
         assert drawn["contrasts"][0]["value"] == contrast["value"]
         assert rows[1][3].endswith(f"[{contrast['low']:.1f}, {contrast['high']:.1f}]")
+    compared = next(table for table in tables if "against its baseline" in table[0])
+    for cells, standing in zip(compared[1:], content["ranking"][1:], strict=True):
+        above, best = standing["versus_baseline"], standing["versus_best"]
+        assert cells[2:4] == [str(standing["prompts"]), str(standing["seeds"])]
+        assert cells[4].endswith(f"[{above['low']:.1f}, {above['high']:.1f}]")
+        assert cells[5] == ", ".join(map(str, standing["against_baseline"]))
+        assert cells[6].endswith(f"[{best['low']:.1f}, {best['high']:.1f}]")
+    found = lxml_html.document_fromstring(read(tmp_path, "report.html")).xpath("//section[@id='comparisons']//tbody/tr")
+    assert [[cell.text_content() for cell in row.xpath("./td")] for row in found] == [row[2:] for row in compared[1:]]
     for text in (content["text"], *content["notes"], *(each["text"] for each in content["observations"])):
         assert text in " ".join(lxml_html.document_fromstring(read(tmp_path, "report.html")).text_content().split())
         assert text in html.unescape(read(tmp_path, "report.md").replace("<!-- -->", ""))

@@ -9,7 +9,7 @@
     differences   where rows differ unasked            png        charts as files
     overview      what is true of the sweep            show       how a value is written
     texts         what the rows wrote                  commands   what to type next
-    votes         what people found better
+    votes         what people found better             comparisons  every comparison as a table
 
 The same files give the same bytes: no clock, no machine's path, no order but the sweep's own.
 """

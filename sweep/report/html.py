@@ -20,6 +20,7 @@ from lora_sweep.results import trial_folder
 from sweep.report import overview, show
 from sweep.report.analysis import Analysis
 from sweep.report.commands import reproduce, use
+from sweep.report.comparisons import HEADERS, LEGEND, comparisons
 from sweep.report.ranking import failures, statuses
 from sweep.report.standing import OBJECTIVE, Standing, baseline_of
 from sweep.report.table import Row, metric_names, references
@@ -146,6 +147,9 @@ def context(analysis: Analysis) -> dict[str, Any]:
             {**named(row), "cells": [show.metric(name, row.get(name)) for name in names]} for row in sweep.rows
         ],
         "reference_cells": [show.metric(name, scale.get(name)) for name in names] if scale else [],
+        "comparison_headers": HEADERS,
+        "comparison_legend": LEGEND,
+        "comparisons": [{**named(each.row), "cells": cells} for each, cells in comparisons(analysis)],
         "differences": overview.differences(sweep),
         "failures": [
             {**named(row), "reason": show.reason(row), "log": log_tail(analysis.runs, row)} for row in failures(sweep)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from sweep.report import overview, ranking, show
 from sweep.report.analysis import Analysis
 from sweep.report.commands import reproduce, use
+from sweep.report.comparisons import HEADERS, LEGEND, comparisons
 from sweep.report.effects import interval_text
 from sweep.report.standing import OBJECTIVE
 from sweep.report.table import Sweep, metric_names, references
@@ -20,7 +21,7 @@ from sweep.report.texts import Prompt, shown_prompts
 REFERENCES = {ord(ch): f"&#{ord(ch)};" for ch in "\\`*[]<>&|~$"}
 INNER_WORD = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:/@=+-]+(?: [A-Za-z0-9_.,:/@=+-]+)*")
-LEGEND = (
+TABLE_LEGEND = (
     "Brackets are 95 % intervals. Verdict: `high` is tied with the best and better than its baseline, `no gain` is not "
     "distinguishable from its baseline, `low` is behind. Peak memory is that of training; a baseline's is that of "
     "generating."
@@ -49,9 +50,10 @@ def markdown_text(analysis: Analysis) -> str:
         "\n".join(f"- {escape(note)}" for note in found.notes),
         "## Table",
         _summary(analysis),
-        LEGEND,
+        TABLE_LEGEND,
         *_observations(analysis),
         *_effects(analysis),
+        *_comparisons(analysis),
         *_votes(analysis),
         "## All metrics",
         _metrics(sweep),
@@ -133,6 +135,13 @@ def _effects(analysis: Analysis) -> list[str]:
             rows.append([escape(effect.factor.name), escape(level), shown, beside, str(effect.blocks)])
     headers = ["factor", "level", f"mean {OBJECTIVE}", "against the first level", "pairs"]
     return ["## Main effects", table(headers, rows, [False, False, True, True, True])] if rows else []
+
+
+def _comparisons(analysis: Analysis) -> list[str]:
+    found = comparisons(analysis)
+    rows = [[standing.row["mark"], escape(standing.row["label"]), *cells] for standing, cells in found]
+    headers = ["row", "label", *HEADERS]
+    return ["## Comparisons", table(headers, rows, [False, False, *(True for _ in HEADERS)]), LEGEND] if rows else []
 
 
 def _votes(analysis: Analysis) -> list[str]:
