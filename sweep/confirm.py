@@ -53,6 +53,10 @@ def confirm(runs: Path, name: str, seeds: int) -> int:
     """Train until every tied row has ``seeds`` seeds, then score the chosen one on the test split."""
     if (results.read_json(results.sweep_file(runs, name)) or {}).get("split") == "test":
         raise Refused(f"sweep {name}", "holds another sweep's scores on the test split: confirm that one")
+    own = results.read_json(results.sweep_file(runs, f"{name}{TEST_SUFFIX}"))
+    if own is not None and own.get("split") != "test":
+        what = f"is a sweep of its own, and its name is wanted for the test scores of {name}: rename it"
+        raise Refused(f"sweep {name}{TEST_SUFFIX}", what)
     analysis = analyse(runs, name)
     again = shlex.join(["python", "-m", "sweep.confirm", name, "--runs", str(runs), "--seeds", str(seeds)])
     while missing := missing_seeds(analysis, seeds):
@@ -77,12 +81,18 @@ def named(missing: list[tuple[Entry, list[int]]]) -> list[tuple[str, list[int]]]
 
 
 def missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Entry, list[int]]]:
-    """The tied rows that have fewer than ``seeds``, and the seeds to train each with: the smallest that it has not."""
+    """The tied rows with fewer than ``seeds`` complete trials, and the seeds to train each with: the smallest unused.
+
+    A seed that diverged is passed over, what failed is tried again; a row of which as many seeds as asked for ended
+    without an adapter gets no more.
+    """
     missing = []
     for standing in analysis.ranking.tied:
         rows = [analysis.sweep.rows[place] for place in standing.entry.places]
-        taken = {row["seed"] for row in rows if row["status"] in results.SETTLED}  # what failed is tried again
-        new = [seed for seed in range(seeds + len(taken)) if seed not in taken][: max(0, seeds - len(taken))]
+        ended = {row["seed"] for row in rows if row["status"] in results.SETTLED}
+        lost = len(ended) - standing.seeds
+        wanted = 0 if lost >= seeds else max(0, seeds - standing.seeds)
+        new = [seed for seed in range(2 * seeds + len(ended)) if seed not in ended][:wanted]
         if new:
             missing.append((standing.entry, new))
     return missing
@@ -121,8 +131,9 @@ def score_on_test(runs: Path, analysis: Analysis, chosen: Entry, again: str) -> 
         Refused: the test split was used for another row: a second look would be one of several, as on validation.
     """
     sweep, name = analysis.sweep, f"{analysis.sweep.name}{TEST_SUFFIX}"
-    rows = [sweep.rows[place] for place in chosen.places]
-    if not rows_of_test_split(sweep.results[chosen.places[0]].training):
+    places = [place for place in chosen.places if sweep.rows[place]["status"] == "complete"]
+    rows = [sweep.rows[place] for place in places]
+    if not rows_of_test_split(sweep.results[places[0]].training):
         print("the data has no test split (data.test_fraction=0), so nothing is scored on one")
         return True
     before = (results.read_json(results.sweep_file(runs, name)) or {}).get("trials", [])
@@ -131,7 +142,7 @@ def score_on_test(runs: Path, analysis: Analysis, chosen: Entry, again: str) -> 
         other = next((row_name(row) for row in sweep.rows if row["trial_id"] in tested), "a row that is gone")
         what = f"was scored for {other}, and is read once; the recommendation is {row_name(chosen.row)} now"
         raise Refused(f"the test split of sweep {sweep.name}", what)
-    configs = [recorded(runs, name, sweep.results[place].config) for place in chosen.places]
+    configs = [recorded(runs, name, sweep.results[place].config) for place in places]
     configs = [dataclasses.replace(c, eval=dataclasses.replace(c.eval, split="test")) for c in configs]
     return run(make_plan(configs, strict=True), sweep.command, again)
 

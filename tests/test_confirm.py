@@ -71,6 +71,8 @@ def test_a_second_choice_is_not_scored_on_a_test_split_that_was_used(
     other = analysis.sweep.rows[3]
     entry = {"trial_id": other["trial_id"], "eval_id": "e1", "kind": "trial", "label": other["label"]}
     write_sweep(tmp_path, "demo-test", [entry])
+    path = sweep_file(tmp_path, "demo-test")
+    write_json(path, {**json.loads(path.read_text()), "split": "test"})
     monkeypatch.setattr("sweep.confirm.missing_seeds", lambda analysis, seeds: [])
     assert main(["demo", "--runs", str(tmp_path)]) == EXIT_REFUSED
     said = capsys.readouterr().err
@@ -80,13 +82,13 @@ def test_a_second_choice_is_not_scored_on_a_test_split_that_was_used(
     assert "the recommendation is row 1 (r=8 attn 4bit) now" in said
 
 
-def test_a_seed_that_failed_is_trained_again_and_one_that_diverged_is_not(tmp_path: Path) -> None:
+def test_a_seed_that_failed_is_trained_again_and_for_one_that_diverged_the_next(tmp_path: Path) -> None:
     seeded(tmp_path, noise=1.0)
     rows = json.loads(sweep_file(tmp_path, "demo").read_text())["trials"]
     for entry, status in ((rows[2], "failed"), (rows[5], "diverged")):
         path = trial_folder(tmp_path, entry["trial_id"]).result
         write_json(path, {**json.loads(path.read_text()), "status": status, "reason": "why"})
-    assert [seeds for _, seeds in missing_seeds(analyse(tmp_path, "demo"), 3)] == [[1]]
+    assert [seeds for _, seeds in missing_seeds(analyse(tmp_path, "demo"), 3)] == [[1], [3]]
 
 
 def test_what_cannot_be_confirmed_is_refused_in_one_sentence(
@@ -102,6 +104,9 @@ def test_what_cannot_be_confirmed_is_refused_in_one_sentence(
         write_json(path, {**json.loads(path.read_text()), "status": "failed"})
     assert main(["demo", "--runs", str(tmp_path)]) == EXIT_REFUSED
     assert "No trial is complete" in capsys.readouterr().err
+    write_json(sweep_file(tmp_path, "demo-test"), {"name": "demo-test", "trials": []})
+    assert main(["demo", "--runs", str(tmp_path)]) == EXIT_REFUSED
+    assert "sweep demo-test: is a sweep of its own" in capsys.readouterr().err
     write_json(sweep_file(tmp_path, "demo-test"), {"name": "demo-test", "split": "test", "trials": []})
     assert main(["demo-test", "--runs", str(tmp_path)]) == EXIT_REFUSED
     assert "holds another sweep's scores on the test split" in capsys.readouterr().err

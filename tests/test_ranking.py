@@ -260,6 +260,33 @@ def test_a_switch_has_no_edge_and_nothing_lies_below_none(tmp_path: Path) -> Non
     assert not said(dropout, "warning")
 
 
+def test_an_edge_is_said_also_where_two_settings_move_together(tmp_path: Path) -> None:
+    rows = [(20.0 + 4 * r, {"lora.r": r, "lora.alpha": 2.0 * r}) for r in (2, 4, 8)]
+    analysis = varied(tmp_path, rows, ["lora.r", "lora.alpha"])
+    assert [text.split(" was")[0] for text in said(analysis, "none")] == ["r", "alpha"]  # never varied alone
+    edges = [text for text in said(analysis, "warning") if text.startswith("Best at the edge")]
+    assert [("largest r tried, 8" in text, "largest alpha tried, 16" in text) for text in edges] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_one_prompt_says_nothing_of_a_difference(tmp_path: Path) -> None:
+    entries: list[Json] = []
+    for place, mean in enumerate((20.0, 30.0, 50.0)):
+        config = config_of(8 * max(place, 1), "attn", 4)
+        entry = entry_of("trial" if place else "baseline", f"r={place}", place)
+        training = training_of(entry["trial_id"], entry["kind"], config, place)
+        write_trial(tmp_path, entry, config, training, None)
+        write_evaluation(tmp_path, entry, training, mean, values=[mean])
+        entries.append(entry)
+    write_sweep(tmp_path, "demo", entries)
+    analysis = analyse(tmp_path, "demo")
+    assert "(difference" not in analysis.ranking.text
+    assert said(analysis, "none") == ["r: nothing can be said of its differences from so few prompts."]
+    assert len(analysis.ranking.tied) == 2
+
+
 def test_rows_that_were_asked_about_other_things_are_not_ranked(tmp_path: Path) -> None:
     grid(tmp_path)
     entry = json.loads(sweep_file(tmp_path, "demo").read_text())["trials"][3]

@@ -228,7 +228,7 @@ def test_the_cheapest_of_equal_rows_is_recommended_and_no_gain_is_said(runs: Pat
     found = rank(load_sweep(runs, "demo"))
     assert [standing.row["mark"] for standing in found.tied] == ["1", "2", "5", "3", "4"]  # by parameters, then memory
     assert found.recommended is found.tied[0]
-    assert found.text.startswith("No row is shown to be better than its baseline. Of those tied with the best the ")
+    assert found.text.startswith("Use the untuned model: every row tied with the best is worse than its baseline.")
     assert "the cheapest is row 1 (r=8 attn 4bit): quality 20.0" in found.text
     assert {standing.verdict for standing in found.tied} == {"low"}  # 4 points below, on each of the prompts
 

@@ -84,7 +84,7 @@ def analyse(runs: Path, name: str) -> Analysis:
         ranking=ranking,
         effects=effects,
         joint=joint,
-        observations=observations(sweep, ranking, effects, joint),
+        observations=observations(sweep, ranking, found, effects, joint),
         votes=votes,
         vote_notes=notes,
         test=test_score(runs, sweep),
@@ -108,7 +108,8 @@ def test_score(runs: Path, sweep: Sweep) -> TestScore | None:
     mean, gain = standing.quality, standing.versus_baseline
     text = (
         f"On the test split, read once: {row_name(entry.row)} has {OBJECTIVE} {metric(OBJECTIVE, mean.value)} "
-        f"{interval(OBJECTIVE, mean.low, mean.high)} on {plural(standing.prompts, 'prompt')}"
+        f"{interval(OBJECTIVE, mean.low, mean.high)} on {plural(standing.prompts, 'prompt')}, "
+        f"{plural(standing.seeds, 'seed')}"
     )
     if gain is not None:
         side = "above" if gain.value >= 0 else "below"

@@ -93,7 +93,7 @@ def factors(sweep: Sweep, compared: Compared) -> list[Factor]:
     found: dict[str, Factor] = {}
     for path in sweep.varied:
         key = SHOWN_KEYS.get(path, path)
-        values = {setting(row.get(key)): row.get(key) for row in rows}
+        values = {level_of(row.get(key)): row.get(key) for row in rows}
         if path.partition(".")[0] in NOT_FACTORS or path.endswith("_seed") or key in found or len(values) < 2:
             continue
         numeric = all(map(is_number, values.values()))
@@ -103,9 +103,13 @@ def factors(sweep: Sweep, compared: Compared) -> list[Factor]:
     return list(found.values())
 
 
+def level_of(value: object) -> str:
+    return "null" if value is None else setting(value)
+
+
 def size_of(rows: list[Row], key: str, level: str) -> float:
     """The mean number of trainable parameters of the rows at a level."""
-    return float(np.mean([row.get("trainable_params") or 0 for row in rows if setting(row.get(key)) == level]))
+    return float(np.mean([row.get("trainable_params") or 0 for row in rows if level_of(row.get(key)) == level]))
 
 
 def main_effects(compared: Compared, found: list[Factor]) -> list[MainEffect]:
@@ -174,7 +178,7 @@ def without(tree: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def levels_of(row: Row, factors: list[Factor]) -> tuple[str, ...]:
-    return tuple(setting(row.get(factor.key)) for factor in factors)
+    return tuple(level_of(row.get(factor.key)) for factor in factors)
 
 
 def seeds_of(compared: Compared) -> Array:

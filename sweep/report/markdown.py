@@ -23,8 +23,8 @@ INNER_WORD = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:/@=+-]+(?: [A-Za-z0-9_.,:/@=+-]+)*")
 TABLE_LEGEND = (
     "Brackets are 95 % intervals. Verdict: `high` is tied with the best and better than its baseline, `no gain` is not "
-    "distinguishable from its baseline, `low` is behind. Peak memory is that of training; a baseline's is that of "
-    "generating."
+    "distinguishable from its baseline, `low` is behind the best or worse than its baseline. Peak memory is that of "
+    "training; a baseline's is that of generating."
 )
 ALIGNED_RIGHT = (
     "r",

@@ -7,8 +7,8 @@ the line says that none is shown, and how large it could be. ``kind`` is ``findi
 
 from dataclasses import dataclass
 
-from sweep.report.effects import Joint, MainEffect, interval_text
-from sweep.report.ranking import Ranking
+from sweep.report.effects import Factor, Joint, MainEffect, interval_text, level_of
+from sweep.report.ranking import Ranking, is_alone_at_the_top
 from sweep.report.show import change, decimals, interval, plural, row_name, setting, visible
 from sweep.report.standing import OBJECTIVE
 from sweep.report.table import Sweep
@@ -23,12 +23,19 @@ class Observation:
     text: str
 
 
-def observations(sweep: Sweep, ranking: Ranking, effects: list[MainEffect], joint: list[Joint]) -> list[Observation]:
+def observations(
+    sweep: Sweep, ranking: Ranking, factors: list[Factor], effects: list[MainEffect], joint: list[Joint]
+) -> list[Observation]:
     """All lines, the sweep's warnings last."""
     found = [line for effect in effects for line in factor_lines(effect)]
     found += [Observation("finding", f"An interaction: {each.text}.") for each in joint if each.found.visible]
+    measured = [effect.factor for effect in effects]
+    for factor in factors:
+        if factor not in measured:
+            text = f"{factor.name} was never varied alone over all of its values: what it changes is not known."
+            found.append(Observation("none", text))
     found += forgetting_lines(ranking)
-    return [*found, *edge_warnings(ranking, effects), *rate_warnings(sweep, ranking)]
+    return [*found, *edge_warnings(ranking, factors, effects), *rate_warnings(sweep, ranking)]
 
 
 def factor_lines(effect: MainEffect) -> list[Observation]:
@@ -37,6 +44,8 @@ def factor_lines(effect: MainEffect) -> list[Observation]:
     others = list(zip(effect.factor.levels[1:], effect.contrasts, effect.costs, strict=True))
     pairs = f"on average over {plural(effect.blocks, 'pair')} of rows"
     lines = []
+    if any(contrast.low is None for contrast in effect.contrasts):
+        return [Observation("none", f"{name}: nothing can be said of its differences from so few prompts.")]
     for level, contrast, costs in others:
         if shown(contrast):
             verb = "raises" if contrast.value > 0 else "lowers"
@@ -85,17 +94,18 @@ def forgetting_lines(ranking: Ranking) -> list[Observation]:
     return [Observation("finding", text)]
 
 
-def edge_warnings(ranking: Ranking, effects: list[MainEffect]) -> list[Observation]:
+def edge_warnings(ranking: Ranking, factors: list[Factor], effects: list[MainEffect]) -> list[Observation]:
     """Where the best row has the smallest or largest value tried of a number that seems to matter."""
-    if ranking.compared.best is None:
+    if ranking.compared.best is None or not is_alone_at_the_top(ranking.compared):
         return []
     best = ranking.compared.standings[ranking.compared.best].row
+    matters = {effect.factor.key for effect in effects if any(map(shown, effect.contrasts))}
     lines = []
-    for effect in effects:
-        factor, level = effect.factor, setting(best.get(effect.factor.key))
+    for factor in factors:
+        level = level_of(best.get(factor.key))
         lowest = factor.levels[0] if factor.values[0] != 0 else None  # below no dropout there is nothing
         at_edge = factor.is_numeric and factor.key != "bits" and level in (lowest, factor.levels[-1])
-        if at_edge and (len(factor.levels) > 2 or any(map(shown, effect.contrasts))):
+        if at_edge and (len(factor.levels) > 2 or factor.key in matters):
             side, further = ("largest", "larger") if level == factor.levels[-1] else ("smallest", "smaller")
             text = (
                 f"Best at the edge of the grid: {row_name(best)}, which has the highest mean, has the {side} "

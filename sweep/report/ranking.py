@@ -68,7 +68,7 @@ def rank(sweep: Sweep) -> Ranking:
     tied = sorted((each for each in compared.standings if each.tied), key=_cost)
     chosen = next((each for each in tied if each.verdict == "high"), tied[0])
     baseline = baseline_of(sweep, sweep.rows[chosen.entry.places[0]])
-    choice, among = _choice(chosen, baseline), _among(chosen, tied, compared)
+    choice, among = _choice(chosen, baseline, tied), _among(chosen, tied, compared)
     notes = [_noise(compared), *left_out, _made_differently(sweep, [entry.row for entry in ranked])]
     return Ranking(compared, tied, chosen, baseline, choice, among, [note for note in notes if note])
 
@@ -79,25 +79,27 @@ def _cost(standing: Standing) -> tuple[float, ...]:
     return tuple(math.inf if (value := standing.row.get(key)) is None else value for key in keys)
 
 
-def _choice(chosen: Standing, baseline: Row | None) -> str:
+def _choice(chosen: Standing, baseline: Row | None, tied: list[Standing]) -> str:
     """The recommendation, with its mean and what it gains."""
     row, quality = chosen.row, chosen.quality
     assert quality is not None
-    mean = f"{OBJECTIVE} {metric(OBJECTIVE, quality.value)} {interval(OBJECTIVE, quality.low, quality.high)}"
+    mean = f"{OBJECTIVE} {metric(OBJECTIVE, quality.value)} {interval(OBJECTIVE, quality.low, quality.high)}".rstrip()
     on = plural(chosen.prompts, "prompt")
     gain = chosen.versus_baseline
     if gain is None or baseline is None:
-        beside = "there is no complete baseline to compare with"
+        beside = "its baseline was not asked all of these prompts"
+        if baseline is None:
+            beside = "there is no complete baseline to compare with"
         return f"Use {row_name(row)}: {mean} on {on}; {beside}."
     change = f"{metric(OBJECTIVE, abs(gain.value))} {'above' if gain.value >= 0 else 'below'}"
-    span = f"(difference {interval(OBJECTIVE, gain.low, gain.high)})"
-    beside = f"{change} its baseline, {row_name(baseline)} {span}"
+    span = interval(OBJECTIVE, gain.low, gain.high)
+    beside = f"{change} its baseline, {row_name(baseline)}{f' (difference {span})' if span else ''}"
     if chosen.verdict == "high":
         return f"Use {row_name(row)}: {mean} on {on}, {beside}."
-    return (
-        f"No row is shown to be better than its baseline. Of those tied with the best the cheapest is {row_name(row)}: "
-        f"{mean} on {on}, {beside}."
-    )
+    said = "No row is shown to be better than its baseline."
+    if all(each.versus_baseline is not None and each.versus_baseline.side == "worse" for each in tied):
+        said = "Use the untuned model: every row tied with the best is worse than its baseline."
+    return f"{said} Of those tied with the best the cheapest is {row_name(row)}: {mean} on {on}, {beside}."
 
 
 def _among(chosen: Standing, tied: list[Standing], compared: Compared) -> str:
@@ -110,11 +112,17 @@ def _among(chosen: Standing, tied: list[Standing], compared: Compared) -> str:
     which = "the cheapest" if chosen is tied[0] else "the cheapest that is better than its baseline"
     text = f"It is {which} of {len(tied)} tied with the best, of {ranked}"
     if best is chosen:
-        return f"{text}, and has the highest mean."
+        return f"{text}, and has the highest mean." if is_alone_at_the_top(compared) else f"{text}."
     assert best.quality is not None
     mine, its = chosen.row["trainable_params"], best.row["trainable_params"]
     cost = f", which trains {count(its)} parameters instead of {count(mine)}" if mine and its and mine != its else ""
     return f"{text}; the highest mean, {metric(OBJECTIVE, best.quality.value)}, is that of {row_name(best.row)}{cost}."
+
+
+def is_alone_at_the_top(compared: Compared) -> bool:
+    """Whether no other ranked row has the best one's mean."""
+    means = [each.quality.value for place in compared.ranked if (each := compared.standings[place]).quality]
+    return means.count(max(means, default=0.0)) == 1
 
 
 def _noise(compared: Compared) -> str:
@@ -125,7 +133,8 @@ def _noise(compared: Compared) -> str:
         return f"{SINGLE_SEED}. Intervals are over prompts alone; python -m sweep.confirm trains the tied rows again."
     deviation = metric(OBJECTIVE, math.sqrt(compared.noise.variance))
     several = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else plural(seeds[0], "seed")
-    return f"{several} a row: intervals hold the noise of prompts and of seeds (standard deviation {deviation})."
+    alone = " Rows with a single seed: ranking not established." if seeds[0] == 1 else ""
+    return f"{several} a row: intervals hold the noise of prompts and of seeds (standard deviation {deviation}).{alone}"
 
 
 def _left_out(rows: list[Row]) -> list[str]:

@@ -229,6 +229,8 @@ def write_columns(sweep: Sweep, standing: Standing, scores: list[Scores], is_alo
         known += [row["forgetting"]] if row["forgetting"] is not None else []
     low, high = (estimate.low, estimate.high) if estimate else (None, None)
     mean = float(np.mean(known)) if known else None
+    if estimate and len(entry.places) > 1:  # summed in another order elsewhere: the last bit could differ
+        entry.row[OBJECTIVE] = estimate.value
     entry.row.update({"quality_ci_low": low, "quality_ci_high": high, **shared, "forgetting": mean})
 
 
