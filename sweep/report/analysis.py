@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_sweep.results import read_json, report_folder, sweep_file
 from sweep.report.effects import Joint, MainEffect, factors, interactions, main_effects
 from sweep.report.observations import Observation, observations
-from sweep.report.ranking import Ranking, rank
+from sweep.report.ranking import Ranking, gain_words, rank
 from sweep.report.show import interval, metric, plural, row_name
 from sweep.report.standing import OBJECTIVE, Standing
 from sweep.report.table import Sweep, load_sweep
@@ -112,7 +112,5 @@ def test_score(runs: Path, sweep: Sweep) -> TestScore | None:
         f"{plural(standing.seeds, 'seed')}"
     )
     if gain is not None:
-        side = "above" if gain.value >= 0 else "below"
-        span = interval(OBJECTIVE, gain.low, gain.high)
-        text += f", {metric(OBJECTIVE, abs(gain.value))} {side} its baseline (difference {span})"
+        text += f", {gain_words(gain)}"
     return TestScore(str(entry.row["mark"]), standing, f"{text}.")

@@ -15,6 +15,7 @@ from sweep.report.entries import Entry
 from sweep.report.show import count, interval, is_complete, is_failed, metric, plural, row_name, visible
 from sweep.report.standing import OBJECTIVE, Compared, Standing, baseline_of, compare
 from sweep.report.table import PENDING, Row, Sweep, is_other
+from sweep.statistics import Estimate
 
 SINGLE_SEED = "single seed: ranking not established"
 
@@ -91,15 +92,20 @@ def _choice(chosen: Standing, baseline: Row | None, tied: list[Standing]) -> str
         if baseline is None:
             beside = "there is no complete baseline to compare with"
         return f"Use {row_name(row)}: {mean} on {on}; {beside}."
-    change = f"{metric(OBJECTIVE, abs(gain.value))} {'above' if gain.value >= 0 else 'below'}"
-    span = interval(OBJECTIVE, gain.low, gain.high)
-    beside = f"{change} its baseline, {row_name(baseline)}{f' (difference {span})' if span else ''}"
+    beside = gain_words(gain, f", {row_name(baseline)}")
     if chosen.verdict == "high":
         return f"Use {row_name(row)}: {mean} on {on}, {beside}."
     said = "No row is shown to be better than its baseline."
     if all(each.versus_baseline is not None and each.versus_baseline.side == "worse" for each in tied):
         said = "Use the untuned model: every row tied with the best is worse than its baseline."
     return f"{said} Of those tied with the best the cheapest is {row_name(row)}: {mean} on {on}, {beside}."
+
+
+def gain_words(gain: Estimate, name: str = "") -> str:
+    """``9.0 above its baseline, row B1 (baseline 4bit) (difference [2.3, 15.6])``; no span where none is known."""
+    side, span = "above" if gain.value >= 0 else "below", interval(OBJECTIVE, gain.low, gain.high)
+    known = f" (difference {span})" if span else ""
+    return f"{metric(OBJECTIVE, abs(gain.value))} {side} its baseline{name}{known}"
 
 
 def _among(chosen: Standing, tied: list[Standing], compared: Compared) -> str:
