@@ -142,9 +142,12 @@ class Quant:
 
     bits: int | None = None
     double_quant: bool = True
+    materialize: str = "auto"  # dequantize each weight once, and keep it; or never, always: changes no number
 
     def check(self) -> None:
         refuse_unless(self.bits in QUANT_BITS.values(), "quant.bits", self.bits, "4, 8 or null")
+        if (how := self.materialize) not in ("auto", "never", "always"):
+            raise Refused(f"quant.materialize = {how}", "is unknown", ("auto", "never", "always"), how)
 
 
 SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, beside those of Train, and what to use instead
@@ -286,6 +289,7 @@ class Launch:
 
     devices: Any = "auto"  # every accelerator, or the CPU where there is none; cpu; or a list of indices, [0,1]
     workers: int | None = None  # processes at once; null: one a device
+    pack: Any = "auto"  # trials of one base that share a process and its products: as many as fit, or at most so many
     trial_minutes: float | None = None  # a trial that takes longer is a timeout
     stall_minutes: float | None = 30.0  # without a step, a text or a word for longer, a trial is a timeout
     grace_seconds: float = 30.0  # between the request to stop and the kill
@@ -302,6 +306,8 @@ class Launch:
             unique = all(type(i) is int and i >= 0 for i in named) and len(set(named)) == len(named) > 0
             refuse_unless(unique, "launch.devices", self.devices, "auto, cpu, or a list of different indices, as [0,1]")
         refuse_unless(self.workers is None or self.workers >= 1, "launch.workers", self.workers, "at least 1, or null")
+        fits = self.pack == "auto" or (type(self.pack) is int and self.pack >= 1)
+        refuse_unless(fits, "launch.pack", self.pack, "auto, or a whole number of at least 1")
         for name in ("trial_minutes", "stall_minutes"):
             value = getattr(self, name)
             refuse_unless(value is None or is_positive(value), f"launch.{name}", value, "above 0, or null")

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from lora_sweep.checkpoints import last_valid, prune, seal
-from lora_sweep.config import Lora, Train
+from lora_sweep.config import Train
 from lora_sweep.device import Device, gpu_utilization, scores_every_position
 from lora_sweep.errors import Diverged, Preempted, Refused, nearest
-from lora_sweep.model import lora_config, response_logits
+from lora_sweep.model import response_logits
 from lora_sweep.prompts import IGNORED, Example
 
 
@@ -46,16 +46,6 @@ class Trained:
     losses: list[dict[str, float]]
     gpu_utilization_percent: float | None
     resumed_from: int | None = None
-
-
-def attach_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) -> PeftModel:
-    """A fresh adapter on ``base``; the same seed gives the same weights.
-
-    SFTTrainer seeds only after PEFT has drawn the weights when it is given a PEFT model, so seed first.
-    """
-    set_seed(seed)
-    model: PeftModel = get_peft_model(base, lora_config(lora, target_modules))
-    return model
 
 
 def finetune(
@@ -86,6 +76,8 @@ def finetune(
     """
     drawn = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     resumed = None if checkpoints is None else last_valid(checkpoints)
+    if resumed is not None and not (resumed.folder / "trainer_state.json").is_file():
+        resumed = None  # one of ``pack_training``
     if checkpoints:
         prune(checkpoints, resumed.step if resumed else 0)  # torn ones: the trainer would write into their folders
     progress = Progress(**resumed.progress) if resumed else Progress()

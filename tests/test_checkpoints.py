@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from lora_sweep import checkpoints
+from lora_sweep.adapters import attach_adapter
 from lora_sweep.checkpoints import last_valid, seal
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
 from lora_sweep.errors import Preempted
-from lora_sweep.finetune import Trained, attach_adapter, finetune
+from lora_sweep.finetune import Trained, finetune
 from lora_sweep.model import base_signature, load_base, load_tokenizer
 from lora_sweep.prompts import examples
 

@@ -8,11 +8,12 @@ import torch
 from peft import PeftModel
 from trl import SFTTrainer
 
+from lora_sweep.adapters import attach_adapter
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
 from lora_sweep.errors import Diverged, Refused
-from lora_sweep.finetune import Progress, ResponseTrainer, as_dataset, attach_adapter, finetune, sft_config
+from lora_sweep.finetune import Progress, ResponseTrainer, as_dataset, finetune, sft_config
 from lora_sweep.model import base_signature, load_base, load_tokenizer
 from lora_sweep.prompts import Example, examples
 

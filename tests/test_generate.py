@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from lora_sweep.adapters import attach_adapter
 from lora_sweep.config import Data, Eval, Lora, Model, Quant
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
 from lora_sweep.errors import Preempted
-from lora_sweep.finetune import attach_adapter
 from lora_sweep.generate import NEUTRAL, as_written, eos_ids, generate, neutral_loss, pad_left, reference_losses
 from lora_sweep.identity import SCORER_VERSION
 from lora_sweep.model import load_base, load_tokenizer, model_source

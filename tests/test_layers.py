@@ -23,8 +23,10 @@ ROWS = (
     ("facts",),
     ("targets", "footprint", "prompts"),
     ("tiny",),
-    ("model",),
+    ("model", "packed", "flat", "head_loss"),
+    ("adapters",),
     ("finetune", "generate", "score"),
+    ("pack_training", "pack_generation"),
     ("trial",),
     ("worker", "inspect", "train"),
 )

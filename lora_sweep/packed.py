@@ -1,0 +1,211 @@
+"""One frozen base under several adapters at once: linear layers whose rows come in blocks, a block an adapter.
+
+Owns the adapters' numbers and their products. Knows nothing of rows of data, of optimizers or of files.
+"""
+
+import contextlib
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+
+class Adapter:
+    """One adapter's matrices: fp32 numbers that are trained, and a copy in the dtype that products are made in.
+
+    The trained numbers, their gradient and the copy are one tensor each, of which the matrices are views: what an
+    optimizer does element by element is one operation instead of hundreds.
+
+    Attributes:
+        a, b: by the adapted module's name: A [r, in] and B [out, r] of arXiv 2106.09685, in the products' dtype.
+        numbers: all of them, flat, in fp32; ``gradient`` likewise, None where nothing is trained.
+        scale: the update is ``scale * x @ A.T @ B.T``.
+    """
+
+    def __init__(
+        self, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], scale: float, dropout: float, seed: int
+    ) -> None:
+        self.scale, self.dropout, self.seed = scale, dropout, seed
+        self.shapes = {name: (a[name].shape, b[name].shape) for name in a}
+        self.numbers = torch.cat([matrix.detach().float().flatten() for name in a for matrix in (a[name], b[name])])
+        self.gradient: torch.Tensor | None = None
+        self.grad_a: dict[str, torch.Tensor] = {}
+        self.grad_b: dict[str, torch.Tensor] = {}
+        self.in_dtype(torch.float32)
+
+    def in_dtype(self, dtype: torch.dtype) -> None:
+        """Make products in ``dtype`` from now on."""
+        self.copy = self.numbers if dtype == torch.float32 else self.numbers.to(dtype)
+        self.a, self.b = self.views(self.copy)
+
+    def train(self) -> None:
+        """Keep a gradient."""
+        self.gradient = torch.zeros_like(self.numbers)
+        self.grad_a, self.grad_b = self.views(self.gradient)
+
+    def changed(self) -> None:
+        """Told after the numbers were changed in place."""
+        if self.copy is not self.numbers:
+            self.copy.copy_(self.numbers)
+
+    def views(self, flat: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The matrices A and B by module name within a flat tensor."""
+        a, b, at = {}, {}, 0
+        for name, (shape_a, shape_b) in self.shapes.items():
+            a[name] = flat[at : at + shape_a.numel()].view(shape_a)
+            at += shape_a.numel()
+            b[name] = flat[at : at + shape_b.numel()].view(shape_b)
+            at += shape_b.numel()
+        return a, b
+
+
+@dataclass
+class Blocks:
+    """Whose the rows of the present forward are.
+
+    Attributes:
+        adapters: of the members of the pack; None for one that has none, as a baseline.
+        sizes: rows of each, in order; rows are tokens of a flat sequence, or sequences of a batch.
+        drawing: names each block's place in its training, for its dropout; None: no dropout.
+    """
+
+    adapters: list[Adapter | None]
+    sizes: list[int] = field(default_factory=list)
+    drawing: list[int] | None = None
+    shared: tuple[torch.Tensor | None, dict[int, tuple[torch.Tensor, torch.Tensor]]] = (None, {})
+
+    def of(self, rows: int) -> Iterator[tuple[int, int, Adapter, int | None]]:
+        """First row, end, adapter and drawing of each block, for an input of so many rows."""
+        times, begin = rows // max(1, sum(self.sizes)), 0
+        for number, (adapter, size) in enumerate(zip(self.adapters, self.sizes, strict=True)):
+            end = begin + size * times
+            if adapter is not None and size:
+                yield begin, end, adapter, None if self.drawing is None else self.drawing[number]
+            begin = end
+
+    def read(self, x: torch.Tensor) -> None:
+        """Told which input comes: layers that read one and the same (q, k and v; gate and up) share a draw."""
+        if self.shared[0] is not x:
+            self.shared = (x, {})
+
+    def dropped(
+        self, rows: torch.Tensor, begin: int, name: str, adapter: Adapter, drawing: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A block's input with some numbers zeroed, and what it was multiplied by to make it so.
+
+        A draw is a function of the adapter's seed, the place in its training, and the name of the first layer that
+        reads the input: the same in any pack, when a forward is computed again, and after a resume.
+        """
+        known = self.shared[1]
+        if begin not in known:
+            keep = kept(rows, adapter.dropout, zlib.crc32(f"{adapter.seed} {drawing} {name}".encode()))
+            known[begin] = rows * keep, keep
+        return known[begin]
+
+
+def kept(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
+    """0 with probability ``dropout`` (to 1 in 65,536), else 1 / (1 - dropout), in the shape of ``rows``.
+
+    16 random bits a number: drawing as many fp32 numbers took four times as long on a CPU.
+    """
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    words = torch.empty((rows.numel() + 3) // 4, dtype=torch.int64, device=rows.device)
+    words.random_(-(1 << 63), None, generator=generator)
+    bits = words.view(torch.int16)[: rows.numel()].view(rows.shape)
+    return (bits >= round(dropout * 65536) - 32768).to(rows.dtype).mul_(1 / (1 - dropout))
+
+
+class PackedLinear(torch.nn.Module):
+    """A frozen linear layer, plus for each block of its input's rows what that block's adapter adds."""
+
+    def __init__(self, name: str, base_layer: Any, blocks: Blocks) -> None:
+        super().__init__()
+        self.name, self.base_layer, self.blocks = name, base_layer, blocks
+
+    @property
+    def weight(self) -> Any:
+        """The base's: some models look at it."""
+        return self.base_layer.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        self.blocks.read(x)
+        rows = x.reshape(-1, x.shape[-1])
+        if type(self.base_layer) in (torch.nn.Linear, Conv1D):
+            weight, bias = self.base_layer.weight, self.base_layer.bias
+            weight = weight.T if isinstance(self.base_layer, Conv1D) else weight
+            y = product(rows, weight, bias, self.blocks, self.name)
+        else:  # quantized: its own product, which nothing may be added to in place
+            y = self.base_layer(rows)
+            y = y + product(rows, None, y.shape[1], self.blocks, self.name)
+        return y.view(*x.shape[:-1], y.shape[1])
+
+
+class Product(torch.autograd.Function):
+    """``x @ W.T`` and each block's update as one node, whose backward adds to the adapters' ``gradient``.
+
+    ``weight``: W [out, in], frozen, with its ``bias``; or None, for the updates alone: ``bias`` is then ``out``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: Any, bias: Any, blocks: Blocks, name: str) -> torch.Tensor:
+        y = x.new_zeros(len(x), bias) if weight is None else functional.linear(x, weight, bias)
+        ctx.weight, ctx.name, ctx.shape, ctx.parts = weight, name, x.shape, []
+        for begin, end, adapter, drawing in blocks.of(len(x)):
+            if name not in adapter.a:
+                continue
+            rows, keep = x[begin:end], None
+            if adapter.dropout and drawing is not None:
+                rows, keep = blocks.dropped(rows, begin, name, adapter, drawing)
+            low = functional.linear(rows, adapter.a[name])
+            y[begin:end].addmm_(low, adapter.b[name].T, alpha=adapter.scale)
+            ctx.parts.append((begin, end, adapter, rows, low, keep))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (grad,) = gradients
+        grad_x = grad.new_zeros(ctx.shape) if ctx.weight is None else grad @ ctx.weight
+        for begin, end, adapter, rows, low, keep in ctx.parts:
+            a, b = adapter.a[ctx.name], adapter.b[ctx.name]
+            part = grad[begin:end]
+            grad_low = (part @ b).mul_(adapter.scale)
+            adapter.grad_a[ctx.name].add_(grad_low.T @ rows)
+            adapter.grad_b[ctx.name].add_(part.T @ low, alpha=adapter.scale)
+            if keep is None:
+                grad_x[begin:end].addmm_(grad_low, a)
+            else:
+                grad_x[begin:end].add_((grad_low @ a).mul_(keep))
+        ctx.parts = []
+        return grad_x, None, None, None, None
+
+
+def product(x: torch.Tensor, weight: Any, bias: Any, blocks: Blocks, name: str) -> torch.Tensor:
+    """:class:`Product` of x [rows, in], as [rows, out]."""
+    y: torch.Tensor = Product.apply(x, weight, bias, blocks, name)  # type: ignore[no-untyped-call]
+    return y
+
+
+@contextlib.contextmanager
+def packed(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[Blocks]:
+    """Within this, ``base`` has the adapters; who owns which rows is for the caller to say in what this yields."""
+    blocks = Blocks(list(adapters))
+    names = dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.a)
+    layers = {name: base.get_submodule(name) for name in names}
+    try:
+        for name, layer in layers.items():
+            replace(base, name, PackedLinear(name, layer, blocks))
+        yield blocks
+    finally:
+        for name, layer in layers.items():
+            replace(base, name, layer)
+
+
+def replace(base: Any, name: str, layer: torch.nn.Module) -> None:
+    """Put ``layer`` where the module ``name`` is."""
+    parent, _, child = name.rpartition(".")
+    setattr(base.get_submodule(parent), child, layer)
