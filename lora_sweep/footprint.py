@@ -26,16 +26,28 @@ def trainable_params(lora: Lora, linears: list[Linear], model: ModelFacts) -> in
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes that training is expected to hold at once."""
+    """Bytes that training is expected to hold at once.
+
+    Attributes:
+        materialized: of the copies of quantized weights that ``quant.materialize`` may keep in the compute dtype.
+        always: whether it keeps them whatever the memory; else they are no part of the total.
+    """
 
     weights: int
     adapter: int
     activations: int
     logits: int
+    materialized: int = 0
+    always: bool = False
+
+    @property
+    def base(self) -> int:
+        """What the trials of one base need once, however many there are."""
+        return self.weights + (self.materialized if self.always else 0)
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.activations + self.logits
+        return self.base + self.adapter + self.activations + self.logits
 
 
 def forecast_memory(
@@ -55,8 +67,9 @@ def forecast_memory(
     about 24·s·b·h numbers a layer, or 1 with gradient checkpointing.
     """
     quantized = sum(x.in_features * x.out_features for x in model.linears if x.name != model.head)
+    copies = quantized * compute_bytes
     if config.quant.bits is None:
-        weights = model.total_params * compute_bytes
+        weights, copies = model.total_params * compute_bytes, 0
     else:
         per_param = BYTES_PER_QUANTIZED_PARAM[config.quant.bits, config.quant.double_quant]
         weights = int(quantized * per_param) + (model.total_params - quantized) * compute_bytes
@@ -65,4 +78,6 @@ def forecast_memory(
     per_layer = 1 if config.train.gradient_checkpointing else 24
     activations = tokens * model.hidden_size * model.layers * per_layer * compute_bytes
     logits = 3 * tokens * model.vocab_size * 4  # fp32 logits, their softmax, their gradient
-    return Forecast(weights, trainable * 16, activations, logits)
+    how = config.quant.materialize
+    materialized = copies if how != "never" else 0
+    return Forecast(weights, trainable * 16, activations, logits, materialized, always=how == "always")

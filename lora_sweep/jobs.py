@@ -1,5 +1,9 @@
-"""What an orchestrator and a worker say to each other: a job in, events out, a JSON line each. Imports no torch."""
+"""What an orchestrator and a worker say to each other: a pack of jobs in, events out, a JSON line each.
 
+A message is ``{"jobs": [job, ...]}``; an event about a trial has its ``trial_id`` and ``eval_id``. Imports no torch.
+"""
+
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -52,6 +56,11 @@ class Voice:
     tell: Callable[[dict[str, Any]], None]
     stop: Callable[[], bool] = lambda: False
 
+    def about(self, job: Job) -> "Voice":
+        """The same, but each event says which trial it is about."""
+        ids = {"trial_id": job.trial_id, "eval_id": job.eval_id}
+        return dataclasses.replace(self, tell=lambda event: self.tell({**event, **ids}))
+
     def say(self, text: str) -> None:
         """A line for people."""
         self.tell({"event": "say", "text": text})
@@ -66,16 +75,24 @@ class Voice:
 
 
 class Line(Protocol):
-    """What a worker does with a job: the straight line of ``lora_sweep.trial``, or a script in a test.
+    """What a worker does with a pack of jobs: the straight line of ``lora_sweep.trial``, or a script in a test.
 
-    Each stage writes its files, its result.json last, and raises whatever goes wrong.
+    Each stage of each job writes its files, its result.json last, and raises whatever goes wrong with that job. What
+    a pack does together, the line does in the first call of a stage, for whichever job; the calls for the others then
+    save or raise what came of theirs. Where the common work itself fails the line raises Apart.
     """
+
+    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
+        """Told before the first stage which jobs come in this pack, also of one. Does no work and raises nothing."""
 
     def train(self, job: Job, voice: Voice) -> None: ...
 
     def evaluate(self, job: Job, voice: Voice) -> None: ...
 
     def failed(self, job: Job, status: str, reason: str) -> None:
-        """Told once, after a stage ended other than complete and its result was written."""
+        """Told once, after a stage ended other than complete and its result was written.
+
+        A job whose pack was taken apart has no result, and is told as ``preempted``: it goes on in another process.
+        """
 
     def is_out_of_memory(self, error: BaseException) -> bool: ...

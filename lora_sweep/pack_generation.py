@@ -170,9 +170,10 @@ def write_batch(
         asked.heed()
         blocks.sizes = [sum(text.author == number for text in alive) for number in range(len(blocks.adapters))]
         with attending(Batch(mask)):
-            logits = base(
-                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits[:, -1]
+            hidden = base.base_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+            # Of two dimensions: a product with [texts, 1, hidden], cut from all positions, would copy the head's
+            # weights for every text.
+            logits = base.get_output_embeddings()(hidden.last_hidden_state[:, -1])
         for text, token in zip(alive, how.chosen(logits, alive), strict=True):
             if not text.over:
                 text.new.append(token)

@@ -14,11 +14,12 @@ from typing import Any
 from peft import PeftModel
 
 from lora_sweep import results, score, tracking
+from lora_sweep.adapters import attach_adapter
 from lora_sweep.config import Config, Data, Eval, Quant, Train
 from lora_sweep.data import Row, Split, load_split
 from lora_sweep.device import Device, is_out_of_memory, peak_memory, pick_device, reset_peak_memory
 from lora_sweep.errors import Preempted
-from lora_sweep.finetune import Trained, attach_adapter, finetune
+from lora_sweep.finetune import Trained, finetune
 from lora_sweep.generate import Written, generate, neutral_loss, reference_losses
 from lora_sweep.identity import canonical, eval_identity, short_hash
 from lora_sweep.jobs import Job, Voice
@@ -87,6 +88,9 @@ class StraightLine:
         self.key: str | None = None
         self.held: Shared | None = None
         self.trial: Trial | None = None
+
+    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
+        pass
 
     def train(self, job: Job, voice: Voice) -> None:
         reset_peak_memory(self.device)

@@ -17,23 +17,25 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_sweep import results
 from lora_sweep.claims import claim
 from lora_sweep.crashes import crash_point
-from lora_sweep.errors import EXIT_INTERRUPTED, Diverged, Preempted
+from lora_sweep.errors import EXIT_INTERRUPTED, Apart, Diverged, Preempted
 from lora_sweep.jobs import Job, Line, Voice
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def serve(lines: Iterator[str], runs: Path, sweep: str, make_line: Callable[[Path, str], Line], voice: Voice) -> int:
-    """Run the jobs that come in until the word ``end``, and return the exit code.
+    """Run the packs of jobs that come in until the word ``end``, and return the exit code.
 
-    0 after the last, and after running out of memory, since the next trial needs a fresh process; 75 after a stop, or
-    where nothing can be written any more, which is no trial's fault and so no outcome of one.
+    0 after the last, and after running out of memory or a pack that was taken apart, since what comes next needs a
+    fresh process; 75 after a stop, or where nothing can be written any more, which is no trial's fault and so no
+    outcome of one.
     """
     line: Line | None = None
     for text in lines:
@@ -41,57 +43,124 @@ def serve(lines: Iterator[str], runs: Path, sweep: str, make_line: Callable[[Pat
         if "end" in message:
             break
         line = line or make_line(runs, sweep)
-        job = Job.from_json(message)
+        jobs = [Job.from_json(each) for each in message["jobs"]]
         try:
-            status = run_job(job, runs, line, voice)
+            statuses = run_pack(jobs, runs, line, voice)
         except Exception as error:
             if not is_disk_trouble(error):
                 raise
             voice.tell({"event": "disk", "reason": str(error)})
             return EXIT_INTERRUPTED
-        crash_point("before end")
-        voice.tell({"event": "end", "status": status})
-        crash_point("end told")
-        if status == "preempted":
+        if "preempted" in statuses:
             return EXIT_INTERRUPTED
-        if status == "oom":
+        if not {"oom", "apart"}.isdisjoint(statuses):
             return 0
     return 0
 
 
+@dataclass
+class Member:
+    """A job of a pack: what holds its claim, and how its stages ended, once they have."""
+
+    job: Job
+    folder: results.TrialFolder
+    voice: Voice
+    claimed: contextlib.ExitStack
+    status: str = ""
+
+    def leave(self, status: str, **more: str) -> None:
+        """End it: from here on it is anybody's."""
+        self.status = status
+        self.claimed.close()
+        crash_point("before end")
+        self.voice.tell({"event": "end", "status": status, **more})
+        crash_point("end told")
+
+
 def run_job(job: Job, runs: Path, line: Line, voice: Voice) -> str:
-    """Run a job's stages under the trial's claim.
+    """Run a pack of one."""
+    return run_pack([job], runs, line, voice)[0]
+
+
+def run_pack(jobs: list[Job], runs: Path, line: Line, voice: Voice) -> list[str]:
+    """Run the stages of jobs that share a base, each under its trial's claim.
 
     Returns:
-        The status that the trial now has; ``trained`` where only its evaluation is left; ``busy`` when another
-        process has the claim.
+        The status that each now has; ``trained`` where only its evaluation is left; ``busy`` where another process
+        has the claim; ``apart`` where it is to run again, alone.
     """
-    folder = results.trial_folder(runs, job.trial_id)
-    with claim(results.trial_lock(runs, job.trial_id)) as ours:
-        if not ours:
-            return "busy"
-        crash_point("claimed")
-        results.remove_leftovers(folder.path)
-        if (results.read_json(folder.result) or {}).get("status") == "complete":
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)  # whoever trained it died before
-        if results.is_settled(runs, job.trial_id, job.eval_id):  # by another sweep in between
-            return str(results.read_outcome(runs, job.trial_id, job.eval_id)["status"])
-        results.forget_failure(folder, job.eval_id)
-        with output_to(folder.log):
-            voice.tell({"event": "start"})
+    with contextlib.ExitStack() as claims:
+        members = []
+        for job in jobs:
+            folder, own = results.trial_folder(runs, job.trial_id), voice.about(job)
+            own = dataclasses.replace(own, tell=logged(own.tell, folder.log))
+            members.append(Member(job, folder, own, claims.enter_context(contextlib.ExitStack())))
+        for each in members:
+            found = join(each, runs)
+            if found:
+                each.leave(found)
+        present = [each for each in members if not each.status]
+        for each in present:
+            each.voice.tell({"event": "start"})
             crash_point("started")
-            for stage in job.stages:
-                path = folder.result if stage == "train" else folder.evaluation(job.eval_id).result
-                status = (results.read_json(path) or {}).get("status")
-                if status is None:
-                    status = attempt(stage, job, runs, line, voice)
-                if status != "complete":
-                    return str(status)
-    return "complete" if "evaluate" in job.stages else "trained"
+        if present:
+            line.together([each.job for each in present], [each.voice for each in present])
+        for stage in jobs[0].stages:
+            try:
+                run_stage(stage, present, runs, line)
+            except Apart as apart:
+                take_apart(present, str(apart), line)
+    return [each.status for each in members]
 
 
-def attempt(stage: str, job: Job, runs: Path, line: Line, voice: Voice) -> str:
-    """Run one stage; a fault becomes the trial's outcome. Returns its status."""
+def join(member: Member, runs: Path) -> str | None:
+    """Claim a member's trial, and make its folder ready. Returns its status where there is nothing to run."""
+    job, folder = member.job, member.folder
+    if not member.claimed.enter_context(claim(results.trial_lock(runs, job.trial_id))):
+        return "busy"
+    crash_point("claimed")
+    results.remove_leftovers(folder.path)
+    if (results.read_json(folder.result) or {}).get("status") == "complete":
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)  # whoever trained it died before
+    if results.is_settled(runs, job.trial_id, job.eval_id):  # by another sweep in between
+        return str(results.read_outcome(runs, job.trial_id, job.eval_id)["status"])
+    results.forget_failure(folder, job.eval_id)
+    return None
+
+
+def run_stage(stage: str, members: list[Member], runs: Path, line: Line) -> None:
+    """Run a stage of each member that is still there. Who has nothing more to run leaves."""
+    for each in members:
+        if each.status:
+            continue
+        job, folder = each.job, each.folder
+        path = folder.result if stage == "train" else folder.evaluation(job.eval_id).result
+        status = (results.read_json(path) or {}).get("status")
+        if status is None:
+            with output_to(folder.log):
+                status = attempt(stage, job, runs, line, each.voice, several=len(members) > 1)
+        if status != "complete":
+            each.leave(str(status))
+        elif stage == job.stages[-1]:
+            each.leave("complete" if stage == "evaluate" else "trained")
+
+
+def take_apart(members: list[Member], reason: str, line: Line) -> None:
+    """End every member that is still there, without an outcome of its own."""
+    for each in members:
+        if not each.status:
+            with output_to(each.folder.log):
+                print(time.strftime("%H:%M:%S"), f"to run again, alone: {reason}", file=sys.stderr, flush=True)
+                line.failed(each.job, "preempted", reason)
+            each.leave("apart", reason=reason)
+
+
+def attempt(stage: str, job: Job, runs: Path, line: Line, voice: Voice, several: bool = False) -> str:
+    """Run one stage; a fault becomes the trial's outcome. Returns its status.
+
+    Raises:
+        Apart: of ``several``, what they do together failed, or the memory, which this one might have had alone.
+    """
     try:
         (line.train if stage == "train" else line.evaluate)(job, voice)
         crash_point("stage done")
@@ -102,6 +171,10 @@ def attempt(stage: str, job: Job, runs: Path, line: Line, voice: Voice) -> str:
         status, reason = outcome_of(error, line)
         if status not in ("preempted", "diverged"):
             traceback.print_exc()
+        if several and isinstance(error, Apart):
+            raise
+        if several and status == "oom":
+            raise Apart(reason) from error
     crash_point("before failure")
     results.write_failure(runs, job.ids, dataclasses.asdict(job.config), job.facts, status, reason)
     voice.say(f"{job.label}: {status}: {reason.splitlines()[0][:160]}")
@@ -110,7 +183,9 @@ def attempt(stage: str, job: Job, runs: Path, line: Line, voice: Voice) -> str:
 
 
 def outcome_of(error: Exception, line: Line) -> tuple[str, str]:
-    """A fault as a status and a reason."""
+    """A fault as a status and a reason. What a pack of one did together, it did alone: there the cause counts."""
+    if isinstance(error, Apart) and isinstance(error.__cause__, Exception):
+        return outcome_of(error.__cause__, line)
     reason = str(error).strip() or type(error).__name__
     if isinstance(error, Preempted):
         return "preempted", reason
@@ -128,6 +203,16 @@ def is_disk_trouble(error: BaseException) -> bool:
 
 
 # --- the process -------------------------------------------------------------------------------------------------
+
+
+def logged(tell: Callable[[dict[str, Any]], None], log: Path) -> Callable[[dict[str, Any]], None]:
+    """``tell``, with what is said to people in ``log``, whichever member's the process writes to at the moment."""
+
+    def tell_there(event: dict[str, Any]) -> None:
+        with output_to(log) if event["event"] == "say" else contextlib.nullcontext():
+            tell(event)
+
+    return tell_there
 
 
 @contextlib.contextmanager

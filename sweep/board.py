@@ -26,7 +26,7 @@ class Board:
 
     Attributes:
         counts: trials and baselines by status; ``waiting`` and ``running`` among them. They add up to ``total``.
-        running: by the worker's number.
+        running: by the trial's key, or by any other that is each row's own; those of a worker stand together.
         seconds_left: an estimate from the trials that have ended in this run; None before the first has.
     """
 
@@ -34,7 +34,7 @@ class Board:
     total: int
     started: float
     counts: dict[str, int] = field(default_factory=dict)
-    running: dict[int, Running] = field(default_factory=dict)
+    running: dict[Any, Running] = field(default_factory=dict)
     seconds_left: float | None = None
 
     def to_json(self) -> dict[str, Any]:

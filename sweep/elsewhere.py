@@ -84,7 +84,8 @@ def run_trials(trials: list[Planned], runs: Path, name: str) -> None:
         state = store.state_of(trial, runs)
         busy = trial.kind == "baseline" and is_claimed(results.trial_lock(runs, trial.trial_id))
         if not state.settled and not busy:
-            waiting.append(Waiting(trial, trained=state.name == "trained"))
+            alone = bool(store.setbacks_of(trial, runs))
+            waiting.append(Waiting(trial, trained=state.name == "trained", alone=alone))
     if not waiting:
         return
     settings = trials[0].config.launch

@@ -12,6 +12,7 @@ from typing import Any
 from lora_sweep.config import Launch
 from lora_sweep.identity import canonical
 from lora_sweep.results import read_json
+from sweep import packer
 from sweep.store import State
 from sweep.trials import Key, Plan, Planned
 
@@ -40,13 +41,15 @@ def needed_bytes(plan: Plan, states: Mapping[Key, State], at_once: int | None = 
     """Disk space that what is left of the plan takes.
 
     Args:
-        at_once: workers, each with its trial's checkpoints; None: what the settings say.
+        at_once: workers, each with the checkpoints of its pack; None: what the settings say.
     """
     work = left(plan, states)
     adapters = [BYTES_PER_PARAM * trial.trainable_params for trial in work if states[trial.key].name != "trained"]
     needed = sum(adapters) + TEXT_BYTES * len(work)
     if any(trial.config.train.checkpoint_steps for trial in work):
-        largest = sorted(adapters, reverse=True)[: at_once or workers_of(plan.trials[0].config.launch)]
+        settings = plan.trials[0].config.launch
+        members = (at_once or workers_of(settings)) * packer.at_once(settings.pack)
+        largest = sorted(adapters, reverse=True)[:members]
         needed += CHECKPOINT_FACTOR * CHECKPOINTS_AT_ONCE * sum(largest)
     return needed
 

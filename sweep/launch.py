@@ -123,7 +123,11 @@ def prepared(plan: Plan, runs: Path, name: str, command: str) -> list[Waiting]:
             print(said, flush=True)
         if said or retry:
             states[trial.key] = store.state_of(trial, runs)
-    waiting = [Waiting(t, trained=states[t.key].name == "trained") for t in plan.trials if not states[t.key].settled]
+    waiting = [
+        Waiting(trial, trained=states[trial.key].name == "trained", alone=bool(store.setbacks_of(trial, runs)))
+        for trial in plan.trials
+        if not states[trial.key].settled
+    ]
     crash_point("prepared")
     store.write_sweep(plan, runs, name, command, work=bool(waiting))
     store.write_invalid(plan, runs)

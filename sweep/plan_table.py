@@ -45,6 +45,7 @@ def plan_table(
         lines.append((str(number), point.label, point.trial_id, "invalid", "-", "-", "-", ""))
     head = [count_line(plan, states, work, name), *data_lines(plan), device_line(used, len(tight))]
     if work:
+        head += materialize_lines(work)
         head += [time_line(work, states, finished_before(runs), used), disk_line(plan, states, runs, len(used))]
     below = [f"broken: {t.label}: {states[t.key].why}" for t in plan.trials if states[t.key].name == "broken"]
     below += [f"invalid: {point.label}: {point.reason}" for point in plan.invalid]
@@ -136,6 +137,14 @@ def device_line(used: Sequence[Place], tight: int) -> str:
     if len(used) > devices:
         line += f"; {len(used)} workers share {'them' if devices > 1 else 'it'}"
     return line + (f"; {tight} of the rows {'do' if tight > 1 else 'does'} not fit" if tight else "")
+
+
+def materialize_lines(work: Sequence[Planned]) -> list[str]:
+    """What ``quant.materialize=auto`` adds to the memory column where a worker finds room for it."""
+    more = max(0 if trial.forecast.always else trial.forecast.materialized for trial in work)
+    if not more:
+        return []
+    return [f"dequantized weights: {more / 2**30:.2f} GiB more, where there is room (quant.materialize=auto)"]
 
 
 def time_line(

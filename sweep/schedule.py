@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lora_sweep.identity import base_identity, canonical
 from lora_sweep.jobs import STAGES
+from sweep.packer import packed
 from sweep.trials import Planned
 
 MAX_DEATHS = 3  # of a trial's worker: the first attempt and two retries
@@ -13,10 +14,17 @@ MAX_DEATHS = 3  # of a trial's worker: the first attempt and two retries
 
 @dataclass(eq=False)
 class Waiting:
-    """A trial that needs work, not before ``not_before``; ``trained`` where only its evaluation is left."""
+    """A trial that needs work.
+
+    Attributes:
+        trained: only its evaluation is left.
+        alone: it shares no process with another: it had a setback, or a pack of which it was had one.
+        not_before: in seconds of time.monotonic().
+    """
 
     trial: Planned
     trained: bool = False
+    alone: bool = False
     not_before: float = 0.0
     bases: tuple[str, str] = ("", "")  # that it trains on, that it writes with
 
@@ -42,26 +50,43 @@ class Queue:
 
     waiting: list[Waiting] = field(default_factory=list)
 
-    def take(self, loaded: str | None, running: Iterable[Waiting], now: float) -> Waiting | None:
-        """The next trial for a worker that has ``loaded`` in memory, taken out; None where none may start now.
+    def take(
+        self, loaded: str | None, running: Iterable[Waiting], now: float, most: int = 1, room: int | None = None
+    ) -> list[Waiting]:
+        """The next pack for a worker that has ``loaded`` in memory, taken out; empty where nothing may start now.
 
         First one for the base at hand, so that a base is loaded once; then one whose base will not be asked for again
         when others have trained; then one whose base no other worker has. Two evaluations of one trial never run
-        at once.
+        at once. With it come those that need the same stages on the same base, up to ``most`` that fit ``room`` bytes.
         """
         running = list(running)
         busy = {each.trial.trial_id for each in running}
         free = [each for each in self.waiting if each.trial.trial_id not in busy and each.not_before <= now]
         others = {each.base for each in running}
         later = {each.bases[1] for each in [*self.waiting, *running] if each.stages == ["train"]}
-        chosen = min(free, key=lambda w: (w.base != loaded, w.base in later, w.base in others), default=None)
-        if chosen is not None:
-            self.waiting.remove(chosen)
-        return chosen
+        first = min(free, key=lambda w: (w.base != loaded, w.base in later, w.base in others), default=None)
+        if first is None:
+            return []
+        candidates = companions(first, free) if most > 1 else [first]
+        pack = [candidates[place] for place in packed([each.trial.forecast for each in candidates], most, room)]
+        for each in pack:
+            self.waiting.remove(each)
+        return pack
 
     def put_back(self, item: Waiting) -> None:
         """Wait again, before all others."""
         self.waiting.insert(0, item)
+
+
+def companions(first: Waiting, free: Iterable[Waiting]) -> list[Waiting]:
+    """``first``, and who could share a process with it."""
+    found = {first.trial.trial_id: first}
+    if first.alone:
+        return [first]
+    for each in free:
+        if (each.base, each.stages) == (first.base, first.stages) and not each.alone:
+            found.setdefault(each.trial.trial_id, each)
+    return list(found.values())
 
 
 def bases(trial: Planned) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 from lora_sweep import results
 from sweep.machine import Place, oom_kills
 from sweep.schedule import Waiting
-from sweep.trials import Planned
+from sweep.trials import Key, Planned
 
 COMMAND = (sys.executable, "-m", "lora_sweep.worker")
 ENVIRONMENT = {
@@ -34,9 +34,11 @@ class Worker:
     """One process.
 
     Attributes:
-        loaded: the base of its last trial.
-        item: the trial it runs now, since ``since`` (time.monotonic), with its last sign of life at ``heard``.
+        loaded: the base of its last pack.
+        items: the trials of its pack that have not ended, by their keys. It was given ``given`` of them at ``since``
+            (time.monotonic); its last sign of life was at ``heard``.
         stage: ``train`` or ``evaluate``, as far as its events tell.
+        started: the keys of those that it began.
         stop_by: when it was asked to stop: the time at which it is killed.
         timeout: why it was asked to stop, where a limit was reached.
     """
@@ -46,11 +48,12 @@ class Worker:
     process: subprocess.Popen[bytes]
     ooms_before: int
     loaded: str | None = None
-    item: Waiting | None = None
+    items: dict[Key, Waiting] = field(default_factory=dict)
+    given: int = 0
     since: float = 0.0
     heard: float = 0.0
     stage: str = "train"
-    started: bool = False  # its trial
+    started: set[Key] = field(default_factory=set)
     ending: bool = False
     stop_by: float | None = None
     timeout: str | None = None
@@ -81,11 +84,12 @@ class Worker:
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
-    def give(self, item: Waiting, job: dict[str, Any]) -> None:
-        """Have it run a trial. It must be idle."""
-        self.item, self.loaded, self.stage, self.started = item, item.base, item.stages[0], False
+    def give(self, pack: Sequence[Waiting], jobs: list[dict[str, Any]]) -> None:
+        """Have it run a pack of trials. It must be idle."""
+        self.items, self.given, self.started = {item.trial.key: item for item in pack}, len(pack), set()
+        self.loaded, self.stage = pack[0].base, pack[0].stages[0]
         self.since = self.heard = time.monotonic()
-        self.send(job)
+        self.send({"jobs": jobs})
 
     def end(self) -> None:
         """Have it exit after what it is doing."""

@@ -3,7 +3,8 @@
 Everything but the trial is real: the orchestrator, its workers, their claims, files and signals. In processes of
 their own: ``python tests/scripted.py sweep RUNS NAME COUNT [KEY=VALUE of launch ...]`` and, started by it,
 ``python tests/scripted.py worker RUNS SWEEP``. SCRIPT, a JSON object in the environment, says what a trial of some
-label does: see :func:`act`; ``"*"`` stands for all, and ``"ms"`` is the time that a stage takes.
+label does: see :func:`act`; ``"*"`` stands for all, ``"ms"`` is the time that a stage takes, and ``"together"`` is why
+what a pack of several does together fails. Of a plan's trials each runs alone, unless ``pack`` says otherwise.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Any
 
 from lora_sweep import results, worker
 from lora_sweep.config import Config, Data, Launch, Model, Tracking, Train
-from lora_sweep.errors import Diverged, Preempted
+from lora_sweep.errors import Apart, Diverged, Preempted
 from lora_sweep.facts import DataFacts, Facts, Linear, ModelFacts
 from lora_sweep.footprint import Forecast
 from lora_sweep.identity import short_hash
@@ -45,7 +46,7 @@ def plan_of(runs: Path, name: str, count: int, **settings: Any) -> Plan:
             data=Data(name="scripted", tiny=8),
             train=Train(max_steps=STEPS),
             tracking=Tracking(backend="none"),
-            launch=Launch(**settings),
+            launch=Launch(**{"pack": 1, **settings}),
             seed=number,
             runs_dir=str(runs),
             sweep_name=name,
@@ -66,12 +67,18 @@ class Script:
     def __init__(self, runs: Path, sweep: str) -> None:
         self.runs = runs
         self.script = json.loads(os.environ.get("SCRIPT", "{}"))
+        self.pack: list[Job] = []
+
+    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
+        self.pack = jobs
 
     def train(self, job: Job, voice: Voice) -> None:
         folder = results.trial_folder(self.runs, job.trial_id)
         results.write_json(
             folder.config, {"trial_id": job.trial_id, "kind": job.kind, "config": {"seed": job.config.seed}}
         )
+        if "together" in self.script and len(self.pack) > 1:
+            raise Apart(self.script["together"])
         act(self.what(job), job, folder)
         voice.phase("training")
         saved = folder.checkpoints / "checkpoint-1" / "step"

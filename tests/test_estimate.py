@@ -87,7 +87,10 @@ def test_checkpoints_are_those_of_the_trials_under_way_at_once() -> None:
         sizes = (1000, 3000, 2000)
         plain, states = plan_of(*(planned(str(i), params=size) for i, size in enumerate(sizes)))
         saving, _ = plan_of(
-            *(planned(str(i), params=size, train__checkpoint_steps=5, **settings) for i, size in enumerate(sizes))
+            *(
+                planned(str(i), params=size, train__checkpoint_steps=5, **{"launch__pack": 1, **settings})
+                for i, size in enumerate(sizes)
+            )
         )
         return needed_bytes(saving, states, at_once) - needed_bytes(plain, states, at_once)
 
@@ -96,6 +99,8 @@ def test_checkpoints_are_those_of_the_trials_under_way_at_once() -> None:
     assert extra(None) == extra(1)
     assert extra(None, launch__workers=2) == extra(None, launch__devices=[0, 1]) == extra(2)
     assert extra(1, launch__workers=2) == extra(1)
+    assert extra(1, launch__pack=2) == extra(2), "of a pack's members too"
+    assert extra(1, launch__pack="auto") == extra(3)
 
 
 # --- time ----------------------------------------------------------------------------------------------------------

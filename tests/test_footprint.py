@@ -194,6 +194,26 @@ def test_gradient_checkpointing_and_bits_make_it_smaller_and_the_total_is_the_su
     assert by_bits == sorted(set(by_bits))
 
 
+@pytest.mark.parametrize(
+    ("bits", "how", "copies"),
+    [(4, "auto", MATRICES * 2), (8, "auto", MATRICES * 2), (4, "never", 0), (None, "auto", 0), (None, "always", 0)],
+)
+def test_copies_that_a_worker_may_make_are_said_beside_the_total(bits: int | None, how: str, copies: int) -> None:
+    made = config(bits)
+    made.quant.materialize = how
+    forecast = forecast_memory(made, hand_facts("llama"), 500, 100, 2)
+    assert forecast.materialized == copies
+    assert forecast.base == forecast.weights
+    assert forecast.total == forecast.weights + forecast.adapter + forecast.activations + forecast.logits
+
+
+def test_copies_that_it_makes_in_any_case_are_in_the_total() -> None:
+    plain, always = config(8), config(8)
+    always.quant.materialize = "always"
+    before, after = (forecast_memory(each, hand_facts("llama"), 500, 100, 4) for each in (plain, always))
+    assert after.total - before.total == after.base - before.base == MATRICES * 4
+
+
 def test_the_blog_s_model_in_4_bits_fits_into_a_small_gpu() -> None:
     """OpenLLaMA-3B: 3.22e9 numbers in matrices at 4.127 bits, and embedding and head in bf16: 2.1 GB in all."""
     hidden, inner, vocabulary = 3200, 8640, 32000

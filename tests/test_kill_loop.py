@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty import ended, poll, run, start
@@ -24,10 +25,11 @@ def test_a_sweep_survives_kills_at_any_moment(tmp_path: Path, seed: int) -> None
     chance = random.Random(seed)
     runs = tmp_path / "home" / "runs"
     workers = chance.choice([1, 1, 2])
+    how: dict[str, Any] = {"workers": workers, "pack": ("auto", 1, 2)[seed % 3]}
     plan = plan_of(runs, "loop", TRIALS)
-    story = [f"seed {seed}, {workers} workers"]
+    story = [f"seed {seed}, {how}"]
     for _ in range(chance.randint(1, 3)):
-        sweep = start(runs, "loop", TRIALS, SCRIPT, workers=workers)
+        sweep = start(runs, "loop", TRIALS, SCRIPT, **how)
         if chance.random() < 0.8:  # else while it starts
             poll(lambda sweep=sweep: workers_of(sweep.pid) or sweep.poll() is not None)
         time.sleep(chance.uniform(0, 0.6))
@@ -40,10 +42,10 @@ def test_a_sweep_survives_kills_at_any_moment(tmp_path: Path, seed: int) -> None
         story.append(f"ended with {done.code}: {done.text}")
         assert done.code in (0, 1, -signal.SIGKILL), "\n".join(story)
         check_with(story, runs, plan, finished=done.code in (0, 1))
-    done = run(runs, "loop", TRIALS, SCRIPT, workers=workers)
+    done = run(runs, "loop", TRIALS, SCRIPT, **how)
     if done.code == 1:  # three kills hit the same trial
         assert "killed" in done.text, "\n".join([*story, done.text])
-        done = run(runs, "loop", TRIALS, SCRIPT, workers=workers, retry="failed")
+        done = run(runs, "loop", TRIALS, SCRIPT, **how, retry="failed")
     assert done.code == 0, "\n".join([*story, done.text])
     check_with(story, runs, plan, finished=True)
 

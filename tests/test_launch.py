@@ -85,7 +85,7 @@ def test_a_second_run_starts_no_process_and_changes_no_file(done: Any, monkeypat
 def test_one_worker_loads_a_base_once_for_all_its_trials(done: Any) -> None:
     runs, plan = done
     logs = [results.trial_folder(runs, trial.trial_id).log.read_text() for trial in plan.trials]
-    assert ["loaded tiny" in log for log in logs] == [True, False, False]
+    assert sum(log.count("loaded tiny") for log in logs) == 1
     assert {event["worker"] for event in events(runs, "start")} == {1}
 
 
@@ -123,7 +123,9 @@ def test_a_change_of_eval_trains_nothing_and_keeps_the_old_texts(done: Any) -> N
 def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real training, killed in its third step, goes on from the checkpoint of its second to the same adapter."""
     plans = {
-        name: real_plan(config(tmp_path / name, train=Train(max_steps=6, checkpoint_steps=checkpoints)))
+        name: real_plan(
+            config(tmp_path / name, train=Train(max_steps=6, checkpoint_steps=checkpoints), launch=Launch(pack=1))
+        )
         for name, checkpoints in (("undisturbed", None), ("killed", 2))
     }
     killed: list[int] = []
@@ -131,7 +133,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pyt
 
     def kill_at_step_3(self: crew.Crew, worker: Worker) -> None:
         hear(self, worker)
-        running = self.board.running.get(worker.number)
+        running = next(iter(self.board.running.values()), None)
         if running is not None and (running.step or 0) >= 3 and running.phase == "training" and not killed:
             killed.append(worker.process.pid)
             os.killpg(worker.process.pid, signal.SIGKILL)

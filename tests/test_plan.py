@@ -620,11 +620,12 @@ def test_the_time_is_learnt_from_finished_trials_of_this_base_on_this_device(tmp
     results.write_result(folder.result, {**done, "provenance": {"device": "cpu (2 threads)"}})
     results.write_result(folder.evaluation(first.eval_id).result, {"status": "complete", "generate_seconds": 300.0})
     # 40 rows in batches of 4 are 10 steps: twice 600 s, and 300 s for each of two trials and their baseline
-    said = table(plan, tmp_path)[3]
+    weights, said = table(plan, tmp_path)[3:5]
+    assert weights == "dequantized weights: 0.00 GiB more, where there is room (quant.materialize=auto)"
     assert said == "about 35 min for 3 of the 5 that are left (from 1 finished trial of the same base)"
-    two = table(plan, tmp_path, Place("cpu", None, "cpu", None), Place("cuda", 0, "big", None))[3]
+    two = table(plan, tmp_path, Place("cpu", None, "cpu", None), Place("cuda", 0, "big", None))[4]
     assert two.startswith("about 18 min for 3 of")
-    assert table(plan, tmp_path, Place("cuda", 0, "big", None))[3].startswith("time unknown")
+    assert table(plan, tmp_path, Place("cuda", 0, "big", None))[4].startswith("time unknown")
 
 
 def test_a_device_that_is_not_there_is_refused_with_the_plan(tmp_path: Path) -> None:
@@ -697,10 +698,12 @@ def test_the_blogs_table_is_planned_without_any_network(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert calls == []
-    head, data, device, time, disk, _, _, *rows = done.stdout.strip().splitlines()
+    head, data, device, weights, time, disk, _, _, *rows = done.stdout.strip().splitlines()
     assert head.startswith("sweep databricks_table: 4 trials and 2 baselines of openllama_3b_v2; 6 to run")
     assert data == "data red_dot: not at hand, so lengths and drops are unknown"
     assert device.startswith("device: cpu, ")
+    assert weights.startswith("dequantized weights: ")
+    assert weights.endswith(" GiB more, where there is room (quant.materialize=auto)")
     assert time == "time unknown: no trial of this base has finished"
     assert disk.startswith("disk needed: about 137 MB in ")  # fp32 adapters of 34 million numbers
     cells = [row.split() for row in rows]

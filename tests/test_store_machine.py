@@ -31,6 +31,7 @@ POINTS = (
     "prepared",
     "mirrored",
 )
+PACKS = st.sampled_from([1, "auto"])
 QUICK = settings(
     max_examples=6,
     stateful_step_count=7,
@@ -59,6 +60,7 @@ class Store(RuleBasedStateMachine):
         self.touched: set[str] = set()
         self.seen: dict[str, bytes] = {}
         self.crashes = 0
+        self.packed = False
 
     def teardown(self) -> None:
         for process in self.running.values():
@@ -71,28 +73,30 @@ class Store(RuleBasedStateMachine):
     # --- runs and kills ------------------------------------------------------------------------------------------
 
     @precondition(lambda self: not self.running)
-    @rule(name=st.sampled_from(sorted(SWEEPS)))
-    def finish(self, name: str) -> None:
+    @rule(name=st.sampled_from(sorted(SWEEPS)), pack=PACKS)
+    def finish(self, name: str, pack: int | str) -> None:
         """A command that nobody disturbs."""
-        done = run(self.runs, name, SWEEPS[name])
+        done = run(self.runs, name, SWEEPS[name], pack=pack)
         assert done.code == 0, done.text
         check(self.runs, plan_of(self.runs, name, SWEEPS[name]), finished=True, touched=self.touched)
         self.look()
 
     @precondition(lambda self: not self.running)
-    @rule(name=st.sampled_from(sorted(SWEEPS)), point=st.sampled_from(POINTS), k=st.integers(1, 8))
-    def crash(self, name: str, point: str, k: int) -> None:
+    @rule(name=st.sampled_from(sorted(SWEEPS)), point=st.sampled_from(POINTS), k=st.integers(1, 8), pack=PACKS)
+    def crash(self, name: str, point: str, k: int, pack: int | str) -> None:
         """A command during which one process dies at some place, if it comes there."""
         self.crashes += 1
         flag = self.home / f"crash-{self.crashes}"
-        done = run(self.runs, name, SWEEPS[name], crash=f"{point}:{k}:{flag}")
+        done = run(self.runs, name, SWEEPS[name], crash=f"{point}:{k}:{flag}", pack=pack)
         assert done.code in (0, -signal.SIGKILL), done.text
 
     @precondition(lambda self: not self.running)
-    @rule(name=st.sampled_from(sorted(SWEEPS)))
-    def hang(self, name: str) -> None:
+    @rule(name=st.sampled_from(sorted(SWEEPS)), pack=PACKS)
+    def hang(self, name: str, pack: int | str) -> None:
         """A command that stays under way: its last trial hangs, if it is still to be run."""
-        process = start(self.runs, name, SWEEPS[name], {f"t{SWEEPS[name] - 1}": "hang"}, grace_seconds=0)
+        script = {f"t{SWEEPS[name] - 1}": "hang"}
+        process = start(self.runs, name, SWEEPS[name], script, grace_seconds=0, pack=pack)
+        self.packed = pack != 1
         log = results.trial_folder(self.runs, self.last(name)).path / "trainings"
         before = log.read_text() if log.exists() else ""
         poll(lambda: process.poll() is not None or (log.exists() and log.read_text() != before))
@@ -102,18 +106,19 @@ class Store(RuleBasedStateMachine):
             assert ended(process).code == 0
 
     @precondition(lambda self: self.running)
-    @rule(whom=st.sampled_from(["sweep", "both", "worker, three times", "a signal", "two"]))
+    @rule(whom=st.sampled_from(["sweep", "both", "worker, again and again", "a signal", "two"]))
     def end(self, whom: str) -> None:
         """The sweep that is under way ends, one way or another."""
         ((name, process),) = self.running.items()
         self.running.clear()
-        if whom == "worker, three times":
-            for _ in range(3):
-                (worker,) = poll(lambda: workers_of(process.pid))
-                log = results.trial_folder(self.runs, self.last(name)).path / "trainings"
-                poll(lambda worker=worker, log=log: str(worker) == (log.parent / "pid").read_text())
-                os.kill(worker, signal.SIGKILL)
-                poll(lambda worker=worker: worker not in workers_of(process.pid))
+        if whom == "worker, again and again":  # three times alone, and before that in a pack
+            told = results.trial_folder(self.runs, self.last(name)).path / "pid"
+            for _ in range(3 + self.packed):
+                poll(lambda: process.poll() is not None or told.read_text() in map(str, workers_of(process.pid)))
+                if process.poll() is None:
+                    worker = int(told.read_text())
+                    os.kill(worker, signal.SIGKILL)
+                    poll(lambda worker=worker: worker not in workers_of(process.pid))
             assert ended(process).code == 1
             assert results.read_outcome(self.runs, self.last(name), "e0")["status"] == "killed"
             done = run(self.runs, name, SWEEPS[name], retry="failed")
@@ -143,7 +148,7 @@ class Store(RuleBasedStateMachine):
         ((name, process),) = self.running.items()
         other = next(each for each in SWEEPS if each != name)
         second = start(self.runs, other, SWEEPS[other], grace_seconds=5)
-        shared = name == "one"  # its last trial is one of the other's too
+        shared = name == "one" or self.packed  # what it is at is the other's too
         if shared:
             poll(lambda: workers_of(second.pid) or second.poll() is not None)
             second.send_signal(signal.SIGTERM)

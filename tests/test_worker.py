@@ -14,7 +14,7 @@ from scripted import WORKER, Script, plan_of
 
 from lora_sweep import results, worker
 from lora_sweep.claims import claim
-from lora_sweep.errors import Diverged, Preempted
+from lora_sweep.errors import Apart, Diverged, Preempted
 from lora_sweep.jobs import Job, Voice
 from sweep.trials import Planned
 from sweep.workers import as_job
@@ -26,6 +26,11 @@ def trial(runs: Path, number: int = 0) -> Planned:
 
 def job(runs: Path, number: int = 0, **more: Any) -> Job:
     return Job.from_json(json.loads(json.dumps(as_job(trial(runs, number), **more))))
+
+
+def as_jobs(runs: Path, count: int = 1) -> dict[str, Any]:
+    """The message that gives a worker a pack of so many trials."""
+    return {"jobs": [as_job(trial(runs, number)) for number in range(count)]}
 
 
 class Line(Script):
@@ -99,7 +104,8 @@ def test_what_diverged_stays_so(tmp_path: Path) -> None:
 
 def test_a_trial_that_is_claimed_is_left_alone(tmp_path: Path) -> None:
     with claim(results.trial_lock(tmp_path, trial(tmp_path).trial_id)):
-        assert run(tmp_path, Line(tmp_path)) == ("busy", [])
+        status, events = run(tmp_path, Line(tmp_path))
+    assert (status, [event["event"] for event in events]) == ("busy", ["end"])
     assert not (tmp_path / "trials").exists()
 
 
@@ -156,7 +162,7 @@ DISK = [
 @pytest.mark.parametrize("error", DISK)
 def test_a_full_disk_is_no_trials_outcome(error: Exception, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    lines = iter([json.dumps(as_job(trial(tmp_path))), "not reached"])
+    lines = iter([json.dumps(as_jobs(tmp_path)), "not reached"])
     code = worker.serve(lines, tmp_path, "a", lambda runs, sweep: Line(runs, train=error), Voice(events.append))
     assert code == 75
     assert events[-1] == {"event": "disk", "reason": str(error)}
@@ -165,9 +171,180 @@ def test_a_full_disk_is_no_trials_outcome(error: Exception, tmp_path: Path) -> N
 
 def test_after_running_out_of_memory_the_process_ends(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    lines = iter([json.dumps(as_job(trial(tmp_path))), "not reached"])
+    lines = iter([json.dumps(as_jobs(tmp_path)), "not reached"])
     code = worker.serve(lines, tmp_path, "a", lambda runs, sweep: Line(runs, train=MemoryError()), Voice(events.append))
-    assert (code, events[-1]) == (0, {"event": "end", "status": "oom"})
+    ids = {"trial_id": trial(tmp_path).trial_id, "eval_id": "e0"}
+    assert (code, events[-1]) == (0, {"event": "end", "status": "oom", **ids})
+
+
+# --- packs -----------------------------------------------------------------------------------------------------------
+
+
+class Pack(Script):
+    """A line that does what ``does`` says of a stage of a trial, and notes what it was asked."""
+
+    def __init__(self, runs: Path, **does: Any) -> None:
+        super().__init__(runs, "a")
+        self.does, self.asked = does, []
+        self.told: list[tuple[str, str]] = []
+
+    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
+        self.asked.append("together " + " ".join(job.label for job in jobs))
+        for voice in voices:
+            voice.phase("loading")
+
+    def stage(self, name: str, job: Job) -> None:
+        self.asked.append(f"{name} {job.label}")
+        error = self.does.get(f"{name}_{job.label}")
+        if error:
+            raise error
+
+    def train(self, job: Job, voice: Voice) -> None:
+        self.stage("train", job)
+        super().train(job, voice)
+
+    def evaluate(self, job: Job, voice: Voice) -> None:
+        self.stage("evaluate", job)
+        super().evaluate(job, voice)
+
+    def failed(self, job: Job, status: str, reason: str) -> None:
+        self.told.append((job.label, status))
+
+
+def run_pack(runs: Path, line: Pack, count: int = 3, voice: Voice | None = None) -> tuple[list[str], list[Any]]:
+    events: list[dict[str, Any]] = []
+    voice = voice or Voice(events.append)
+    return worker.run_pack([job(runs, number) for number in range(count)], runs, line, voice), events
+
+
+def status_of(runs: Path, number: int) -> str | None:
+    return results.read_outcome(runs, trial(runs, number).trial_id, "e0").get("status")
+
+
+def test_a_pack_trains_before_it_writes_and_knows_its_members_first(tmp_path: Path) -> None:
+    line = Pack(tmp_path)
+    assert run_pack(tmp_path, line, 2)[0] == ["complete", "complete"]
+    assert line.asked == ["together t0 t1", "train t0", "train t1", "evaluate t0", "evaluate t1"]
+
+
+def test_every_event_says_which_trial_it_is_about(tmp_path: Path) -> None:
+    _, events = run_pack(tmp_path, Pack(tmp_path), 2)
+    of = {
+        number: [e["event"] for e in events if e["trial_id"] == trial(tmp_path, number).trial_id] for number in (0, 1)
+    }
+    assert of[0] == of[1] == ["start", "phase", "phase", *["step"] * 4, "phase", "end"]
+    assert {event["eval_id"] for event in events} == {"e0"}
+
+
+def test_a_member_that_diverged_leaves_at_once_and_the_others_go_on(tmp_path: Path) -> None:
+    line = Pack(tmp_path, train_t1=Diverged("loss is nan"))
+    statuses, events = run_pack(tmp_path, line)
+    assert statuses == ["complete", "diverged", "complete"]
+    assert line.asked[4:] == ["evaluate t0", "evaluate t2"]
+    ends = [(e["event"], e["trial_id"]) for e in events if e["event"] in ("end", "phase")]
+    left = ends.index(("end", trial(tmp_path, 1).trial_id))
+    assert ("phase", trial(tmp_path, 0).trial_id) in ends[left:], "its end was told when the others had ended"
+    assert line.told == [("t1", "diverged")]
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), Apart("out of memory for all")])
+def test_what_no_member_is_known_to_have_caused_is_no_members_outcome(error: Exception, tmp_path: Path) -> None:
+    """What is done stays: the first's training, and all of the one that left before."""
+    line = Pack(tmp_path, train_t0=Diverged("loss is nan"), train_t2=error)
+    statuses, events = run_pack(tmp_path, line)
+    assert statuses == ["diverged", "apart", "apart"]
+    assert [status_of(tmp_path, number) for number in range(3)] == ["diverged", None, None]
+    folder = results.trial_folder(tmp_path, trial(tmp_path, 1).trial_id)
+    assert results.read_json(folder.result)["status"] == "complete"  # type: ignore[index]
+    assert not results.trial_folder(tmp_path, trial(tmp_path, 2).trial_id).result.exists()
+    assert line.told == [("t0", "diverged"), ("t1", "preempted"), ("t2", "preempted")]
+    assert str(error) in events[-1]["reason"]
+    assert not list((tmp_path / "locks").glob("*"))
+
+
+def test_a_pack_of_one_has_the_cause_as_its_outcome(tmp_path: Path) -> None:
+    apart = Apart("out of memory for all")
+    apart.__cause__ = MemoryError("full")
+    assert run_pack(tmp_path, Pack(tmp_path, train_t0=apart), 1)[0] == ["oom"]
+    assert results.read_outcome(tmp_path, trial(tmp_path).trial_id, "e0")["reason"] == "MemoryError: full"
+
+
+def test_a_failure_of_one_member_is_its_own(tmp_path: Path) -> None:
+    line = Pack(tmp_path, evaluate_t0=ValueError("broken"))
+    assert run_pack(tmp_path, line)[0] == ["failed", "complete", "complete"]
+
+
+def test_a_stop_saves_every_member(tmp_path: Path) -> None:
+    statuses, _ = run_pack(tmp_path, Pack(tmp_path), voice=Voice(lambda event: None, stop=lambda: True))
+    assert statuses == ["preempted"] * 3
+    for number in range(3):
+        saved = results.trial_folder(tmp_path, trial(tmp_path, number).trial_id).checkpoints / "checkpoint-1" / "step"
+        assert saved.read_text() == "1"
+
+
+def test_who_is_claimed_or_settled_is_not_told_to_the_line(tmp_path: Path) -> None:
+    run_pack(tmp_path, Pack(tmp_path), 1)
+    line = Pack(tmp_path)
+    with claim(results.trial_lock(tmp_path, trial(tmp_path, 2).trial_id)):
+        statuses, events = run_pack(tmp_path, line)
+    assert statuses == ["complete", "complete", "busy"]
+    assert line.asked == ["together t1", "train t1", "evaluate t1"]
+    assert [e["event"] for e in events if e["trial_id"] != trial(tmp_path, 1).trial_id] == ["end", "end"]
+
+
+def test_who_left_can_be_claimed_while_the_others_go_on(tmp_path: Path) -> None:
+    free: list[bool] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "end":
+            with claim(results.trial_lock(tmp_path, event["trial_id"])) as ours:
+                free.append(ours)
+
+    run_pack(tmp_path, Pack(tmp_path, train_t0=Diverged("loss is nan")), voice=Voice(tell))
+    assert free == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "statuses"),
+    [
+        ({"train_t1": MemoryError()}, 0, ["apart", "apart"]),
+        ({"train_t1": Preempted("saved at step 2 of 4")}, 75, ["preempted", "complete"]),
+    ],
+)
+def test_after_a_pack_that_broke_off_the_process_ends(
+    does: dict[str, Any], code: int, statuses: list[str], tmp_path: Path
+) -> None:
+    events: list[dict[str, Any]] = []
+    lines = iter([json.dumps(as_jobs(tmp_path, 2)), "not reached"])
+    assert worker.serve(lines, tmp_path, "a", lambda runs, sweep: Pack(runs, **does), Voice(events.append)) == code
+    assert [event["status"] for event in events if event["event"] == "end"] == statuses
+
+
+def test_what_is_said_of_a_member_is_in_its_own_log(tmp_path: Path) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[2]); import test_worker as t; from pathlib import Path; "
+    code += "t.run_talking(Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for number in range(2):
+        log = results.trial_folder(tmp_path, trial(tmp_path, number).trial_id).log.read_text()
+        assert [line.partition(" ")[2] for line in log.splitlines()] == [f"of t{number}"]
+
+
+def run_talking(runs: Path) -> None:
+    """In a process of its own: the first member's stage says a line about each."""
+
+    class Talking(Pack):
+        def together(self, jobs: list[Job], voices: list[Voice]) -> None:
+            self.all = list(zip(jobs, voices, strict=True))
+
+        def train(self, job: Job, voice: Voice) -> None:
+            for each, its in self.all if job is self.all[0][0] else []:
+                its.say(f"of {each.label}")
+            super().train(job, voice)
+
+    run_pack(runs, Talking(runs), 2, Voice(worker.events_to(os.open(os.devnull, os.O_WRONLY))))
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
@@ -209,7 +386,7 @@ worker.stdin.flush()
 print(worker.pid, flush=True)
 time.sleep(60)
 """
-    one = json.dumps(as_job(trial(tmp_path)))
+    one = json.dumps(as_jobs(tmp_path))
     arguments = [sys.executable, "-c", code, str(tmp_path), repr(WORKER), one]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, "SCRIPT": '{"*": "spawn"}'}
@@ -250,7 +427,7 @@ def test_nobody_outlives_both(spawning: Any) -> None:
 def test_a_worker_that_ends_leaves_no_guard(tmp_path: Path) -> None:
     with subprocess.Popen([*WORKER, str(tmp_path), "a"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(as_job(trial(tmp_path))).encode() + b"\n")
+        process.stdin.write(json.dumps(as_jobs(tmp_path)).encode() + b"\n")
         process.stdin.flush()
         assert process.stdout is not None
         for line in process.stdout:
