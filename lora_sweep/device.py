@@ -102,6 +102,23 @@ def peak_memory(device: Device) -> dict[str, int | None]:
     return {"peak_memory_bytes": host, "peak_gpu_memory_bytes": gpu}
 
 
+def free_memory(device: Device) -> int | None:
+    """Bytes that are free on the device, or for this process on the host of a CPU; None where nobody tells."""
+    if device.type in ("cuda", "xpu"):
+        free, _ = (torch.cuda if device.type == "cuda" else torch.xpu).mem_get_info()
+        return int(free)
+    if device.type != "cpu":
+        return None
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")  # a container's limit, where it has one: "max" means none
+    with contextlib.suppress(OSError, ValueError):
+        used = int((group / "memory.current").read_text())
+        free = min(free, int((group / "memory.max").read_text()) - used)
+    return max(0, free)
+
+
 def gpu_utilization(device: Device) -> float | None:
     """Percent of the last sample period in which the GPU computed; None where it cannot be read."""
     if device.type != "cuda":

@@ -47,6 +47,19 @@ class Trained:
     gpu_utilization_percent: float | None
     resumed_from: int | None = None
 
+    def numbers(self) -> dict[str, Any]:
+        """The training's part of result.json; ``train_loss`` is the mean of the last tenth of the steps."""
+        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        return {
+            "steps": self.steps,
+            "resumed_from": self.resumed_from,
+            "train_loss": sum(values["loss"] for values in tail) / len(tail),
+            "train_seconds": self.train_seconds,
+            "tokens_seen": self.tokens,
+            "tokens_per_second": self.tokens / self.train_seconds,
+            "gpu_utilization_percent": self.gpu_utilization_percent,
+        }
+
 
 def finetune(
     model: PeftModel,

@@ -181,8 +181,13 @@ def neutral_loss(model: Any, tokenizer: Any, device: Device, stop: Callable[[], 
     Raises:
         Preempted: ``stop`` said so.
     """
-    positions = getattr(model.config, "max_position_embeddings", None) or NEUTRAL_TOKENS
-    ids = text_ids(NEUTRAL.read_text(encoding="utf-8"), tokenizer)[: min(NEUTRAL_TOKENS, positions)]
-    row = Example(ids, prompt_length=1, cut=False)  # the first token follows nothing
+    row = neutral_row(model, tokenizer)
     ((total, count),) = reference_losses(model, [row], tokenizer.pad_token_id, 1, device, stop)
     return total / count if math.isfinite(total) else None
+
+
+def neutral_row(model: Any, tokenizer: Any) -> Example:
+    """The neutral text as far as :func:`neutral_loss` reads it."""
+    positions = getattr(model.config, "max_position_embeddings", None) or NEUTRAL_TOKENS
+    ids = text_ids(NEUTRAL.read_text(encoding="utf-8"), tokenizer)[: min(NEUTRAL_TOKENS, positions)]
+    return Example(ids, prompt_length=1, cut=False)  # the first token follows nothing

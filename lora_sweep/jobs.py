@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lora_sweep.config import Config, config_from_json
+from lora_sweep.config import Config, Eval, Train, config_from_json
 
 STAGES = ("train", "evaluate")
 
@@ -40,8 +40,29 @@ class Job:
         return cls(**{**value, "config": config_from_json(value["config"])})
 
     @property
+    def settings(self) -> Train:
+        """The training's settings, with the same effective batch in smaller parts where memory ran out."""
+        return with_halved_batch(self.config.train, self.halvings.get("train", 0))
+
+    @property
+    def decoding(self) -> Eval:
+        """How texts are written, fewer at once where memory ran out."""
+        settings = self.config.eval
+        return dataclasses.replace(settings, batch_size=max(1, settings.batch_size >> self.halvings.get("evaluate", 0)))
+
+    @property
     def ids(self) -> dict[str, str]:
         return {"trial_id": self.trial_id, "eval_id": self.eval_id, "kind": self.kind}
+
+
+def with_halved_batch(train: Train, halvings: int) -> Train:
+    """The same effective batch from smaller parts: an odd part is not halved."""
+    for _ in range(halvings):
+        if train.per_device_train_batch_size % 2:
+            break
+        size, parts = train.per_device_train_batch_size // 2, train.gradient_accumulation_steps * 2
+        train = dataclasses.replace(train, per_device_train_batch_size=size, gradient_accumulation_steps=parts)
+    return train
 
 
 @dataclass(frozen=True)

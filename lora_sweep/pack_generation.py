@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear8bitLt
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -72,7 +73,7 @@ def write_pack(
     authors: Sequence[Author],
     settings: Eval,
     device: Device,
-    on_batch: Callable[[int, int], None] = lambda done, texts: None,
+    on_text: Callable[[int, int], None] = lambda author, done: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[list[Written]], list[float]]:
     """Write a text for each prompt of each author, ``settings.batch_size`` of each at once.
@@ -81,7 +82,7 @@ def write_pack(
     looking at the whole batch. A sampled text depends on its author's seed and its place among the prompts.
 
     Args:
-        on_batch: called after every token with the number of texts that are written, and of how many.
+        on_text: called after every text with its author's number, and how many of the author's are written.
         stop: asked at every token.
 
     Returns:
@@ -93,11 +94,10 @@ def write_pack(
     ends, asked = eos_ids(base, tokenizer), Asked(stop)
     written: list[dict[int, Written]] = [{} for _ in authors]
     seconds = [0.0] * len(authors)
-    total = sum(len(author.prompts) for author in authors)
 
     def done(text: Text) -> None:
         written[text.author][text.place] = as_written(text.new, tokenizer, ends, authors[text.author].marker)
-        on_batch(sum(map(len, written)), total)
+        on_text(text.author, len(written[text.author]))
 
     with reading(base, [author.adapter for author in authors], device) as blocks:
         for batch in batches(authors, settings, device):
@@ -265,3 +265,29 @@ def row_losses(
             losses[place] = float(each[begin : begin + count].double().sum()), count
             begin += count
     return [losses[place] for place in range(len(rows))]
+
+
+def flat_trouble(base: Any, rows: Sequence[Example], device: Device) -> str | None:
+    """Why ``base`` cannot take rows without padding; None where two of them get the same logits with and without.
+
+    A model can have an attention of its own, or do more than a product between its last states and its logits.
+    """
+    some = sorted(rows, key=lambda row: len(row.input_ids))[:2]
+    shared = common_prefix(some)
+    try:
+        with reading(base, [], device):
+            flat = flatten([Block(some, shared, 1.0)], ["response"], device.type, device.compute_dtype)
+            with attending(flat):
+                hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
+            found = base.get_output_embeddings()(hidden.last_hidden_state[0]).float()
+    except Exception as error:  # noqa: BLE001 - whatever a model's own code cannot do
+        return f"{type(error).__name__}: {str(error)[:120]}"
+    with torch.no_grad():
+        alone = [base(input_ids=torch.tensor([row.input_ids], device=device.type)).logits[0] for row in some]
+    expected = torch.cat([alone[0][:shared], *(logits[shared:] for logits in alone)]).float()
+    expected = expected - expected.mean(dim=1, keepdim=True)
+    off = found - found.mean(dim=1, keepdim=True) - expected
+    share = float(torch.linalg.vector_norm(off) / torch.linalg.vector_norm(expected))
+    eight = any(isinstance(layer, Linear8bitLt) for layer in base.modules())
+    allowed = 0.2 if eight else 0.05 if device.compute_bytes == 2 else 1e-3
+    return None if share <= allowed else f"without padding its logits are {share:.1%} off"

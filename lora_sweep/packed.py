@@ -95,28 +95,36 @@ class Blocks:
     def dropped(
         self, rows: torch.Tensor, begin: int, name: str, adapter: Adapter, drawing: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A block's input with some numbers zeroed, and what it was multiplied by to make it so.
+        """A block's input with some numbers zeroed, and the mask that made it so. The rest is not scaled up yet.
 
         A draw is a function of the adapter's seed, the place in its training, and the name of the first layer that
         reads the input: the same in any pack, when a forward is computed again, and after a resume.
         """
         known = self.shared[1]
         if begin not in known:
-            keep = kept(rows, adapter.dropout, zlib.crc32(f"{adapter.seed} {drawing} {name}".encode()))
-            known[begin] = rows * keep, keep
+            mask = kept(rows, adapter.dropout, zlib.crc32(f"{adapter.seed} {drawing} {name}".encode()))
+            known[begin] = masked(rows, mask), mask
         return known[begin]
 
 
 def kept(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
-    """0 with probability ``dropout`` (to 1 in 65,536), else 1 / (1 - dropout), in the shape of ``rows``.
+    """Bits of each number of ``rows``: all zero with probability ``dropout`` (to 1 in 32,768), or else all one.
 
-    16 random bits a number: drawing as many fp32 numbers took four times as long on a CPU.
+    16 random bits a number, made a mask by integer operations in place: a quarter of the time of torch's dropout on a
+    CPU, whose generator is one thread's.
     """
     generator = torch.Generator(rows.device).manual_seed(seed)
     words = torch.empty((rows.numel() + 3) // 4, dtype=torch.int64, device=rows.device)
     words.random_(-(1 << 63), None, generator=generator)
     bits = words.view(torch.int16)[: rows.numel()].view(rows.shape)
-    return (bits >= round(dropout * 65536) - 32768).to(rows.dtype).mul_(1 / (1 - dropout))
+    below = round((1 - dropout) * 32768) - 16384
+    bits.bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(15)
+    return bits if rows.element_size() == 2 else bits.to(torch.int32)
+
+
+def masked(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """``rows`` where the bits of ``mask`` are one, and zero elsewhere."""
+    return rows.view(mask.dtype).bitwise_and(mask).view(rows.dtype)
 
 
 class PackedLinear(torch.nn.Module):
@@ -158,28 +166,29 @@ class Product(torch.autograd.Function):
         for begin, end, adapter, drawing in blocks.of(len(x)):
             if name not in adapter.a:
                 continue
-            rows, keep = x[begin:end], None
+            rows, mask, scale = x[begin:end], None, adapter.scale
             if adapter.dropout and drawing is not None:
-                rows, keep = blocks.dropped(rows, begin, name, adapter, drawing)
+                rows, mask = blocks.dropped(rows, begin, name, adapter, drawing)
+                scale /= 1 - adapter.dropout  # what was kept stands for what was not
             low = functional.linear(rows, adapter.a[name])
-            y[begin:end].addmm_(low, adapter.b[name].T, alpha=adapter.scale)
-            ctx.parts.append((begin, end, adapter, rows, low, keep))
+            y[begin:end].addmm_(low, adapter.b[name].T, alpha=scale)
+            ctx.parts.append((begin, end, adapter, rows, low, mask, scale))
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (grad,) = gradients
         grad_x = grad.new_zeros(ctx.shape) if ctx.weight is None else grad @ ctx.weight
-        for begin, end, adapter, rows, low, keep in ctx.parts:
+        for begin, end, adapter, rows, low, mask, scale in ctx.parts:
             a, b = adapter.a[ctx.name], adapter.b[ctx.name]
             part = grad[begin:end]
-            grad_low = (part @ b).mul_(adapter.scale)
+            grad_low = (part @ b).mul_(scale)
             adapter.grad_a[ctx.name].add_(grad_low.T @ rows)
-            adapter.grad_b[ctx.name].add_(part.T @ low, alpha=adapter.scale)
-            if keep is None:
+            adapter.grad_b[ctx.name].add_(part.T @ low, alpha=scale)
+            if mask is None:
                 grad_x[begin:end].addmm_(grad_low, a)
             else:
-                grad_x[begin:end].add_((grad_low @ a).mul_(keep))
+                grad_x[begin:end].add_(masked(grad_low @ a, mask))
         ctx.parts = []
         return grad_x, None, None, None, None
 

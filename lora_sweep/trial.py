@@ -1,7 +1,6 @@
-"""One trial in a worker: base once, then adapter, texts, scores, result. The straight line.
+"""One trial: what is made of its training and of its texts: adapter, curve, scores, results, the tracker's run.
 
-What trials of one worker share (device, rows, their token ids, the base) is loaded once and kept here. Faults are
-raised: ``worker`` makes outcomes of them.
+Its stages raise whatever goes wrong with it: ``worker`` makes outcomes of that.
 """
 
 import dataclasses
@@ -14,117 +13,23 @@ from typing import Any
 from peft import PeftModel
 
 from lora_sweep import results, score, tracking
-from lora_sweep.adapters import attach_adapter
-from lora_sweep.config import Config, Data, Eval, Quant, Train
-from lora_sweep.data import Row, Split, load_split
-from lora_sweep.device import Device, is_out_of_memory, peak_memory, pick_device, reset_peak_memory
+from lora_sweep.adapters import attach_adapter, fresh_adapter, load_adapter, save_adapter
+from lora_sweep.data import Row
+from lora_sweep.device import Device, peak_memory
 from lora_sweep.errors import Preempted
 from lora_sweep.finetune import Trained, finetune
 from lora_sweep.generate import Written, generate, neutral_loss, reference_losses
-from lora_sweep.identity import canonical, eval_identity, short_hash
+from lora_sweep.identity import eval_identity, short_hash
 from lora_sweep.jobs import Job, Voice
-from lora_sweep.model import base_signature, load_base, load_tokenizer, quiet_transformers, stored_bits
-from lora_sweep.prompts import Example, end_marker, examples, prompt_ids, prompt_text
+from lora_sweep.model import stored_bits
+from lora_sweep.pack_training import Member, needs_trl
+from lora_sweep.packed import Adapter
+from lora_sweep.prompts import Example, end_marker, prompt_ids, prompt_text
 from lora_sweep.provenance import now, provenance
 from lora_sweep.scorers import Scorer, scorer_of
+from lora_sweep.shared import Shared
 
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
-
-
-class Shared:
-    """What trials of one model and one split share: tokenizer, rows, token ids, and the one base that is loaded."""
-
-    def __init__(self, config: Config, device: Device) -> None:
-        self.model, self.device = config.model, device
-        self.tokenizer = load_tokenizer(config.model)
-        self.split: Split = load_split(config.data)
-        self.rows_fingerprint = self.split.fingerprint()
-        self.tokenized: dict[str, list[Example]] = {}
-        self.quant: Quant | None = None
-        self.base: Any = None
-        self.signature: Any = None
-
-    def examples(self, split: str, data: Data, max_length: int) -> list[Example]:
-        """The rows of a split as token ids, made once for each form of the prompt."""
-        key = canonical([split, data.template, data.end_marker, max_length])
-        if key not in self.tokenized:
-            self.tokenized[key] = examples(getattr(self.split, split), data, self.tokenizer, max_length)
-        return self.tokenized[key]
-
-    def base_at(self, quant: Quant, voice: Voice) -> Any:
-        """The base with ``quant``'s weights, without an adapter; loaded where it is not the one at hand, untouched."""
-        if self.quant != quant or base_signature(self.base) != self.signature:
-            self.drop()
-            reset_peak_memory(self.device)  # and with it the old one's memory, before the next one is loaded
-            voice.phase("loading")
-            started = time.perf_counter()
-            self.base = load_base(self.model, quant, self.device)
-            self.quant, self.signature = quant, base_signature(self.base)
-            bits = stored_bits(quant.bits, self.device)
-            voice.say(f"loaded {self.model.name} at {bits} bits in {time.perf_counter() - started:.1f} s")
-        return self.base
-
-    def release(self, model: PeftModel) -> None:
-        """Take the adapter off. A base that is not as before is loaded anew by the next ``base_at``."""
-        self.base = model.unload()
-
-    def drop(self) -> None:
-        """Forget the base: a training that broke off can leave hooks on it, which no signature shows."""
-        self.base, self.quant = None, None
-
-
-def shared_key(config: Config) -> str:
-    """Equal for configs that can use one :class:`Shared`: the form of a prompt is a trial's own."""
-    data = dataclasses.replace(config.data, template="alpaca", end_marker=None)
-    return canonical([dataclasses.asdict(config.model), dataclasses.asdict(data)])
-
-
-class StraightLine:
-    """A ``jobs.Line``: trains with TRL, generates, scores, and mirrors to a tracker."""
-
-    def __init__(self, runs: Path, sweep: str) -> None:
-        quiet_transformers()
-        self.runs, self.sweep, self.device = runs, sweep, pick_device()
-        self.key: str | None = None
-        self.held: Shared | None = None
-        self.trial: Trial | None = None
-
-    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
-        pass
-
-    def train(self, job: Job, voice: Voice) -> None:
-        reset_peak_memory(self.device)
-        self.trial = Trial(job, self.runs, self.sweep, self.shared(job), voice)
-        self.trial.train()
-
-    def evaluate(self, job: Job, voice: Voice) -> None:
-        reset_peak_memory(self.device)
-        if self.trial is None or self.trial.job is not job:
-            self.trial = Trial(job, self.runs, self.sweep, self.shared(job), voice)
-        self.trial.evaluate()
-
-    def failed(self, job: Job, status: str, reason: str) -> None:
-        run = self.trial.run if self.trial is not None and self.trial.job is job else None
-        self.trial = None
-        if status != "preempted":
-            (run or open_run(job, self.runs, self.sweep)).fail(status, reason)
-        elif run is not None:
-            run.fail(status, reason)
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return is_out_of_memory(error)
-
-    def shared(self, job: Job) -> Shared:
-        """What this job shares with the last one, or what it begins with."""
-        key = shared_key(job.config)
-        if self.key != key or self.held is None:
-            self.key, self.held, self.trial = None, None, None  # freed before the next one is loaded
-            self.held = Shared(job.config, self.device)
-            self.key = key
-        if self.held.rows_fingerprint != job.facts["data"]["rows_fingerprint"]:
-            self.key = None
-            raise RuntimeError(f"the rows of data {job.config.data.name} changed after planning: run the command again")
-        return self.held
 
 
 def open_run(job: Job, runs: Path, sweep: str) -> tracking.Run:
@@ -142,16 +47,40 @@ def open_run(job: Job, runs: Path, sweep: str) -> tracking.Run:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """What was written for a trial's prompts, and the losses of given texts; ``seconds`` are of the writing."""
+
+    written: list[Written]
+    losses: list[tuple[float, int]]
+    neutral: float | None
+    seconds: float
+
+
 @dataclasses.dataclass
 class Trial:
-    """One job: train, then evaluate."""
+    """One job: train, then evaluate. What a pack does for all its members at once, ``line`` leaves here.
+
+    Attributes:
+        member: of a pack that trains together, from :meth:`begin` on.
+        why_trl: why it takes TRL's way instead.
+        trained, written: what came of the common work; an exception is raised by the stage that it belongs to.
+        pack: how many trials trained together.
+        run: of the tracker: open from the first step to the scores, where both are of one process.
+    """
 
     job: Job
     runs: Path
     sweep: str
     shared: Shared
     voice: Voice
-    run: tracking.Run | None = None  # open from the first step to the scores, where both are of one process
+    member: Member | None = None
+    peft_config: Any = None
+    why_trl: str | None = None
+    trained: Trained | Exception | None = None
+    written: Texts | Exception | None = None
+    pack: int = 1
+    run: tracking.Run | None = None
 
     @property
     def folder(self) -> results.TrialFolder:
@@ -161,8 +90,36 @@ class Trial:
     def device(self) -> Device:
         return self.shared.device
 
+    @property
+    def is_trained(self) -> bool:
+        return (results.read_json(self.folder.result) or {}).get("status") == "complete"
+
+    @property
+    def rows(self) -> list[Example]:
+        config = self.job.config
+        return self.shared.examples("train", config.data, config.train.max_length)
+
+    def begin(self, base: Any) -> None:
+        """Draw the adapter and become a member of a pack, unless the training must take TRL's way."""
+        config = self.job.config
+        self.why_trl = needs_trl(config.train, config.lora, base, self.rows) or self.shared.no_packs(self.rows)
+        if self.why_trl:
+            self.voice.say(f"{self.job.label}: trains and writes as TRL and PEFT do: {self.why_trl}")
+            return
+        adapter, self.peft_config = fresh_adapter(base, config.lora, self.job.target_modules, config.seed)
+        self.check_size(len(adapter.numbers))
+        self.member = Member(
+            adapter, self.rows, self.job.settings, config.seed, self.progress, self.folder.checkpoints, self.voice.stop
+        )
+        self.voice.phase("training")
+
+    def check_size(self, trainable: int) -> None:
+        planned = self.job.facts["trainable_params"]
+        if trainable != planned:
+            raise RuntimeError(f"PEFT would train {trainable} parameters, {planned} were planned")
+
     def train(self) -> None:
-        """Base and rows to adapter, and the training's result."""
+        """The training's files and its result, from what the pack or TRL's way made."""
         job, started = self.job, now()
         kept = {"trial_id": job.trial_id, "kind": job.kind, "config": dataclasses.asdict(job.config)}
         results.write_json(self.folder.config, kept)
@@ -186,26 +143,45 @@ class Trial:
         }
         results.write_result(self.folder.result, result)
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+        self.member = None  # its adapter is in its file
 
     def train_adapter(self) -> dict[str, Any]:
+        if self.trained is None:
+            self.train_as_trl()
+        assert self.trained is not None
+        if isinstance(self.trained, Exception):
+            raise self.trained
+        if self.member is not None:
+            save_adapter(self.member.adapter, self.peft_config, self.folder.adapter)
+        results.write_jsonl(self.folder.losses, self.trained.losses)
+        self.voice.say(
+            f"{self.job.label}: trained {self.trained.steps} steps in {self.trained.train_seconds:.0f} s"
+            + (f" in a pack of {self.pack}" if self.pack > 1 else "")
+        )
+        return {
+            **self.trained.numbers(),
+            **{key: getattr(self.job.settings, key) for key in BATCH},
+            **peak_memory(self.device),
+            "adapter_bytes": folder_bytes(self.folder.adapter),
+            "pack": self.pack,
+            "why_trl": self.why_trl,
+        }
+
+    def train_as_trl(self) -> None:
+        """Train with TRL's SFTTrainer, alone."""
         config = self.job.config
-        rows = self.shared.examples("train", config.data, config.train.max_length)
         base = self.shared.base_at(config.quant, self.voice)
         self.obey()
         model = attach_adapter(base, config.lora, self.job.target_modules, config.seed)
-        train = with_halved_batch(config.train, self.job.halvings.get("train", 0))
         self.voice.phase("training")
         try:
-            trainable, _ = model.get_nb_trainable_parameters()
-            planned = self.job.facts["trainable_params"]
-            if trainable != planned:
-                raise RuntimeError(f"PEFT would train {trainable} parameters, {planned} were planned")
+            self.check_size(model.get_nb_trainable_parameters()[0])
             with tempfile.TemporaryDirectory() as scratch:
-                trained = finetune(
+                self.trained = finetune(
                     model,
-                    rows,
+                    self.rows,
                     self.shared.tokenizer,
-                    train,
+                    self.job.settings,
                     config.seed,
                     self.device,
                     Path(scratch),
@@ -213,17 +189,12 @@ class Trial:
                     checkpoints=self.folder.checkpoints,
                     stop=self.voice.stop,
                 )
-            peaks = peak_memory(self.device)
-            results.write_jsonl(self.folder.losses, trained.losses)
             # By default PEFT would add the embedding and the head, untouched, when the head is a target.
             model.save_pretrained(str(self.folder.adapter), save_embedding_layers=False)
         except BaseException:
             self.shared.drop()
             raise
         self.shared.release(model)
-        self.voice.say(f"{self.job.label}: trained {trained.steps} steps in {trained.train_seconds:.0f} s")
-        batch = {key: getattr(train, key) for key in BATCH}
-        return {**training_numbers(trained), **batch, **peaks, "adapter_bytes": folder_bytes(self.folder.adapter)}
 
     def obey(self) -> None:
         """Stop where nothing is under way, if a signal asked for it."""
@@ -241,22 +212,17 @@ class Trial:
             self.voice.say(f"{self.job.label}: step {step}/{steps}, loss {values['loss']:.3f}")
 
     def evaluate(self) -> None:
-        """Base, adapter and held-out prompts to texts, losses, scores, and the evaluation's result."""
+        """Texts and losses to scores, and the evaluation's result."""
         job, started = self.job, now()
         config = job.config
         folder = self.folder.evaluation(job.eval_id)
-        base = self.shared.base_at(dataclasses.replace(config.quant, bits=config.eval_bits()), self.voice)
-        self.obey()
-        scorer = self.scorer()
-        self.voice.phase("writing")
-        model = PeftModel.from_pretrained(base, str(self.folder.adapter)) if job.kind == "trial" else base
-        model.eval()
-        try:
-            generations, numbers = self.write_texts(model)
-        finally:
-            if job.kind == "trial":
-                self.shared.release(model)
-        scores = score.score(generations, scorer)
+        if self.written is None:
+            self.write_as_peft()
+        assert self.written is not None
+        if isinstance(self.written, Exception):
+            raise self.written
+        generations, numbers = self.generations(self.written)
+        scores = score.score(generations, self.scorer())
         results.write_jsonl(folder.generations, generations)
         results.write_json(folder.scores, scores)
         result = {
@@ -280,6 +246,74 @@ class Trial:
         self.voice.say(f"{job.label}: quality {known}, {loss}, {finished:.0%} end")
         self.track(generations, scores, result)
 
+    # --- texts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def asked(self) -> list[tuple[str, str, str | None, str | None]]:
+        """Each prompt's id, product, category and reference."""
+        settings = self.job.config.eval
+        split = settings.split
+        asked = [(f"{split}-{i}", row.product, row.category, row.description) for i, row in enumerate(self.held_out)]
+        fixed = [
+            (f"fixed-{i}", prompt.product, prompt.category, None) for i, prompt in enumerate(settings.fixed_prompts)
+        ]
+        return [*asked, *fixed]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The prompts' token ids."""
+        template, tokenizer = self.job.config.data.template, self.shared.tokenizer
+        return [prompt_ids(template, product, category, tokenizer) for _, product, category, _ in self.asked]
+
+    @property
+    def marker(self) -> str:
+        data = self.job.config.data
+        return end_marker(data, data.template)
+
+    @property
+    def reference_rows(self) -> list[Example]:
+        """The rows of the validation loss, and of the prompts that have a reference."""
+        config = self.job.config
+        rows = self.shared.examples(config.eval.split, config.data, config.train.max_length)
+        return rows[: max(config.eval.validation_rows, len(self.held_out))]
+
+    def read_adapter(self, base: Any) -> Adapter | None:
+        """What it writes with, as a pack takes it, after the scorer is known to work; None for a baseline.
+
+        ``why_trl`` says afterwards whether it must write as PEFT does.
+        """
+        self.scorer()
+        config = self.job.config
+        if self.job.kind == "trial" and (config.lora.use_dora or config.lora.bias != "none"):
+            self.why_trl = "its adapter is more than LoRA's matrices"
+        else:
+            self.why_trl = self.shared.no_packs(self.reference_rows)
+        self.voice.phase("writing")
+        if self.why_trl or self.job.kind != "trial":
+            return None
+        return load_adapter(self.folder.adapter, self.device.type)
+
+    def write_as_peft(self) -> None:
+        """Write with PEFT's model and transformers' generate, alone."""
+        config, pad, stop = self.job.config, self.shared.tokenizer.pad_token_id, self.voice.stop
+        settings, tokenizer, device = self.job.decoding, self.shared.tokenizer, self.device
+        base = self.shared.base_at(dataclasses.replace(config.quant, bits=config.eval_bits()), self.voice)
+        self.obey()
+        is_trial = self.job.kind == "trial"
+        model = PeftModel.from_pretrained(base, str(self.folder.adapter)) if is_trial else base
+        model.eval()
+        try:
+            losses = reference_losses(model, self.reference_rows, pad, settings.batch_size, device, stop=stop)
+            neutral = neutral_loss(model, tokenizer, device, stop)
+            started = time.perf_counter()
+            texts = generate(
+                model, tokenizer, self.prompts, settings, self.marker, device, config.seed, self.voice.step, stop
+            )
+            self.written = Texts(texts, losses, neutral, time.perf_counter() - started)
+        finally:
+            if is_trial:
+                self.shared.release(model)
+
     @property
     def held_out(self) -> list[Row]:
         """The rows of the prompts that have a reference."""
@@ -295,27 +329,10 @@ class Trial:
             raise RuntimeError(f"the scorer {settings.scorer} changed after planning: run the command again")
         return scorer
 
-    def write_texts(self, model: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def generations(self, texts: Texts) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows of generations.jsonl, and the numbers of the evaluation's result that they do not hold."""
-        config, tokenizer, held_out = self.job.config, self.shared.tokenizer, self.held_out
-        settings = with_smaller_batch(config.eval, self.job.halvings.get("evaluate", 0))
-        rows = self.shared.examples(config.eval.split, config.data, config.train.max_length)
-        rows = rows[: max(config.eval.validation_rows, len(held_out))]
-        stop = self.voice.stop
-        losses = reference_losses(model, rows, tokenizer.pad_token_id, settings.batch_size, self.device, stop=stop)
-        neutral = neutral_loss(model, tokenizer, self.device, stop)
-        asked: list[tuple[str, str, str | None, str | None]]
-        split = config.eval.split
-        asked = [(f"{split}-{i}", row.product, row.category, row.description) for i, row in enumerate(held_out)]
-        asked += [(f"fixed-{i}", p.product, p.category, None) for i, p in enumerate(config.eval.fixed_prompts)]
-        template = config.data.template
-        ids = [prompt_ids(template, product, category, tokenizer) for _, product, category, _ in asked]
-        started = time.perf_counter()
-        marker = end_marker(config.data, template)
-        written = generate(
-            model, tokenizer, ids, settings, marker, self.device, config.seed, stop=stop, on_batch=self.voice.step
-        )
-        seconds = time.perf_counter() - started
+        config, losses = self.job.config, texts.losses
+        template, tokenizer = config.data.template, self.shared.tokenizer
         generations = [
             {
                 "prompt_id": prompt_id,
@@ -326,14 +343,16 @@ class Trial:
                 "reference": reference,
                 "response_nll": None if reference is None else losses[i][0] / losses[i][1],
             }
-            for i, ((prompt_id, product, category, reference), text) in enumerate(zip(asked, written, strict=True))
+            for i, ((prompt_id, product, category, reference), text) in enumerate(
+                zip(self.asked, texts.written, strict=True)
+            )
         ]
         counted = losses[: config.eval.validation_rows]
         return generations, {
             "validation_loss": sum(total for total, _ in counted) / sum(count for _, count in counted),
             "validation_rows": len(counted),
-            "neutral_loss": neutral,
-            **generation_numbers(written, seconds),
+            "neutral_loss": texts.neutral,
+            **generation_numbers(texts.written, texts.seconds),
         }
 
     def track(self, generations: list[dict[str, Any]], scores: dict[str, Any], result: dict[str, Any]) -> None:
@@ -348,35 +367,6 @@ class Trial:
         rows = [{**by_prompt[generation["prompt_id"]], **generation} for generation in generations]
         run.finish({**numbers, **scores["means"], "status": "complete", "kind": self.job.kind}, rows)
         self.run = None
-
-
-def training_numbers(trained: Trained) -> dict[str, Any]:
-    """The training's part of result.json; ``train_loss`` is the mean of the last tenth of the steps."""
-    tail = trained.losses[-max(1, len(trained.losses) // 10) :]
-    return {
-        "steps": trained.steps,
-        "resumed_from": trained.resumed_from,
-        "train_loss": sum(values["loss"] for values in tail) / len(tail),
-        "train_seconds": trained.train_seconds,
-        "tokens_seen": trained.tokens,
-        "tokens_per_second": trained.tokens / trained.train_seconds,
-        "gpu_utilization_percent": trained.gpu_utilization_percent,
-    }
-
-
-def with_halved_batch(train: Train, halvings: int) -> Train:
-    """The same effective batch from smaller parts: an odd part is not halved."""
-    for _ in range(halvings):
-        if train.per_device_train_batch_size % 2:
-            break
-        size, parts = train.per_device_train_batch_size // 2, train.gradient_accumulation_steps * 2
-        train = dataclasses.replace(train, per_device_train_batch_size=size, gradient_accumulation_steps=parts)
-    return train
-
-
-def with_smaller_batch(settings: Eval, halvings: int) -> Eval:
-    """Fewer texts at once."""
-    return dataclasses.replace(settings, batch_size=max(1, settings.batch_size >> halvings))
 
 
 def generation_numbers(written: list[Written], seconds: float) -> dict[str, Any]:

@@ -308,7 +308,7 @@ def straight_line(runs: Path, sweep: str) -> Line:
     took 6.0 s of a core to start and end, and takes 3.4 s without (2 cores of an AMD EPYC).
     """
     gc.disable()
-    from lora_sweep.trial import StraightLine
+    from lora_sweep.line import StraightLine
 
     gc.freeze()
     gc.enable()

@@ -24,10 +24,12 @@ ROWS = (
     ("targets", "footprint", "prompts"),
     ("tiny",),
     ("model", "packed", "flat", "head_loss"),
-    ("adapters",),
+    ("adapters", "materialize"),
     ("finetune", "generate", "score"),
     ("pack_training", "pack_generation"),
+    ("shared",),
     ("trial",),
+    ("line",),
     ("worker", "inspect", "train"),
 )
 OPEN_TO_SWEEP = {

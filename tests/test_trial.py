@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lora_sweep import results, trial
+from lora_sweep import line, results, trial
 from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train, config_from_json
 from lora_sweep.data import load_split
 from lora_sweep.device import pick_device
@@ -44,11 +44,11 @@ def run(configs: list[Config], runs: Path, **more: Any) -> tuple[list[Job], list
     jobs = [Job.from_json(json.loads(json.dumps(as_job(each, **more)))) for each in plan.trials]
     said: list[str] = []
     voice = Voice(lambda event: said.append(event.get("text", "")))
-    line = trial.StraightLine(runs, "test")
+    straight = line.StraightLine(runs, "test")
     if any(job.config.eval_bits() != job.config.quant.bits for job in jobs):  # as the schedule does: a base at a time
         jobs = [dataclasses.replace(job, stages=[stage]) for stage in ("train", "evaluate") for job in jobs]
     for job in jobs:
-        if run_job(job, runs, line, voice) == "oom":
+        if run_job(job, runs, straight, voice) == "oom":
             break  # the worker would end
     return jobs[-len(plan.trials) :], said
 
@@ -136,7 +136,7 @@ def test_a_function_of_one_s_own_scores_what_is_written(tmp_path: Path, monkeypa
         assert result.evaluation["eval"]["split"] == "test"
     (tmp_path / "own_scorer.py").write_text(OWN + "# another thought\n")
     shutil.rmtree(results.trial_folder(tmp_path, jobs[0].trial_id).evaluation(jobs[0].eval_id).path)
-    assert run_job(jobs[0], tmp_path, trial.StraightLine(tmp_path, "test"), Voice(lambda event: None)) == "failed"
+    assert run_job(jobs[0], tmp_path, line.StraightLine(tmp_path, "test"), Voice(lambda event: None)) == "failed"
     said = "RuntimeError: the scorer own_scorer:score changed after planning: run the command again"
     assert outcome(jobs[0], tmp_path).reason == said
 

@@ -1,0 +1,83 @@
+"""Weights dequantized once: the same numbers going forward and back, and only where there is room."""
+
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+from lora_sweep import materialize as module
+from lora_sweep.config import Model, Quant
+from lora_sweep.device import Device, free_memory
+from lora_sweep.materialize import materialize
+from lora_sweep.model import load_base
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def load(bits: int | None, dtype: torch.dtype, shape: str = "llama") -> tuple[Any, Device]:
+    device = Device("cpu", "cpu", dtype)
+    return load_base(Model(name="tiny", tiny=shape), Quant(bits), device), device
+
+
+def there_and_back(base: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and the gradient of their sum of squares with respect to the embedded tokens."""
+    ids = torch.arange(40).view(2, 20) + 5
+    inputs = base.get_input_embeddings()(ids).detach().requires_grad_(True)
+    logits = base(inputs_embeds=inputs).logits
+    logits.float().square().sum().backward()
+    assert inputs.grad is not None
+    return logits.detach().float(), inputs.grad.float()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bits", "shape"), [(4, "llama"), (8, "llama"), (4, "gpt_neox"), (8, "phi3")])
+def test_the_numbers_of_the_model_are_unchanged(bits: int, shape: str, dtype: torch.dtype) -> None:
+    base, device = load(bits, dtype, shape)
+    before = there_and_back(base, dtype)
+    assert materialize(base, Quant(bits), device)
+    assert not any(isinstance(layer, Linear4bit) for layer in base.modules())
+    after = there_and_back(base, dtype)
+    for old, new in zip(before, after, strict=True):
+        assert torch.linalg.vector_norm(new - old) <= 1e-6 * torch.linalg.vector_norm(old)
+
+
+def test_once_used_eight_bit_layers_too() -> None:
+    base, device = load(8, torch.float32)
+    plain = there_and_back(base, torch.float32)  # bitsandbytes moves the scales at the first product
+    materialize(base, Quant(8), device)
+    again = there_and_back(base, torch.float32)
+    assert torch.equal(plain[0], again[0])
+    torch.testing.assert_close(plain[1], again[1])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("how", "free", "kept"),
+    [
+        ("never", 10**12, False),
+        ("always", 0, True),
+        ("auto", 10**12, True),
+        ("auto", 10, False),
+        ("auto", None, False),
+    ],
+)
+def test_where_there_is_room(
+    bits: int, how: str, free: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, device = load(bits, torch.float32)
+    monkeypatch.setattr(module, "free_memory", lambda device: free)
+    assert materialize(base, Quant(bits, materialize=how), device) is kept
+    quantized = [layer for layer in base.modules() if isinstance(layer, Linear4bit | Linear8bitLt)]
+    assert bool(quantized) is (bits == 8 or not kept)
+
+
+def test_a_base_that_is_not_quantized_is_left_alone() -> None:
+    base, device = load(None, torch.float32)
+    assert not materialize(base, Quant(materialize="always"), device)
+
+
+def test_this_machine_tells_how_much_is_free() -> None:
+    free = free_memory(Device("cpu", "cpu", torch.float32))
+    assert free is not None
+    assert 0 < free < 2**50
