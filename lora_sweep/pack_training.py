@@ -90,7 +90,7 @@ def train_pack(
     base.enable_input_require_grads()
     if checkpointing:
         base.train()
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     try:
         with packed(base, [member.adapter for member in members]) as blocks:
             while alive := [run for run in runs if run.outcome is None]:
@@ -101,7 +101,7 @@ def train_pack(
                         run.take_step()
     finally:
         if checkpointing:
-            base.gradient_checkpointing_disable()
+            base.activation_checkpointing_disable()
             base.eval()
         base.disable_input_require_grads()
         base.set_attn_implementation(attention)
@@ -319,7 +319,8 @@ def grouped(alive: Sequence[Training], room: int) -> list[list[tuple[Training, l
     waiting = [(run, rows) for run in alive for rows in run.micro_batches()]
     used = 0
     for run, rows in waiting:
-        tokens = sum(len(row.input_ids) for row in rows)
+        shared = run.block(rows).prefix
+        tokens = shared + sum(len(row.input_ids) - shared for row in rows)
         if groups and used + tokens <= room and all(other is not run for other, _ in groups[-1]):
             groups[-1].append((run, rows))
         else:
@@ -348,10 +349,11 @@ def forward_backward(
     with attending(flat):
         hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
         states = hidden.last_hidden_state[0].index_select(0, flat.kept)
-        counts = torch.bincount(flat.owners.cpu(), minlength=len(group)).tolist()
-        for place, count in zip(owners, counts, strict=True):
+        tokens, blocks.sizes = blocks.sizes, [0] * len(runs)
+        for place, count in zip(owners, torch.bincount(flat.owners.cpu(), minlength=len(group)).tolist(), strict=True):
             blocks.sizes[place] = count
         loss, each = head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
+        blocks.sizes = tokens  # layers may be computed again on the way back
         torch.autograd.backward(loss)
     blocks.read(loss)  # lets go of the last input
     losses = torch.zeros(len(group), device=device.type).index_add_(0, flat.owners, each * flat.weights)

@@ -8,13 +8,17 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from lora_sweep.adapters import attach_adapter, fresh_adapter
+from lora_sweep import pack_training
+from lora_sweep.adapters import as_tensors, attach_adapter, fresh_adapter
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
-from lora_sweep.finetune import Trained, as_dataset, sft_config
-from lora_sweep.model import load_base, load_tokenizer
-from lora_sweep.pack_training import Member, train_pack
+from lora_sweep.errors import Diverged, Preempted
+from lora_sweep.finetune import Trained, as_dataset, finetune, sft_config
+from lora_sweep.model import base_signature, load_base, load_tokenizer
+from lora_sweep.pack_generation import flat_trouble
+from lora_sweep.pack_training import Member, needs_trl, train_pack
+from lora_sweep.packed import kept, masked
 from lora_sweep.prompts import Example, examples
 
 CPU = Device("cpu", "cpu", torch.float32)
@@ -98,3 +102,259 @@ def test_same_losses_as_trl_for_20_steps(
     for key, bound in bounds.items():
         found, expected = [step[key] for step in trained.losses], [entry[key] for entry in theirs]
         assert found == pytest.approx(expected, rel=bound), key
+
+
+# --- as if each trained alone ----------------------------------------------------------------------------------------
+
+
+def copies(base: Any, kinds: list[dict[str, Any]], rows: list[Example]) -> list[Member]:
+    """A member of each kind, freshly drawn."""
+    return [member(base, rows, **{"targets": ATTN, **kind}) for kind in kinds]
+
+
+def alone(bits: int | None, kind: dict[str, Any], rows: list[Example], tmp_path: Path) -> tuple[Member, Any]:
+    base = load(bits)
+    (one,) = copies(base, [kind], rows)
+    (trained,) = train_pack(base, [one], CPU, tmp_path)
+    return one, trained
+
+
+DIFFERENT: list[dict[str, Any]] = [
+    {"lora": {"r": 2, "dropout": 0.1}, "max_steps": 20},
+    {"lora": {"r": 8, "alpha": 4.0}, "targets": ALL, "seed": 3, "learning_rate": 3e-3, "max_steps": 20},
+    {"lora": {"r": 4, "dropout": 0.2, "use_rslora": True}, "targets": [*ALL, "lm_head"], "loss_on": "all"},
+    {"targets": ["down_proj"], "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "max_steps": 9},
+    {"weight_decay": 0.3, "max_grad_norm": 0.1, "lr_scheduler_type": "cosine", "warmup_steps": 2, "max_steps": 20},
+    {"optim": "sgd", "learning_rate": 1.0, "train_sampling_strategy": "group_by_length", "num_train_epochs": 2.5},
+]
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("together", [True, False, None])
+def test_each_member_trains_as_if_alone(bits: int | None, together: bool | None, rows: Any, tmp_path: Path) -> None:
+    base = load(bits)
+    before = base_signature(base)
+    members = copies(base, DIFFERENT, rows)
+    ended = train_pack(base, members, CPU, tmp_path, together)
+    assert base_signature(base) == before
+    assert base.config._attn_implementation != "lora_sweep_flat"
+    for kind, one, trained in zip(DIFFERENT, members, ended, strict=True):
+        lonely, expected = alone(bits, kind, rows, tmp_path)
+        assert losses(trained) == pytest.approx(losses(expected), rel=1e-4)
+        assert trained.tokens == expected.tokens
+        assert torch.linalg.vector_norm(one.adapter.numbers - lonely.adapter.numbers) < 1e-4 * torch.linalg.vector_norm(
+            lonely.adapter.numbers
+        )
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("r", [2, 8])
+@pytest.mark.parametrize("targets", [ATTN, ALL], ids=["attn", "all_linear"])
+def test_the_gradients_are_those_of_training_alone(
+    r: int, targets: list[str], bits: int | None, rows: Any, tmp_path: Path
+) -> None:
+    kinds = [{"lora": {"r": r}, "targets": targets, "seed": seed} for seed in (1, 2)] + [{"targets": ["v_proj"]}]
+    settings = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}  # a step is the gradient
+    base = load(bits)
+    members = copies(base, [{**kind, **settings} for kind in kinds], rows)
+    starts = [one.adapter.numbers.normal_(0, 0.05).clone() for one in members]
+    train_pack(base, members, CPU, tmp_path)
+    for kind, one, start in zip(kinds, members, starts, strict=True):
+        base = load(bits)
+        (lonely,) = copies(base, [{**kind, **settings}], rows)
+        lonely.adapter.numbers.copy_(start)
+        train_pack(base, [lonely], CPU, tmp_path)
+        gradient, expected = start - one.adapter.numbers, start - lonely.adapter.numbers
+        assert torch.linalg.vector_norm(expected) > 0.01
+        assert torch.linalg.vector_norm(gradient - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
+
+
+def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_path: Path) -> None:
+    base = load()
+    one = member(base, rows, ALL, max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0, seed=4)
+    start = one.adapter.numbers.normal_(0, 0.05).clone()
+    model = attach_adapter(load(), Lora(r=4, dropout=0.0), ALL, 4)
+    weights = as_tensors(one.adapter)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(weights[name.replace(".default", "")])
+    train_pack(base, [one], CPU, tmp_path)
+    settings = Train(max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0)
+    finetune(model, rows, tokenizer, settings, 4, CPU, tmp_path)
+    after = {name.replace(".default", ""): p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    ours = as_tensors(one.adapter)
+    for name, weight in weights.items():
+        assert torch.linalg.vector_norm(after[name] - ours[name]) <= 1e-5 * torch.linalg.vector_norm(
+            after[name] - weight
+        )
+    assert not torch.equal(start, one.adapter.numbers)
+
+
+def test_a_member_that_diverges_leaves_and_the_others_go_on(rows: Any, tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"learning_rate": 1e30, "targets": ["gate_proj", "up_proj", "down_proj"]},
+        {"seed": 1},
+    ]
+    base = load()
+    first, wild, last = train_pack(base, copies(base, kinds, rows), CPU, tmp_path)
+    assert isinstance(wild, Diverged)
+    assert "at step" in str(wild)
+    assert losses(first) == pytest.approx(losses(alone(None, kinds[0], rows, tmp_path)[1]), rel=1e-5)
+    assert losses(last) == pytest.approx(losses(alone(None, kinds[2], rows, tmp_path)[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_members_stop_save_and_go_on_alone_or_in_another_pack(dropout: float, rows: Any, tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [{"lora": {"dropout": dropout}, "seed": seed, "max_steps": 8} for seed in (0, 1)]
+    base, asked = load(), []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 6  # both are asked at every step
+
+    halted = copies(
+        base, [{**kind, "checkpoints": tmp_path / str(i), "stop": stop} for i, kind in enumerate(kinds)], rows
+    )
+    for outcome in train_pack(base, halted, CPU, tmp_path):
+        assert isinstance(outcome, Preempted)
+        assert "saved at step" in str(outcome)
+    whole = [alone(None, kind, rows, tmp_path)[0].adapter.numbers for kind in kinds]
+    base = load()
+    (first,) = copies(base, [{**kinds[0], "checkpoints": tmp_path / "0"}], rows)
+    (trained,) = train_pack(base, [first], CPU, tmp_path)
+    assert isinstance(trained, Trained)
+    assert (trained.resumed_from, trained.steps, len(trained.losses)) == (4, 8, 8)
+    second, other = copies(
+        base, [{**kinds[1], "checkpoints": tmp_path / "1"}, {"targets": ["o_proj"], "seed": 9}], rows
+    )
+    again, _ = train_pack(base, [second, other], CPU, tmp_path)
+    assert isinstance(again, Trained)
+    assert again.resumed_from is not None
+    for one, numbers in ((first, whole[0]), (second, whole[1])):
+        assert torch.linalg.vector_norm(one.adapter.numbers - numbers) < 1e-5 * torch.linalg.vector_norm(numbers)
+
+
+def test_a_checkpoint_of_trls_way_is_passed_over_and_theirs_passes_over_ours(
+    rows: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    kept, base = tmp_path / "kept", load()
+    model = attach_adapter(base, Lora(r=4, dropout=0.0), ATTN, 0)
+    with pytest.raises(Preempted):
+        finetune(model, rows, tokenizer, Train(max_steps=4), 0, CPU, tmp_path, checkpoints=kept, stop=lambda: True)
+    base = load()
+    (one,) = copies(base, [{"checkpoints": kept, "stop": lambda: True}], rows)
+    assert isinstance(train_pack(base, [one], CPU, tmp_path)[0], Preempted)
+    assert one.adapter.numbers.isfinite().all()
+    model = attach_adapter(load(), Lora(r=4, dropout=0.0), ATTN, 0)
+    trained = finetune(model, rows, tokenizer, Train(max_steps=4), 0, CPU, tmp_path, checkpoints=kept)
+    assert trained.resumed_from is None
+
+
+def test_dropout_is_of_the_seed_the_step_and_the_share_that_was_asked_for(rows: Any, tmp_path: Path) -> None:
+    plain, one, again, other = (
+        losses(alone(None, {"lora": {"dropout": dropout}, "seed": seed}, rows, tmp_path)[1])
+        for dropout, seed in ((0.0, 0), (0.5, 0), (0.5, 0), (0.5, 1))
+    )
+    assert one == again
+    assert one[1:] != pytest.approx(plain[1:], rel=1e-6)
+    assert one != other
+    x = torch.ones(1000, 1000)
+    for dtype in (torch.float32, torch.bfloat16):
+        masks = [kept(x.to(dtype), 0.05, seed) for seed in (1, 2)]
+        kept_numbers = [masked(x.to(dtype), mask).float() for mask in masks]
+        assert kept_numbers[0].unique().tolist() == [0.0, 1.0]
+        assert float(kept_numbers[0].mean()) == pytest.approx(0.95, abs=0.001)  # 5 standard errors
+        both = float((kept_numbers[0] * kept_numbers[1]).mean())
+        assert both == pytest.approx(0.95**2, abs=0.0015), "two seeds drop the same numbers"
+
+
+def test_gradient_checkpointing_changes_no_number(rows: Any, tmp_path: Path) -> None:
+    kind: dict[str, Any] = {"lora": {"dropout": 0.3}, "targets": ALL}
+    kept_all, spared = (
+        alone(None, {**kind, "gradient_checkpointing": saving}, rows, tmp_path)[0].adapter.numbers
+        for saving in (False, True)
+    )
+    assert torch.equal(kept_all, spared)
+
+
+def test_the_parts_of_a_batch_change_no_number(rows: Any, tmp_path: Path) -> None:
+    """As after running out of memory."""
+    whole, parts = (
+        losses(
+            alone(
+                None, {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}, rows, tmp_path
+            )[1]
+        )
+        for size in (4, 1)
+    )
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
+    rows: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    sizes: list[int] = []
+    flatten = pack_training.flatten
+
+    def spy(*arguments: Any) -> Any:
+        flat = flatten(*arguments)
+        sizes.append(flat.input_ids.shape[1])
+        return flat
+
+    monkeypatch.setattr(pack_training, "flatten", spy)
+    base = load()
+    train_pack(
+        base,
+        copies(base, [{"seed": size, "per_device_train_batch_size": size} for size in (4, 1, 1, 1, 1)], rows),
+        CPU,
+        tmp_path,
+    )
+    longest = max(len(row.input_ids) for row in rows)
+    assert max(sizes) <= 4 * longest
+    assert len(sizes) <= 3 * 6, "no forward was for two members"
+
+
+# --- what takes TRL's way --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "lora", "reason"),
+    [
+        ({}, {}, None),
+        ({"sft": {"adam_beta2": 0.9}, "optim": "sgd", "lr_scheduler_type": "cosine"}, {"use_rslora": True}, None),
+        ({"sft": {"neftune_noise_alpha": 5}}, {}, "train.sft.neftune_noise_alpha"),
+        ({"optim": "adafactor"}, {}, "train.optim=adafactor"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, {}, "train.lr_scheduler_type=reduce_lr_on_plateau"),
+        ({}, {"use_dora": True}, "lora.use_dora"),
+        ({}, {"bias": "all"}, "lora.bias=all"),
+    ],
+)
+def test_what_the_loop_does_not_do_takes_trls_way(train: Any, lora: Any, reason: str | None, rows: Any) -> None:
+    assert needs_trl(Train(**train), Lora(**lora), load(), rows) == reason
+
+
+def test_a_base_with_dropout_or_a_short_view_of_its_own_takes_trls_way(rows: Any) -> None:
+    gpt2 = load_base(Model(name="tiny", tiny="gpt2"), Quant(), CPU)
+    assert needs_trl(Train(), Lora(), gpt2, rows) == "a base with dropout of its own"
+    base = load()
+    base.config.sliding_window = 20
+    assert needs_trl(Train(), Lora(), base, rows) == "a base that looks back 20 tokens"
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_a_base_whose_logits_need_the_padding_is_found_out(bits: int | None, rows: Any) -> None:
+    base = load(bits)
+    assert flat_trouble(base, rows, CPU) is None
+    head, forward = base.get_output_embeddings(), base.forward
+
+    def scaled(*arguments: Any, **named: Any) -> Any:
+        outputs = forward(*arguments, **named)
+        outputs.logits = outputs.logits * 1.5
+        return outputs
+
+    base.forward = scaled
+    assert "logits are" in (flat_trouble(base, rows, CPU) or "")
+    del base.forward
+    head.forward = lambda states: 1 / 0
+    assert flat_trouble(base, rows, CPU) == "ZeroDivisionError: division by zero"

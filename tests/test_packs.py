@@ -181,6 +181,17 @@ def test_a_limit_is_for_who_reaches_it_alone(runs: Path, limit: str) -> None:
     check(runs, plan_of(runs, "s", 3), finished=True)
 
 
+@pytest.mark.slow
+def test_a_pack_that_obeys_its_limit_is_no_timeout_yet(runs: Path) -> None:
+    """Its members save, and go on alone, each with a time of its own."""
+    assert run(runs, "s", 3, {"ms": 2400}, pack=3, trial_minutes=0.01).code == 1
+    assert setbacks(runs)[1:] == [["apart"]] * 2
+    assert packs(runs)[:2] == [3, 1]
+    assert statuses(runs)[1:] == ["timeout"] * 2
+    assert outcome(runs, 2)["reason"] == "more than launch.trial_minutes=0.01"
+    check(runs, plan_of(runs, "s", 3), finished=True)
+
+
 def test_a_signal_saves_every_member_and_all_go_on_together(runs: Path) -> None:
     process = start(runs, "s", 3, {"ms": 800}, pack=3)
     poll(lambda: at_step(runs, 0, 1))

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lora_sweep import line, results, trial
+from lora_sweep import line, results, shared
 from lora_sweep.config import Config, Data, Eval, Lora, Model, Quant, Tracking, Train, config_from_json
 from lora_sweep.data import load_split
 from lora_sweep.device import pick_device
@@ -166,8 +166,8 @@ def test_one_base_is_loaded_once_for_a_pack(pack: Any) -> None:
 
 def test_rows_are_tokenized_once_for_all_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    tokenize = trial.examples
-    monkeypatch.setattr(trial, "examples", lambda rows, *rest: asked.append(len(rows)) or tokenize(rows, *rest))
+    tokenize = shared.examples
+    monkeypatch.setattr(shared, "examples", lambda rows, *rest: asked.append(len(rows)) or tokenize(rows, *rest))
     run([config(), config(lora=Lora(r=2)), config(lora=Lora(r=1))], tmp_path)
     split = load_split(config().data)
     assert sorted(asked) == sorted([len(split.train), len(split.validation)])
@@ -177,7 +177,7 @@ def test_generating_at_other_bits_loads_each_base_once(tmp_path: Path) -> None:
     eight = dataclasses.replace(config().eval, quant="8bit")
     configs = [config(eval=eight, quant=Quant(4), lora=Lora(r=r)) for r in (2, 4)]
     jobs, said = run(configs, tmp_path)
-    loads = [line.split(" in ")[0] for line in said if line.startswith("loaded")]
+    loads = [" ".join(line.split()[:5]) for line in said if line.startswith("loaded")]
     assert loads == ["loaded tiny at 4 bits", "loaded tiny at 8 bits"]
     trial = outcome(jobs[1], tmp_path)
     assert (trial.training["bits"], trial.evaluation["bits"]) == (4, 8)
@@ -195,7 +195,7 @@ def test_a_diverged_trial_does_not_stop_the_next(tmp_path: Path) -> None:
 
 def test_a_fault_of_the_evaluation_keeps_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "generate", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(line, "write_pack", lambda *args, **kwargs: 1 / 0)
         jobs, _ = run([config()], tmp_path)
     broken = outcome(jobs[1], tmp_path)
     assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError: division by zero")
@@ -207,10 +207,10 @@ def test_a_fault_of_the_evaluation_keeps_the_adapter(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
 def test_out_of_memory_is_an_outcome_and_ends_the_process(error: Exception, tmp_path: Path, monkeypatch: Any) -> None:
-    def finetune(*args: Any, **kwargs: Any) -> None:
+    def train_pack(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(trial, "finetune", finetune)
+    monkeypatch.setattr(line, "train_pack", train_pack)
     jobs, _ = run([config(), config(lora=Lora(r=2))], tmp_path)
     assert [outcome(job, tmp_path).status for job in jobs] == ["complete", "oom", None]
 
@@ -232,13 +232,18 @@ def test_a_bias_that_is_trained_makes_the_base_new_for_the_next_trial(tmp_path: 
 def test_each_stage_and_each_base_has_a_peak_of_its_own(written_at: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Else an evaluation shows its training's memory, and two bases are held while the second is loaded."""
     said: list[str] = []
-    monkeypatch.setattr(trial, "reset_peak_memory", lambda device: said.append("reset"))
-    for name in ("load_base", "finetune", "generate"):
-        real = getattr(trial, name)
-        monkeypatch.setattr(trial, name, lambda *a, name=name, real=real, **k: said.append(name) or real(*a, **k))
+    for module, name in (
+        (line, "reset_peak_memory"),
+        (shared, "reset_peak_memory"),
+        (shared, "load_base"),
+        (line, "train_pack"),
+        (line, "write_pack"),
+    ):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, real=real, **k: said.append(name) or real(*a, **k))
     run([config(eval=dataclasses.replace(config().eval, quant=written_at))], tmp_path)
-    assert "finetune" in said
+    assert "train_pack" in said
     for place, what in enumerate(said):
-        if what in ("load_base", "generate"):
-            since = said[:place][::-1].index("reset")
-            assert "finetune" not in said[place - since : place], said
+        if what in ("load_base", "write_pack"):
+            since = said[:place][::-1].index("reset_peak_memory")
+            assert "train_pack" not in said[place - since : place], said
