@@ -11,8 +11,8 @@ from typing import Any
 from lora_sweep.config import Config
 from lora_sweep.scorers import function_fingerprint
 
-RECIPE_VERSION = 1  # raise it when the same configuration would train to another adapter
-SCORER_VERSION = 2  # raise it when the same adapter would get other texts or numbers, or neutral.txt is another
+RECIPE_VERSION = 2  # raise it when the same configuration would train to another adapter
+SCORER_VERSION = 3  # raise it when the same adapter would get other texts or numbers, or neutral.txt is another
 
 
 def canonical(value: Any) -> str:
