@@ -3,8 +3,9 @@
     python benchmarks/plain_loop.py ROWS.json --model FOLDER --r 8 --targets all-linear --bits 4
 
 Load, quantize, tokenize, train with SFTTrainer, then write one text after another with `generate`: a process a
-configuration, and no import from lora_sweep. ROWS.json holds ``train``, a list of {prompt, completion}, and
-``prompts``, a list of texts. Prints one JSON line: seconds of each part, tokens, losses, peak memory.
+configuration, and no import from lora_sweep. ROWS.json holds ``train``, a list of {prompt, completion},
+``prompts``, a list of texts, and ``end``, what ends a text. Prints one JSON line: seconds of each part, tokens, losses,
+peak memory. With ``--max-new-tokens 0`` it only trains.
 
 Kinder than TRL's defaults in two ways: gradient checkpointing is off, and no metrics beyond TRL's own are asked for.
 """
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--float32", action="store_true", help="no bf16 autocast")
+    parser.add_argument("--save", type=Path, help="keep the adapter in this folder")
     args = parser.parse_args()
     rows = json.loads(args.rows.read_text(encoding="utf-8"))
     marks = {"import": time.perf_counter() - STARTED}
@@ -85,32 +87,45 @@ def main() -> None:
         trainer.train()
         marks["train"] = time.perf_counter() - begun
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    step_rows = [len(row["input_ids"]) for row in trainer.train_dataset]
+    train_peak = peak_memory_bytes()
+    if args.save:
+        trainer.save_model(str(args.save))
 
     begun = time.perf_counter()
     tuned = trainer.model.eval()
-    new_tokens = 0
-    for prompt in rows["prompts"]:
+    new_tokens = []
+    for prompt in rows["prompts"] if args.max_new_tokens else []:
         inputs = tokenizer(prompt, return_tensors="pt").to(tuned.device)
         with torch.no_grad():
             output = tuned.generate(
-                **inputs, max_new_tokens=args.max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                **inputs,
+                max_new_tokens=args.max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                stop_strings=[rows["end"]],
+                tokenizer=tokenizer,
             )
-        new_tokens += output.shape[1] - inputs["input_ids"].shape[1]
+        new_tokens.append(output.shape[1] - inputs["input_ids"].shape[1])
     marks["generate"] = time.perf_counter() - begun
     print(
         json.dumps(
             {
                 "seconds": marks,
                 "whole_seconds": time.perf_counter() - STARTED,
-                "rows": len(step_rows),
+                "row_tokens": [len(row["input_ids"]) for row in trainer.train_dataset],
                 "steps": len(losses),
                 "losses": losses,
                 "new_tokens": new_tokens,
-                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "train_peak_memory_bytes": train_peak,
+                "peak_memory_bytes": peak_memory_bytes(),
             }
         )
     )
+
+
+def peak_memory_bytes() -> int:
+    """Of this process, in the machine's memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def quantization(args: argparse.Namespace) -> BitsAndBytesConfig | None:

@@ -4,6 +4,7 @@ Owns the adapters' numbers and their products. Knows nothing of rows of data, of
 """
 
 import contextlib
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
+
+FEW = 512  # rows: above, the zeros of stacked adapters cost more than the calls that they save
 
 
 class Adapter:
@@ -77,15 +80,42 @@ class Blocks:
     sizes: list[int] = field(default_factory=list)
     drawing: list[int] | None = None
     shared: tuple[torch.Tensor | None, dict[int, tuple[torch.Tensor, torch.Tensor]]] = (None, {})
+    stacks: dict[str, tuple[torch.Tensor, torch.Tensor, Any]] = field(default_factory=dict)  # by layer, and whose
+    scales: dict[Any, torch.Tensor] = field(default_factory=dict)  # of stacks' columns, by row
+
+    def spans(self, rows: int) -> list[tuple[int, int]]:
+        """First row and end of each block, for an input of so many rows."""
+        times = rows // max(1, sum(self.sizes))
+        ends = list(itertools.accumulate(size * times for size in self.sizes))
+        return list(zip([0, *ends], ends, strict=False))
 
     def of(self, rows: int) -> Iterator[tuple[int, int, Adapter, int | None]]:
-        """First row, end, adapter and drawing of each block, for an input of so many rows."""
-        times, begin = rows // max(1, sum(self.sizes)), 0
-        for number, (adapter, size) in enumerate(zip(self.adapters, self.sizes, strict=True)):
-            end = begin + size * times
-            if adapter is not None and size:
+        """First row, end, adapter and drawing of each block with an adapter, for an input of so many rows."""
+        for number, (begin, end) in enumerate(self.spans(rows)):
+            adapter = self.adapters[number]
+            if adapter is not None and begin < end:
                 yield begin, end, adapter, None if self.drawing is None else self.drawing[number]
-            begin = end
+
+    def add_stacked(self, y: torch.Tensor, x: torch.Tensor, name: str) -> None:
+        """Add all updates to ``y`` in two products: the adapters' matrices stacked, what is not a block's own zeroed.
+
+        For few rows of many members, as in decoding: there a product's call costs more than what it multiplies.
+        """
+        if name not in self.stacks:
+            own = [(number, each) for number, each in enumerate(self.adapters) if each is not None and name in each.a]
+            a, b = torch.cat([each.a[name] for _, each in own]), torch.cat([each.b[name].T for _, each in own])
+            self.stacks[name] = a, b, tuple((number, len(each.a[name]), each.scale) for number, each in own)
+        a, b, ranks = self.stacks[name]
+        key = (len(x), tuple(self.sizes), ranks)
+        if key not in self.scales:
+            scales, spans, column = torch.zeros(len(x), len(a)), self.spans(len(x)), 0
+            for number, r, scale in ranks:
+                begin, end = spans[number]
+                scales[begin:end, column : column + r] = scale
+                column += r
+            now = {known: found for known, found in self.scales.items() if known[:2] == key[:2]}
+            self.scales = {**now, key: scales.to(x.device, x.dtype)}
+        y.addmm_(functional.linear(x, a).mul_(self.scales[key]), b)
 
     def read(self, x: torch.Tensor) -> None:
         """Told which input comes: layers that read one and the same (q, k and v; gate and up) share a draw."""
@@ -163,6 +193,9 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: Any, bias: Any, blocks: Blocks, name: str) -> torch.Tensor:
         y = x.new_zeros(len(x), bias) if weight is None else functional.linear(x, weight, bias)
         ctx.weight, ctx.name, ctx.shape, ctx.parts = weight, name, x.shape, []
+        if len(x) <= FEW and sum(map(bool, blocks.sizes)) > 1 and not ctx.needs_input_grad[0]:
+            blocks.add_stacked(y, x, name)
+            return y
         for begin, end, adapter, drawing in blocks.of(len(x)):
             if name not in adapter.a:
                 continue

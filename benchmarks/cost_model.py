@@ -1,0 +1,155 @@
+"""What a step should cost: operations, bytes and calls, counted from shapes. Pure: it measures nothing itself.
+
+    python benchmarks/cost_model.py
+
+prints, as a Markdown table, what packing, prefix sharing and loading once should give on a machine that is not at
+hand. The same functions are held against this machine's measurements (results.json) by tests/test_cost_model.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results.json")
+
+# Calls of the library for one layer. Those of a training were counted by profile_step.py (SmolLM2, q and v adapted),
+# those of a token by torch's profiler around one decoding step; what does not depend on the number of rows is all here.
+TRAIN_CALLS = 320  # forward, backward and the updates of a layer's adapters
+DECODE_CALLS = 75
+# Numbers a token that a layer writes and reads again besides its products, in units of its width: norms, positions,
+# residuals and the activation, forward and backward.
+TRAIN_TRAFFIC = 120
+LOGIT_TRAFFIC = 8  # passes over the logits of a chunk in fp32: softmax, exponential, minus one, times weights, to bf16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model of Llama's form."""
+
+    hidden: int
+    layers: int
+    mlp: int
+    heads: int
+    key_heads: int
+    head_size: int
+    vocab: int
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each matrix of a layer."""
+        wide, narrow = self.heads * self.head_size, self.key_heads * self.head_size
+        return {
+            "q_proj": (self.hidden, wide),
+            "k_proj": (self.hidden, narrow),
+            "v_proj": (self.hidden, narrow),
+            "o_proj": (wide, self.hidden),
+            "gate_proj": (self.hidden, self.mlp),
+            "up_proj": (self.hidden, self.mlp),
+            "down_proj": (self.mlp, self.hidden),
+        }
+
+    @property
+    def layer_params(self) -> int:
+        return sum(inputs * outputs for inputs, outputs in self.linears().values())
+
+    @property
+    def head_params(self) -> int:
+        return self.hidden * self.vocab
+
+    @property
+    def product_params(self) -> int:
+        """Numbers that are multiplied with each token: the matrices and the output head."""
+        return self.layers * self.layer_params + self.head_params
+
+
+TARGETS = {
+    "attn": ("q_proj", "v_proj"),
+    "all_linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+SMOLLM2 = Shape(hidden=576, layers=30, mlp=1536, heads=9, key_heads=3, head_size=64, vocab=49152)
+OPENLLAMA = Shape(hidden=3200, layers=26, mlp=8640, heads=32, key_heads=32, head_size=100, vocab=32000)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One forward of a training.
+
+    Attributes:
+        tokens: all that are computed; ``sequences``, ``queries``, ``keys``: of the attention, as it is padded.
+        kept: positions whose logits are made.
+    """
+
+    tokens: int
+    sequences: int
+    queries: int
+    keys: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine can do, and how much of it products reach.
+
+    Attributes:
+        peak: operations a second of a large matrix product, in the dtype that is trained in.
+        bandwidth: bytes a second to and from memory.
+        call_seconds: of one call of the library, whatever it computes.
+        efficiency: of the training's products, against ``peak``.
+        overlapped: the calls are made while the last ones compute, as on a GPU.
+    """
+
+    peak: float
+    bandwidth: float
+    call_seconds: float
+    efficiency: float
+    overlapped: bool = False
+    number_bytes: int = 2
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+def train_operations(shape: Shape, adapted: Sequence[str], r: int, layout: Layout) -> dict[str, int]:
+    """Multiplications and additions that a forward and its backward execute, by part.
+
+    The base's matrices have a gradient of their inputs alone; an adapter also one of its own two matrices.
+    """
+    linears = shape.linears()
+    adapter_params = sum(r * sum(linears[name]) for name in adapted)
+    scores = layout.sequences * shape.heads * layout.queries * layout.keys * shape.head_size
+    return {
+        "base": 2 * 2 * layout.tokens * shape.layers * shape.layer_params,
+        "adapters": 3 * 2 * layout.tokens * shape.layers * adapter_params,
+        "attention": 3 * 2 * 2 * scores * shape.layers,
+        "head": 2 * 2 * layout.kept * shape.head_params,
+    }
+
+
+def train_bytes(shape: Shape, layout: Layout, number_bytes: int) -> int:
+    """Bytes that a forward and its backward move besides what a product's efficiency already has in it."""
+    weights = 2 * shape.product_params * number_bytes
+    states = TRAIN_TRAFFIC * layout.tokens * shape.layers * shape.hidden * number_bytes
+    logits = LOGIT_TRAFFIC * layout.kept * shape.vocab * 4
+    return weights + states + logits
+
+
+def seconds(machine: Machine, operations: float, moved: float, calls: float) -> float:
+    """Of work whose parts follow one another."""
+    work = operations / (machine.peak * machine.efficiency) + moved / machine.bandwidth
+    waiting = calls * machine.call_seconds
+    return max(work, waiting) if machine.overlapped else work + waiting
+
+
+def train_seconds(machine: Machine, shape: Shape, targets: str, r: int, layout: Layout) -> float:
+    """Of a forward and its backward."""
+    operations = sum(train_operations(shape, TARGETS[targets], r, layout).values())
+    more = 8 * (len(TARGETS[targets]) - len(TARGETS["attn"]))  # calls of each further adapted matrix
+    calls = shape.layers * (TRAIN_CALLS + more)
+    return seconds(machine, operations, train_bytes(shape, layout, machine.number_bytes), calls)
+
+
+def decode_seconds(machine: Machine, shape: Shape, rows: int, context: float) -> float:
+    """Of one token for each of ``rows`` texts, whose prompts and texts so far have ``context`` tokens."""
+    cache = 2 * rows * context * shape.layers * shape.key_heads * shape.head_size
+    moved = (shape.product_params + cache) * machine.number_bytes + 2 * rows * shape.vocab * 4
+    operations = 2 * rows * (shape.product_params + 2 * context * shape.layers * shape.heads * shape.head_size)
+    return seconds(machine, operations, moved, shape.layers * DECODE_CALLS)

@@ -1,0 +1,63 @@
+"""What was measured as Markdown, for the README."""
+
+from typing import Any
+
+QUANTS = {"none": "none", "4bit": "4 bits", "8bit": "8 bits"}
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """Training by bits and targets, the grid, texts and packs, with the machine named."""
+    machine, size = found["machine"], found["size"]
+    head = (
+        f"{machine['name']}, {machine['cores']} cores, {machine['dtype']}, torch {machine['torch']}; "
+        f"SmolLM2-135M, {size['steps']} steps of 4 rows; medians of {size['rounds']} rounds (lowest to highest), "
+        f"{found['date']}. Products of large matrices reach {machine['peak'] / 1e9:.0f} GFLOP/s here."
+    )
+    return "\n\n".join([head, training(found), whole(found), packs(found)])
+
+
+def training(found: dict[str, Any]) -> str:
+    lines = [
+        "| base | targets | plain loop, tokens/s | ours | ratio | of the product peak | memory, plain | ours |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for key, ratio in found["train_ratio"].items():
+        quant, _, targets = key.partition("/")
+        low, high = found["spread"]["train_ratio"][key]
+        lines.append(
+            f"| {QUANTS[quant]} | {targets} | {found['plain_tokens_per_second'][key]:.0f} "
+            f"| {found['ours_tokens_per_second'][key]:.0f} | {ratio:.1f}x ({low:.1f} to {high:.1f}) "
+            f"| {found['fraction_of_peak'][key]:.0%} | {gigabytes(found['peak_memory_bytes']['plain'][key])} "
+            f"| {gigabytes(found['peak_memory_bytes']['ours'][key])} |"
+        )
+    return "\n".join(lines)
+
+
+def whole(found: dict[str, Any]) -> str:
+    lines = ["| | plain loop | ours | ratio |", "|---|--:|--:|--:|"]
+    if grid := found.get("makespan_seconds"):
+        lines.append(
+            f"| the main command: {grid['trials']} trials, texts and scores included; ours with its baselines "
+            f"| {grid['plain']:.0f} s | {grid['ours']:.0f} s | {found['makespan_ratio']:.1f}x |"
+        )
+    for quant, pace in found.get("generate_tokens_per_second", {}).items():
+        lines.append(
+            f"| texts at {QUANTS[quant]}, a pack of {pace['adapters']} adapters against one prompt after another, "
+            f"tokens/s | {pace['plain']:.0f} | {pace['ours']:.0f} | {pace['ratio']:.1f}x |"
+        )
+    return "\n".join(lines)
+
+
+def packs(found: dict[str, Any]) -> str:
+    members = found["pack_memory_bytes"]
+    lines = [
+        "| trained together (4 bits, all_linear, r=8) | " + " | ".join(members) + " |",
+        "|---|" + "--:|" * len(members),
+        "| peak memory | " + " | ".join(gigabytes(value) for value in members.values()) + " |",
+        "| tokens/s, of all | " + " | ".join(f"{each:.0f}" for each in found["pack_tokens_per_second"].values()) + " |",
+    ]
+    return "\n".join(lines)
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
