@@ -1,6 +1,6 @@
 """Ours against the plain loop, on the same rows: `make bench`. Writes results.json and prints it as Markdown.
 
-    python benchmarks/fast.py             # about 40 minutes on two cores
+    python benchmarks/fast.py             # about 30 minutes on two cores
     python benchmarks/fast.py --quick     # a few steps, to try it out: writes nothing
     python benchmarks/fast.py --float32   # both sides in fp32, under the key ``float32`` of the same file
 
@@ -49,7 +49,7 @@ class Size:
     """How much is measured. ``grid``: the overrides of the whole grid's command."""
 
     rounds: int = 3
-    steps: int = 8  # of each round; the grid trains its whole epoch
+    steps: int = 4  # of each round; the grid trains its whole epoch
     epoch: int = 16
     prompts: int = 14
     max_new_tokens: int = 128

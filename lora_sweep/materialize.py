@@ -33,9 +33,12 @@ def materialize(base: Any, quant: Quant, device: Device) -> bool:
     fits = free is not None and needed <= SHARE * free
     if not layers or quant.materialize == "never" or (quant.materialize == "auto" and not fits):
         return False
+    inputs = Inputs()
     for name, layer in layers.items():
         dense = dequantized(layer, device.compute_dtype)
-        replace(base, name, as_linear(layer, dense) if isinstance(layer, Linear4bit) else EightBit(layer, dense))
+        replace(
+            base, name, as_linear(layer, dense) if isinstance(layer, Linear4bit) else EightBit(layer, dense, inputs)
+        )
     return True
 
 
@@ -45,9 +48,8 @@ def dequantized(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     if isinstance(layer, Linear4bit):
         dense: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
         return dense.to(dtype)
-    scale = weight.SCB if weight.SCB is not None else layer.state.SCB
-    whole: torch.Tensor = weight.data.to(dtype)
-    return whole.mul_(scale.unsqueeze(1).mul(1.0 / 127.0))
+    whole, scale = eight_bits(layer)
+    return whole.to(dtype).mul_(scale.unsqueeze(1).mul(1.0 / 127.0))
 
 
 def as_linear(layer: Any, dense: torch.Tensor) -> torch.nn.Linear:
@@ -66,14 +68,14 @@ class EightBit(torch.nn.Linear):
     A Linear for PEFT, which puts an adapter on it as on any other.
     """
 
-    def __init__(self, layer: Linear8bitLt, dense: torch.Tensor) -> None:
+    def __init__(self, layer: Linear8bitLt, dense: torch.Tensor, inputs: "Inputs") -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         self.weight = torch.nn.Parameter(dense, requires_grad=False)
-        self.layer = layer
+        self.layer, self.inputs = layer, inputs
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
         """[..., in] to [..., out]."""
-        y: torch.Tensor = EightBitProduct.apply(input, self.layer, self.weight)  # type: ignore[no-untyped-call]
+        y: torch.Tensor = EightBitProduct.apply(input, self)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -81,10 +83,52 @@ class EightBitProduct(torch.autograd.Function):
     """bitsandbytes' product, and the gradient of its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: Any, dense: torch.Tensor) -> Any:
-        ctx.dense = dense
-        return layer(x)
+    def forward(ctx: Any, x: torch.Tensor, layer: EightBit) -> Any:
+        ctx.dense = layer.weight
+        return layer.layer(x) if x.device.type != "cpu" else on_cpu(x, layer)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return gradients[0].to(ctx.dense.dtype) @ ctx.dense, None, None
+        return gradients[0].to(ctx.dense.dtype) @ ctx.dense, None
+
+
+def on_cpu(x: torch.Tensor, layer: EightBit) -> torch.Tensor:
+    """LLM.int8 (arXiv 2208.07339) as bitsandbytes computes it, without its copies: half of the time on a CPU."""
+    whole, rows, outliers = layer.inputs.quantized(x.reshape(-1, x.shape[-1]), layer.layer.state.threshold)
+    weight, scale = eight_bits(layer.layer)
+    product: torch.Tensor = torch.ops.bitsandbytes.int8_linear_matmul(whole, weight).float()
+    # In this order, and 1 / 127 / 127 in these digits: a last bit more or less is another whole number further on.
+    y = product.mul_(rows * scale).mul_(6.200124e-05).to(x.dtype)
+    if len(outliers):
+        y.addmm_(x.reshape(-1, x.shape[-1])[:, outliers], layer.weight[:, outliers].T)
+    return y.view(*x.shape[:-1], len(scale))
+
+
+class Inputs:
+    """The last input as whole numbers: q, k and v, or gate and up, read the same one."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[torch.Tensor, int, Any] | None = None
+
+    def quantized(self, x: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [rows, in] as int8, what a row's 127 stands for [rows, 1], and the columns to multiply as they are."""
+        if self.seen is not None:
+            known, version, found = self.seen  # holds its memory, so that no other tensor can be where it is
+            if known.data_ptr() == x.data_ptr() and known.shape == x.shape and version == x._version:
+                return found  # type: ignore[no-any-return]
+        plain = x.to(torch.float16).float()  # bitsandbytes rounds to fp16 first
+        size = plain.abs()
+        large = size >= threshold
+        outliers = large.any(dim=0).nonzero()[:, 0] if threshold > 0 else large.new_empty(0, dtype=torch.long)
+        if len(outliers):
+            size = size.masked_fill_(large, 0)
+        rows = size.amax(dim=1, keepdim=True)
+        whole = plain.mul_(127.0 / rows).round_().to(torch.int8)
+        whole[:, outliers] = 0
+        self.seen = x, x._version, (whole, rows, outliers)
+        return whole, rows, outliers
+
+
+def eight_bits(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """An 8-bit layer's whole numbers [out, in], and what 127 stands for in each row [out]."""
+    return layer.weight.data, layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB

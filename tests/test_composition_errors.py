@@ -215,7 +215,7 @@ def test_an_error_of_another_kind_is_none_of_ours() -> None:
 
 
 def test_keys_below_a_place_of_the_schema() -> None:
-    assert keys_below("quant") == ["bits", "double_quant"]
+    assert keys_below("quant") == ["bits", "double_quant", "materialize"]
     assert keys_below("data.columns") == ["product", "category", "description", "split"]
     assert keys_below("model.wheel") == ["requirement", "sha256", "file"]
     assert keys_below("train.sft") == []

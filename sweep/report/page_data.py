@@ -133,7 +133,7 @@ def timeline(analysis: Analysis) -> Json:
                 continue
             started, finished = (moment(dig(part, f"provenance.{key}")) for key in ("started", "finished"))
             if started is not None and finished is not None:
-                status = str(part.get("status"))
+                status = visible(str(part.get("status")))
                 spans.append({"mark": row["mark"], "phase": phase, "status": status, "at": started, "end": finished})
     if not spans:
         return {"origin": None, "spans": []}
