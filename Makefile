@@ -13,7 +13,7 @@ VENV := .venv/bin/python
 PIP := $(VENV) -m pip -qq --disable-pip-version-check --no-input
 READY := .venv/.ready
 
-.PHONY: help setup demo report confirm plan status test test-slow bench lint types check format lock clean
+.PHONY: help setup demo report confirm plan status test test-slow bench profile lint types check format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,8 +52,12 @@ test: $(READY) ## Run the tests (ARGS="-k report" some of them)
 test-slow: $(READY) ## Train the real default model, with every core
 	@$(VENV) -m pytest -m slow $(ARGS)
 
-bench: $(READY) ## Measure what the orchestration costs, beside the limits it is meant to keep
+bench: $(READY) ## Measure the orchestration, then training and texts against a plain loop over TRL (35 minutes)
 	@$(VENV) benchmarks/orchestration.py
+	@$(VENV) benchmarks/fast.py $(ARGS)
+
+profile: $(READY) ## Show where a training step's time goes (ARGS="quant=8bit lora.targets=attn")
+	@$(VENV) benchmarks/profile_step.py $(or $(ARGS),quant=4bit lora.targets=all_linear)
 
 lint: $(READY) ## Check style and format
 	@$(VENV) -m ruff check .

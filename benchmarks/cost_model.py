@@ -14,8 +14,8 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("results.json")
 
-# Calls of the library for one layer. Those of a training were counted by profile_step.py (SmolLM2, q and v adapted),
-# those of a token by torch's profiler around one decoding step; what does not depend on the number of rows is all here.
+# Calls of the library for one layer, and below the traffic beside the products: estimates from reading what a layer
+# does, not counted by a profiler. What does not depend on the number of rows is all here.
 TRAIN_CALLS = 320  # forward, backward and the updates of a layer's adapters
 DECODE_CALLS = 75
 # Numbers a token that a layer writes and reads again besides its products, in units of its width: norms, positions,
@@ -201,6 +201,7 @@ RANK = 8
 # training reaches there (arXiv 2104.04473 has 44 to 52 %); 5 us is a kernel's launch.
 A100 = Machine(peak=312e12, bandwidth=2.0e12, call_seconds=5e-6, efficiency=0.5, overlapped=True)
 ROWS, PREFIX, SUFFIX, RESPONSE = 4, 33, 100, 80  # of a micro-batch; tokens: the catalogue's means
+ROOM = 1024  # tokens of a forward: four rows of the longest row's length, which is max_length
 PROMPTS, PROMPT, NEW = 14, 52, 128
 IMPORT_SECONDS, DISK = 6.0, 2.0e9  # of a process; bytes a second
 
@@ -232,7 +233,12 @@ def table(machine: Machine = A100, shape: Shape = OPENLLAMA) -> str:
     for shared in (False, True):
         paces = []
         for members in (1, 2, 4, 8):
-            spent = train_seconds(machine, shape, "all_linear", RANK, layout_of(ROWS * members, shared))
+            at_once = min(members, max(1, ROOM // layout_of(ROWS, shared).tokens))
+            whole, rest = divmod(members, at_once)
+            forwards = [at_once] * whole + ([rest] if rest else [])
+            spent = sum(
+                train_seconds(machine, shape, "all_linear", RANK, layout_of(ROWS * n, shared)) for n in forwards
+            )
             paces.append(f"{own * members / spent:,.0f}")
         name = "with the prefix once" if shared else "every row whole"
         lines.append(f"| tokens/s, {name} | " + " | ".join(paces) + " |")
@@ -246,9 +252,9 @@ def table(machine: Machine = A100, shape: Shape = OPENLLAMA) -> str:
     read = shape_bytes(shape, machine) / DISK
     started, alone, once = IMPORT_SECONDS, 8 * (IMPORT_SECONDS + read), IMPORT_SECONDS + 2 * read
     loading = (
-        f"Loading once: a process starts in about {started:.0f} s and reads the base in {read:.0f} s. For the main command's "
-        f"eight trials that is {alone:.0f} s in a process each, and {once:.0f} s in one worker, which reads a base for each "
-        "number of bits."
+        f"Loading once: a process starts in about {started:.0f} s and reads the base in {read:.0f} s. For the main "
+        f"command's eight trials that is {alone:.0f} s in a process each, and {once:.0f} s in one worker, which reads "
+        "a base for each number of bits."
     )
     return "\n".join([*lines, "", loading])
 

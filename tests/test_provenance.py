@@ -79,7 +79,7 @@ def test_the_fingerprint_of_the_code_is_short_and_of_every_listed_source(monkeyp
 
 
 def test_whatever_a_trial_runs_is_listed_or_makes_no_number() -> None:
-    reached, left = set[str](), {"trial"}
+    reached, left = set[str](), {"line"}
     while left:
         reached |= left
         left = {name for each in left for name in ours(ROOT / f"lora_sweep/{each}.py", "lora_sweep")} - reached

@@ -20,7 +20,8 @@ from lora_sweep.inspect import inspect_trial
 from lora_sweep.jobs import Job, Voice
 from lora_sweep.model import load_base, load_tokenizer
 from lora_sweep.prompts import prompt_ids
-from lora_sweep.worker import run_job
+from lora_sweep.trial import Trial
+from lora_sweep.worker import run_job, run_pack
 from sweep import plan as planning
 from sweep.plan import make_plan
 from sweep.workers import as_job
@@ -247,3 +248,66 @@ def test_each_stage_and_each_base_has_a_peak_of_its_own(written_at: str, tmp_pat
         if what in ("load_base", "write_pack"):
             since = said[:place][::-1].index("reset_peak_memory")
             assert "train_pack" not in said[place - since : place], said
+
+
+# --- packs -----------------------------------------------------------------------------------------------------------
+
+
+def run_together(configs: list[Config], runs: Path) -> tuple[list[Job], list[str], list[str]]:
+    """All of a plan in one pack: the jobs, their statuses, and what they said."""
+    plan = make_plan(configs, strict=True)
+    jobs = [Job.from_json(json.loads(json.dumps(as_job(each)))) for each in plan.trials]
+    said: list[str] = []
+    voice = Voice(lambda event: said.append(event.get("text", "")))
+    return jobs, run_pack(jobs, runs, line.StraightLine(runs, "test"), voice), said
+
+
+def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path) -> None:
+    configs = [
+        config(),
+        config(lora=Lora(r=2, targets="all_linear", dropout=0.3), seed=5, eval=Eval(prompts=3, max_new_tokens=6)),
+        config(lora=Lora(r=4, use_dora=True)),
+        config(train=Train(max_steps=5, optim="adafactor")),
+    ]
+    jobs, statuses, said = run_together(configs, tmp_path / "pack")
+    assert set(statuses) == {"complete"}
+    assert sum(text.startswith("loaded tiny") for text in said) == 1, "what takes TRL's way needs no other base"
+    assert any("trains and writes as TRL and PEFT do: lora.use_dora" in text for text in said)
+    assert any("train.optim=adafactor" in text for text in said)
+    alone, _ = run(configs, tmp_path / "alone")
+    trained = [outcome(job, tmp_path / "pack").training for job in jobs if job.kind == "trial"]
+    assert [each["pack"] for each in trained] == [2, 2, 1, 1]
+    assert [each["why_trl"] for each in trained] == [None, None, "lora.use_dora", "train.optim=adafactor"]
+    for job, other in zip(jobs, alone, strict=True):
+        mine, theirs = outcome(job, tmp_path / "pack"), outcome(other, tmp_path / "alone")
+        assert [row["text"] for row in mine.generations] == [row["text"] for row in theirs.generations]
+        assert mine.evaluation["validation_loss"] == pytest.approx(theirs.evaluation["validation_loss"], rel=1e-3)
+        assert [step["loss"] for step in mine.losses] == pytest.approx([s["loss"] for s in theirs.losses], rel=1e-2)
+
+
+@pytest.mark.parametrize("what", ["train_pack", "write_pack"])
+def test_common_work_that_fails_costs_no_trial_its_result(what: str, tmp_path: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(line, what, lambda *args, **kwargs: 1 / 0)
+        jobs, statuses, _ = run_together([config(), config(lora=Lora(r=2))], tmp_path)
+    assert set(statuses[1:]) == {"apart"}
+    assert [outcome(job, tmp_path).status for job in jobs[1:]] == [None, None]
+    log = results.trial_folder(tmp_path, jobs[1].trial_id).log.read_text()
+    assert "to run again, alone: ZeroDivisionError: division by zero" in log
+    run([config(), config(lora=Lora(r=2))], tmp_path)
+    assert {outcome(job, tmp_path).status for job in jobs} == {"complete"}
+
+
+def test_a_fault_of_one_member_is_its_own(tmp_path: Path, monkeypatch: Any) -> None:
+    real = Trial.begin
+
+    def begin(self: Trial, base: Any) -> None:
+        if self.job.config.lora.r == 2:
+            raise ValueError("as the test says")
+        real(self, base)
+
+    monkeypatch.setattr(Trial, "begin", begin)
+    wild = config(train=Train(max_steps=3, learning_rate=1e30), lora=Lora(r=4, targets="mlp"))
+    jobs, statuses, _ = run_together([config(), config(lora=Lora(r=2)), wild], tmp_path)
+    assert statuses == ["complete", "complete", "failed", "diverged"]
+    assert outcome(jobs[2], tmp_path).reason == "ValueError: as the test says"

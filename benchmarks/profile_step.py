@@ -1,0 +1,85 @@
+"""Where the time of a training step goes: `make profile`.
+
+    python benchmarks/profile_step.py quant=4bit lora.targets=all_linear lora.r=8
+
+The overrides are those of a trial. Two steps are watched by torch's profiler, after two that warm up.
+"""
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+
+from lora_sweep.adapters import fresh_adapter  # noqa: E402
+from lora_sweep.config import register_schema  # noqa: E402
+from lora_sweep.device import pick_device  # noqa: E402
+from lora_sweep.jobs import Voice  # noqa: E402
+from lora_sweep.model import quiet_transformers  # noqa: E402
+from lora_sweep.pack_training import Member, train_pack  # noqa: E402
+from lora_sweep.shared import Shared  # noqa: E402
+from sweep.trials import Planned  # noqa: E402
+
+PARTS = (  # what torch calls it, and what it is
+    ("products", ("aten::mm", "aten::addmm", "aten::addmm_", "aten::_int_mm", "aten::linear")),
+    ("attention's products", ("aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")),
+    ("softmax and loss", ("aten::_softmax", "aten::_log_softmax", "aten::exp", "aten::scatter", "aten::gather")),
+    ("random bits and masks of dropout", ("aten::random_", "aten::bitwise")),
+    ("copies and other dtypes", ("aten::copy_", "aten::clone", "aten::cat", "aten::index")),
+    ("sums, products and roots by element", ("aten::mul", "aten::add", "aten::sub", "aten::pow", "aten::div",
+        "aten::neg", "aten::sum", "aten::mean", "aten::rsqrt", "aten::silu", "aten::round", "aten::abs", "aten::amax")),
+)  # fmt: skip
+OTHER = "calls, memory and the rest"
+
+
+def main(overrides: list[str]) -> None:
+    trial = planned(overrides)
+    config, device = trial.config, pick_device()
+    quiet_transformers()
+    shared = Shared(config, device)
+    base = shared.base_at(config.quant, Voice(tell=lambda event: None))
+    rows = shared.examples("train", config.data, config.train.max_length)
+    adapter, _ = fresh_adapter(base, config.lora, trial.target_modules, config.seed)
+    member = Member(adapter, rows, dataclasses.replace(config.train, max_steps=2), config.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        train_pack(base, [member], device, Path(scratch))
+        kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+        with profile(activities=kinds) as seen:
+            train_pack(base, [member], device, Path(scratch))
+    spent: dict[str, float] = {}
+    for event in seen.key_averages():
+        own = event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total
+        spent[part_of(event.key)] = spent.get(part_of(event.key), 0.0) + own / 1e6
+    total = sum(spent.values())
+    print(f"{trial.label} on {device.name}, {device.compute_dtype}: two steps, {total:.2f} s under the profiler")
+    for part, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"{part:40} {seconds:8.3f} s  {seconds / total:4.0%}")
+
+
+def part_of(call: str) -> str:
+    """What a call belongs to."""
+    return next((part for part, names in PARTS if call.startswith(names)), OTHER)
+
+
+def planned(overrides: list[str]) -> Planned:
+    """The trial that the overrides of the main command mean."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from sweep.compose import compose_points
+    from sweep.plan import make_plan
+
+    register_schema()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3", job_name="profile"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        plan = make_plan(compose_points(hydra.config_loader, [], [[*overrides, "tracking=none"]]), strict=True)
+    return next(trial for trial in plan.trials if trial.kind == "trial")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
