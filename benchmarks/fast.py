@@ -122,8 +122,8 @@ class Bench:
         minutes = (time.monotonic() - self.began) / 60
         print(f"[{minutes:5.1f} min] {text}", file=sys.stderr, flush=True)
 
-    def plain(self, name: str, whole: bool) -> dict[str, Any]:
-        """One configuration in the plain loop: a round's training, or the ``whole`` epoch and the texts.
+    def plain(self, name: str, whole: bool, texts: bool = True) -> dict[str, Any]:
+        """One configuration in the plain loop: a round's training, or the ``whole`` epoch, and then the texts.
 
         ``wall_seconds`` is what a user waits for.
         """
@@ -134,7 +134,7 @@ class Bench:
         command += ["--save", self.file(name, "adapter"), "--steps", self.size.epoch if whole else self.size.steps]
         command += ["--batch", trial.config.train.per_device_train_batch_size, "--dropout", lora.dropout]
         command += ["--learning-rate", trial.config.train.learning_rate]
-        command += ["--max-new-tokens", self.size.max_new_tokens if whole else 0]
+        command += ["--max-new-tokens", self.size.max_new_tokens if whole and texts else 0]
         command += ([] if bits is None else ["--bits", bits]) + ([] if self.half else ["--float32"])
         found = run(command, {})
         spent = found["seconds"]
@@ -189,6 +189,7 @@ def measured(bench: Bench) -> dict[str, Any]:
         **ratios(rounds, machine["peak"]),
         **(grid_figures(grid) if grid else {}),
         **pack_figures(packs),
+        "epoch": epochs(bench),
         "decoding": decoding,
         "rounds": rounds,
     }
@@ -203,6 +204,17 @@ def whole_grid(bench: Bench) -> dict[str, Any]:
         for quant in ("4bit", "8bit")
     }
     return {"plain": plain, "ours": bench.grid(), "texts": texts}
+
+
+def epochs(bench: Bench) -> dict[str, Any]:
+    """One configuration's whole epoch, as a user trains it: what warms up is a smaller part of it."""
+    name, ours, plain = f"{PACKED}/{bench.size.ranks[0]}", [], []
+    for _ in range(bench.size.rounds):
+        one = bench.ours("train", name, steps=bench.size.epoch, members=1)
+        ours.append(one["tokens"] / one["seconds"]["train"])
+        plain.append(one["tokens"] / bench.plain(name, whole=True, texts=False)["seconds"]["train"])
+    ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
+    return {"of": PACKED, "steps": bench.size.epoch, "ours": ours, "plain": plain, "ratio": ratio}
 
 
 def one_round(bench: Bench, number: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What was measured as Markdown, for the README."""
 
+import statistics
 from typing import Any
 
 QUANTS = {"none": "none", "4bit": "4 bits", "8bit": "8 bits"}
@@ -39,6 +40,12 @@ def whole(found: dict[str, Any]) -> str:
         lines.append(
             f"| the main command: {grid['trials']} trials, texts and scores included; ours with its baselines "
             f"| {grid['plain']:.0f} s | {grid['ours']:.0f} s | {found['makespan_ratio']:.1f}x |"
+        )
+    if epoch := found.get("epoch"):
+        plain, ours = (statistics.median(epoch[side]) for side in ("plain", "ours"))
+        lines.append(
+            f"| {epoch['of'].replace('bit/', ' bits, ')}: a whole epoch of {epoch['steps']} steps, tokens/s "
+            f"| {plain:.0f} | {ours:.0f} | {epoch['ratio']:.1f}x |"
         )
     for quant, pace in found.get("generate_tokens_per_second", {}).items():
         lines.append(

@@ -265,7 +265,7 @@ def run_together(configs: list[Config], runs: Path) -> tuple[list[Job], list[str
 def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path) -> None:
     configs = [
         config(),
-        config(lora=Lora(r=2, targets="all_linear", dropout=0.3), seed=5, eval=Eval(prompts=3, max_new_tokens=6)),
+        config(lora=Lora(r=2, targets="all_linear", dropout=0.3), seed=5),
         config(lora=Lora(r=4, use_dora=True)),
         config(train=Train(max_steps=5, optim="adafactor")),
     ]
@@ -292,8 +292,6 @@ def test_common_work_that_fails_costs_no_trial_its_result(what: str, tmp_path: P
         jobs, statuses, _ = run_together([config(), config(lora=Lora(r=2))], tmp_path)
     assert set(statuses[1:]) == {"apart"}
     assert [outcome(job, tmp_path).status for job in jobs[1:]] == [None, None]
-    log = results.trial_folder(tmp_path, jobs[1].trial_id).log.read_text()
-    assert "to run again, alone: ZeroDivisionError: division by zero" in log
     run([config(), config(lora=Lora(r=2))], tmp_path)
     assert {outcome(job, tmp_path).status for job in jobs} == {"complete"}
 
