@@ -56,6 +56,15 @@ def as_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
 
 
+def read_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor]) -> None:
+    """Give an adapter the numbers that :func:`as_tensors` made of one like it."""
+    a, b = adapter.views(adapter.numbers)
+    for name in a:
+        a[name].copy_(tensors[f"{PREFIX}{name}{A}"])
+        b[name].copy_(tensors[f"{PREFIX}{name}{B}"])
+    adapter.changed()
+
+
 def save_adapter(adapter: Adapter, config: LoraConfig, folder: Path) -> None:
     """A folder as PEFT's own save_pretrained makes it, without its model card."""
     folder.mkdir(parents=True, exist_ok=True)

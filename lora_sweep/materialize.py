@@ -93,7 +93,7 @@ class EightBitProduct(torch.autograd.Function):
 
 
 def on_cpu(x: torch.Tensor, layer: EightBit) -> torch.Tensor:
-    """LLM.int8 (arXiv 2208.07339) as bitsandbytes computes it, without its copies: half of the time on a CPU."""
+    """LLM.int8 (arXiv 2208.07339) as bitsandbytes computes it, without its copies."""
     whole, rows, outliers = layer.inputs.quantized(x.reshape(-1, x.shape[-1]), layer.layer.state.threshold)
     weight, scale = eight_bits(layer.layer)
     product: torch.Tensor = torch.ops.bitsandbytes.int8_linear_matmul(whole, weight).float()

@@ -16,7 +16,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogit
 from transformers.cache_utils import Cache, DynamicLayer
 
 from lora_sweep.config import Eval
-from lora_sweep.device import Device
+from lora_sweep.device import Device, is_out_of_memory
 from lora_sweep.flat import ATTENTION, Batch, Block, attending, common_prefix, flatten
 from lora_sweep.generate import Asked, Written, as_written, eos_ids, pad_left
 from lora_sweep.head_loss import head_loss
@@ -280,7 +280,9 @@ def flat_trouble(base: Any, rows: Sequence[Example], device: Device) -> str | No
             with attending(flat):
                 hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
             found = base.get_output_embeddings()(hidden.last_hidden_state[0]).float()
-    except Exception as error:  # noqa: BLE001 - whatever a model's own code cannot do
+    except Exception as error:  # whatever a model's own code cannot do
+        if is_out_of_memory(error):
+            raise
         return f"{type(error).__name__}: {str(error)[:120]}"
     with torch.no_grad():
         alone = [base(input_ids=torch.tensor([row.input_ids], device=device.type)).logits[0] for row in some]

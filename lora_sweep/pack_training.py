@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, set_seed
 
-from lora_sweep.adapters import as_tensors
+from lora_sweep.adapters import as_tensors, read_tensors
 from lora_sweep.checkpoints import folder_of, last_valid, prune, seal
 from lora_sweep.config import Lora, Train
 from lora_sweep.device import Device, gpu_utilization
@@ -197,8 +197,12 @@ class Training:
         first = next(place for place, row in enumerate(self.member.rows) if row is rows[0])
         return self.at * len(self.member.rows) + first
 
+    def shared(self, rows: list[Example]) -> int:
+        """Tokens of a micro-batch's prefix that are computed once."""
+        return self.prefix if len(rows) > 1 else 0
+
     def block(self, rows: list[Example]) -> Block:
-        return Block(rows, self.prefix if len(rows) > 1 else 0, 1 / self.step_labels())
+        return Block(rows, self.shared(rows), 1 / self.step_labels())
 
     def step_labels(self) -> int:
         """Labelled tokens of the next step, of which its loss is the mean."""
@@ -276,11 +280,9 @@ class Training:
         if found is None:
             return
         tensors = load_file(found.folder / "adapter_model.safetensors", device=self.device.type)
-        kept = as_tensors(self.member.adapter)
-        if tensors.keys() != kept.keys() or found.step >= len(self.order):
+        if tensors.keys() != as_tensors(self.member.adapter).keys() or found.step >= len(self.order):
             raise RuntimeError(f"{found.folder.name} is of another training")
-        self.parameter.data.copy_(as_adapter_numbers(tensors, kept))
-        self.member.adapter.changed()
+        read_tensors(self.member.adapter, tensors)
         states = torch.load(found.folder / OURS, map_location=self.device.type, weights_only=True)
         self.optimizer.load_state_dict(states["optimizer"])
         self.schedule.load_state_dict(states["schedule"])
@@ -299,13 +301,6 @@ class Holder(torch.nn.Module):
         """Never called."""
 
 
-def as_adapter_numbers(tensors: dict[str, torch.Tensor], order: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Flat, in the order in which an adapter holds them."""
-    names = [name for name in order if name.endswith("A.weight")]
-    pairs = [(name, name.replace("lora_A", "lora_B")) for name in names]
-    return torch.cat([tensors[name].float().flatten() for pair in pairs for name in pair])
-
-
 # --- what members do together -------------------------------------------------------------------------------------
 
 
@@ -319,7 +314,7 @@ def grouped(alive: Sequence[Training], room: int) -> list[list[tuple[Training, l
     waiting = [(run, rows) for run in alive for rows in run.micro_batches()]
     used = 0
     for run, rows in waiting:
-        shared = run.block(rows).prefix
+        shared = run.shared(rows)
         tokens = shared + sum(len(row.input_ids) - shared for row in rows)
         if groups and used + tokens <= room and all(other is not run for other, _ in groups[-1]):
             groups[-1].append((run, rows))

@@ -66,6 +66,7 @@ class Trial:
         why_trl: why it takes TRL's way instead.
         trained, written: what came of the common work; an exception is raised by the stage that it belongs to.
         pack: how many trials trained together.
+        began: when the common work of the stage at hand did.
         run: of the tracker: open from the first step to the scores, where both are of one process.
     """
 
@@ -80,6 +81,7 @@ class Trial:
     trained: Trained | Exception | None = None
     written: Texts | Exception | None = None
     pack: int = 1
+    began: str | None = None
     run: tracking.Run | None = None
 
     @property
@@ -101,10 +103,10 @@ class Trial:
 
     def begin(self, base: Any) -> None:
         """Draw the adapter and become a member of a pack, unless the training must take TRL's way."""
-        config = self.job.config
+        config, self.began = self.job.config, now()
         self.why_trl = needs_trl(config.train, config.lora, base, self.rows) or self.shared.no_packs(self.rows)
         if self.why_trl:
-            self.voice.say(f"{self.job.label}: trains and writes as TRL and PEFT do: {self.why_trl}")
+            self.voice.say(f"{self.job.label}: trains as TRL does: {self.why_trl}")
             return
         adapter, self.peft_config = fresh_adapter(base, config.lora, self.job.target_modules, config.seed)
         self.check_size(len(adapter.numbers))
@@ -120,7 +122,7 @@ class Trial:
 
     def train(self) -> None:
         """The training's files and its result, from what the pack or TRL's way made."""
-        job, started = self.job, now()
+        job, started, self.began = self.job, self.began or now(), None
         kept = {"trial_id": job.trial_id, "kind": job.kind, "config": dataclasses.asdict(job.config)}
         results.write_json(self.folder.config, kept)
         outcome: dict[str, Any] = {"trainable_params": 0, "template": job.config.data.template}
@@ -213,7 +215,7 @@ class Trial:
 
     def evaluate(self) -> None:
         """Texts and losses to scores, and the evaluation's result."""
-        job, started = self.job, now()
+        job, started, self.began = self.job, self.began or now(), None
         config = job.config
         folder = self.folder.evaluation(job.eval_id)
         if self.written is None:
@@ -283,12 +285,14 @@ class Trial:
         ``why_trl`` says afterwards whether it must write as PEFT does.
         """
         self.scorer()
-        config = self.job.config
+        config, self.began = self.job.config, now()
         if self.job.kind == "trial" and (config.lora.use_dora or config.lora.bias != "none"):
             self.why_trl = "its adapter is more than LoRA's matrices"
         else:
             self.why_trl = self.shared.no_packs(self.reference_rows)
         self.voice.phase("writing")
+        if self.why_trl:
+            self.voice.say(f"{self.job.label}: writes as PEFT does: {self.why_trl}")
         if self.why_trl or self.job.kind != "trial":
             return None
         return load_adapter(self.folder.adapter, self.device.type)

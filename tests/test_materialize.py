@@ -47,8 +47,8 @@ def test_once_used_eight_bit_layers_too() -> None:
     plain = there_and_back(base, torch.float32)  # bitsandbytes moves the scales at the first product
     materialize(base, Quant(8), device)
     again = there_and_back(base, torch.float32)
-    for old, new in zip(plain, again, strict=True):
-        torch.testing.assert_close(old, new, rtol=1e-5, atol=1e-6)
+    assert torch.equal(plain[0], again[0])
+    torch.testing.assert_close(plain[1], again[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

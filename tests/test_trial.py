@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +264,9 @@ def run_together(configs: list[Config], runs: Path) -> tuple[list[Job], list[str
     return jobs, run_pack(jobs, runs, line.StraightLine(runs, "test"), voice), said
 
 
-def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path) -> None:
+def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_pack = line.train_pack
+    monkeypatch.setattr(line, "train_pack", lambda *args: (time.sleep(1.1), train_pack(*args))[1])
     configs = [
         config(),
         config(lora=Lora(r=2, targets="all_linear", dropout=0.3), seed=5),
@@ -272,10 +276,16 @@ def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path) -> None:
     jobs, statuses, said = run_together(configs, tmp_path / "pack")
     assert set(statuses) == {"complete"}
     assert sum(text.startswith("loaded tiny") for text in said) == 1, "what takes TRL's way needs no other base"
-    assert any("trains and writes as TRL and PEFT do: lora.use_dora" in text for text in said)
+    assert any("trains as TRL does: lora.use_dora" in text for text in said)
     assert any("train.optim=adafactor" in text for text in said)
     alone, _ = run(configs, tmp_path / "alone")
+    assert any("writes as PEFT does: its adapter is more than LoRA's matrices" in text for text in said)
+    assert not any("optim=adafactor" in text and "writes" in text for text in said)
     trained = [outcome(job, tmp_path / "pack").training for job in jobs if job.kind == "trial"]
+    for each in trained[:2]:  # the common work is in a member's time, as the page's timeline shows it
+        made = each["provenance"]
+        spent = datetime.fromisoformat(made["finished"]) - datetime.fromisoformat(made["started"])
+        assert spent.total_seconds() >= 1
     assert [each["pack"] for each in trained] == [2, 2, 1, 1]
     assert [each["why_trl"] for each in trained] == [None, None, "lora.use_dora", "train.optim=adafactor"]
     for job, other in zip(jobs, alone, strict=True):
