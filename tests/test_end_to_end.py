@@ -168,6 +168,7 @@ def test_a_reader_opens_the_page_and_the_next_report_shows_the_votes(smoke: Any,
     assert rows.count() == 5
 
     page.get_by_label("Cost").select_option("train_seconds")
+    page.locator("#pareto .plot").scroll_into_view_if_needed()  # a chart is drawn when a reader comes near it
     page.locator("#pareto canvas").first.wait_for()
     page.get_by_label("Prompt", exact=True).select_option(index=2)
     page.locator("#texts-shown article").first.wait_for()
