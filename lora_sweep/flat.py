@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from lora_sweep.prompts import IGNORED, Example
 
 ATTENTION = "lora_sweep_flat"  # the name of our attention among transformers'
+MULTIPLE = 8  # tokens of a sequence: a product of any other number of rows took 6 % longer here, of some 30 %
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Flat:
 
     Attributes:
         input_ids, position_ids: [1, T].
-        sizes: tokens of each block, in order.
+        sizes: tokens of each block, in order; less than T where some were added to make T a multiple of 8.
         queries: [R, longest]: where a sequence's tokens are; beyond its end, any place.
         keys: [R, longest with its prefix]: where what it may attend to is.
         mask: [R, 1, longest, longest with its prefix]: 0, or minus infinity where a token must not look.
@@ -92,6 +93,9 @@ def flatten(blocks: Sequence[Block], loss_on: Sequence[str], device: str, dtype:
                     key = (number, begin + at if at < shared else start + at - shared, label)
                     losses[key] = losses.get(key, 0.0) + block.weight
         sizes.append(len(ids) - begin)
+    beyond = -len(ids) % MULTIPLE if len(ids) > MULTIPLE else 0
+    ids += [0] * beyond
+    positions += [0] * beyond
     queries, keys, mask, places = _attention_plan(spans, len(ids))
 
     def tensor(values: Any, kind: torch.dtype = torch.long) -> torch.Tensor:
@@ -129,7 +133,7 @@ def _attention_plan(
     causal = causal | (~own[:, :, None] & (step == 0))  # what is beyond the end looks at something: no NaN
     seen = torch.cat([seen_before[:, None, :].expand(-1, longest, -1), causal], dim=2)
     mask = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None]
-    places = torch.empty(tokens, dtype=torch.long)
+    places = torch.zeros(tokens, dtype=torch.long)
     places[queries[own]] = torch.arange(len(spans) * longest).view(len(spans), longest)[own]
     return queries, keys, mask, places
 
