@@ -93,10 +93,12 @@ def flatten(blocks: Sequence[Block], loss_on: Sequence[str], device: str, dtype:
                     key = (number, begin + at if at < shared else start + at - shared, label)
                     losses[key] = losses.get(key, 0.0) + block.weight
         sizes.append(len(ids) - begin)
-    beyond = -len(ids) % MULTIPLE if len(ids) > MULTIPLE else 0
-    ids += [0] * beyond
-    positions += [0] * beyond
     queries, keys, mask, places = _attention_plan(spans, len(ids))
+    if len(ids) > MULTIPLE:  # the last token as often as it takes, of no block and with no label
+        beyond = -len(ids) % MULTIPLE
+        ids += ids[-1:] * beyond
+        positions += positions[-1:] * beyond
+        places = torch.cat([places, places[-1:].expand(beyond)])
 
     def tensor(values: Any, kind: torch.dtype = torch.long) -> torch.Tensor:
         return torch.as_tensor(values, dtype=kind).to(device)
@@ -133,7 +135,7 @@ def _attention_plan(
     causal = causal | (~own[:, :, None] & (step == 0))  # what is beyond the end looks at something: no NaN
     seen = torch.cat([seen_before[:, None, :].expand(-1, longest, -1), causal], dim=2)
     mask = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None]
-    places = torch.zeros(tokens, dtype=torch.long)
+    places = torch.empty(tokens, dtype=torch.long)
     places[queries[own]] = torch.arange(len(spans) * longest).view(len(spans), longest)[own]
     return queries, keys, mask, places
 

@@ -279,7 +279,7 @@ def flat_trouble(base: Any, rows: Sequence[Example], device: Device) -> str | No
             flat = flatten([Block(some, shared, 1.0)], ["response"], device.type, device.compute_dtype)
             with attending(flat):
                 hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
-            found = base.get_output_embeddings()(hidden.last_hidden_state[0]).float()
+            found = base.get_output_embeddings()(hidden.last_hidden_state[0, : sum(flat.sizes)]).float()
     except Exception as error:  # whatever a model's own code cannot do
         if is_out_of_memory(error):
             raise
