@@ -350,7 +350,7 @@ def forward_backward(
         loss, each = head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
         blocks.sizes = tokens  # layers may be computed again on the way back
         torch.autograd.backward(loss)
-    blocks.let_go()
+    blocks.read(loss)  # lets go of the last input
     losses = torch.zeros(len(group), device=device.type).index_add_(0, flat.owners, each * flat.weights)
     seconds = time.perf_counter() - begun
     for number, (run, _) in enumerate(group):

@@ -154,9 +154,7 @@ def test_the_gradients_are_those_of_training_alone(
     r: int, targets: list[str], bits: int | None, rows: Any, tmp_path: Path
 ) -> None:
     kinds = [{"lora": {"r": r}, "targets": targets, "seed": seed} for seed in (1, 2)] + [{"targets": ["v_proj"]}]
-    # A step is the gradient. Of its two forwards the second knows which layers read one input.
-    settings = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}
-    settings["gradient_accumulation_steps"] = 2
+    settings = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}  # a step is the gradient
     base = load(bits)
     members = copies(base, [{**kind, **settings} for kind in kinds], rows)
     starts = [one.adapter.numbers.normal_(0, 0.05).clone() for one in members]
@@ -173,9 +171,7 @@ def test_the_gradients_are_those_of_training_alone(
 
 def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_path: Path) -> None:
     base = load()
-    train = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}
-    train["gradient_accumulation_steps"] = 2
-    one = member(base, rows, ALL, seed=4, **train)
+    one = member(base, rows, ALL, max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0, seed=4)
     start = one.adapter.numbers.normal_(0, 0.05).clone()
     model = attach_adapter(load(), Lora(r=4, dropout=0.0), ALL, 4)
     weights = as_tensors(one.adapter)
@@ -183,7 +179,8 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
         if parameter.requires_grad:
             parameter.data.copy_(weights[name.replace(".default", "")])
     train_pack(base, [one], CPU, tmp_path)
-    finetune(model, rows, tokenizer, Train(**train), 4, CPU, tmp_path)  # type: ignore[arg-type]
+    settings = Train(max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0)
+    finetune(model, rows, tokenizer, settings, 4, CPU, tmp_path)
     after = {name.replace(".default", ""): p.detach() for name, p in model.named_parameters() if p.requires_grad}
     ours = as_tensors(one.adapter)
     for name, weight in weights.items():
