@@ -215,10 +215,11 @@ def test_charts_follow_the_theme_and_are_light_on_paper(opened: Open) -> None:
     chart.locator("canvas").wait_for()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 27)"
     dark = pixels(chart)
+    canvas = "document.querySelector('#pareto .plot canvas')?.toDataURL()"  # drawn anew when the page hears of it
     page.emulate_media(color_scheme="light")
-    assert pixels(chart) != dark
+    page.wait_for_function(f"dark => {canvas} !== dark", arg=dark)
     page.emulate_media(color_scheme="dark")
-    assert pixels(chart) == dark
+    page.wait_for_function(f"dark => {canvas} === dark", arg=dark)
     page.evaluate(
         "window.addEventListener('beforeprint', () => { window.onPaper = [...document.querySelectorAll('.plot')]"
         ".map(node => Boolean(node.querySelector('canvas'))) })"
