@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.cost_model import TARGETS, Layout, Shape, train_operations  # noqa: E402
 from benchmarks.tables import as_markdown  # noqa: E402
 from lora_sweep.config import Config, register_schema  # noqa: E402
-from sweep.trials import Planned  # noqa: E402
+from sweep.plan import make_plan  # noqa: E402
+from sweep.trials import Plan, Planned  # noqa: E402
 from sweep.workers import ENVIRONMENT  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -245,25 +246,28 @@ def writing(bench: Bench, name: str, adapters: int | None, prompts: int) -> dict
 
 def plan(ranks: Sequence[int]) -> dict[str, Planned]:
     """The trials of both sides, as ``quant/targets/r``: the grid's, and the like on a base that is not quantized."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from sweep.compose import compose_points
-    from sweep.plan import make_plan
-
-    register_schema()
     names = [f"{key}/{r}" for key in KEYS for r in ranks if r == ranks[0] or not key.startswith("none")]
     points = []
     for name in names:
         quant, targets, r = name.split("/")
         points.append([f"quant={quant}", f"lora.targets={targets}", f"lora.r={r}", "tracking=none"])
+    made = planned(points)
+    by_key = {trial.key: trial for trial in made.trials}
+    return {name: by_key[key] for name, key in zip(names, made.points, strict=True)}
+
+
+def planned(points: list[list[str]]) -> Plan:
+    """The main command's plan of the points, each of which is a list of overrides."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from sweep.compose import compose_points
+
+    register_schema()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3", job_name="bench"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        configs = compose_points(hydra.config_loader, [], points)
-    made = make_plan(configs, strict=True)
-    by_key = {trial.key: trial for trial in made.trials}
-    return {name: by_key[key] for name, key in zip(names, made.points, strict=True)}
+        return make_plan(compose_points(hydra.config_loader, [], points), strict=True)
 
 
 def rows_of(config: Config, prompts: int) -> dict[str, Any]:

@@ -15,14 +15,13 @@ sys.path.insert(0, str(ROOT))
 
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
+from benchmarks.fast import planned  # noqa: E402
 from lora_sweep.adapters import fresh_adapter  # noqa: E402
-from lora_sweep.config import register_schema  # noqa: E402
 from lora_sweep.device import pick_device  # noqa: E402
 from lora_sweep.jobs import Voice  # noqa: E402
 from lora_sweep.model import quiet_transformers  # noqa: E402
 from lora_sweep.pack_training import Member, train_pack  # noqa: E402
 from lora_sweep.shared import Shared  # noqa: E402
-from sweep.trials import Planned  # noqa: E402
 
 PARTS = (  # what torch calls it, and what it is
     ("products", ("aten::mm", "aten::addmm", "aten::addmm_", "aten::_int_mm", "aten::linear")),
@@ -37,7 +36,8 @@ OTHER = "calls, memory and the rest"
 
 
 def main(overrides: list[str]) -> None:
-    trial = planned(overrides)
+    plan = planned([[*overrides, "tracking=none"]])
+    trial = next(trial for trial in plan.trials if trial.kind == "trial")
     config, device = trial.config, pick_device()
     quiet_transformers()
     shared = Shared(config, device)
@@ -63,22 +63,6 @@ def main(overrides: list[str]) -> None:
 def part_of(call: str) -> str:
     """What a call belongs to."""
     return next((part for part, names in PARTS if call.startswith(names)), OTHER)
-
-
-def planned(overrides: list[str]) -> Planned:
-    """The trial that the overrides of the main command mean."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from sweep.compose import compose_points
-    from sweep.plan import make_plan
-
-    register_schema()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3", job_name="profile"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        plan = make_plan(compose_points(hydra.config_loader, [], [[*overrides, "tracking=none"]]), strict=True)
-    return next(trial for trial in plan.trials if trial.kind == "trial")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_operations_are_two_a_number_and_token_forward_and_as_many_back() -> Non
     assert found["attention"] == 12 * 2 * 9 * 50 * 50 * 64 * 30
 
 
-@pytest.mark.parametrize("key", ["none/attn", "4bit/attn", "4bit/all_linear"])
+@pytest.mark.parametrize("key", RESULTS["train_ratio"])
 def test_trainings_come_out_within_a_quarter_of_what_was_measured(key: str) -> None:
     machine = cost_model.calibrated(RESULTS)
     assert 0.2 < machine.efficiency < 1
