@@ -76,14 +76,13 @@ class Layout:
     """One forward of a training.
 
     Attributes:
-        tokens: all that are computed; ``sequences``, ``queries``, ``keys``: of the attention, as it is padded.
+        tokens: all that are computed.
+        pairs: of a query and a key, whose score the attention computes.
         kept: positions whose logits are made.
     """
 
     tokens: int
-    sequences: int
-    queries: int
-    keys: int
+    pairs: int
     kept: int
 
 
@@ -117,7 +116,7 @@ def train_operations(shape: Shape, adapted: Sequence[str], r: int, layout: Layou
     """
     linears = shape.linears()
     adapter_params = sum(r * sum(linears[name]) for name in adapted)
-    scores = layout.sequences * shape.heads * layout.queries * layout.keys * shape.head_size
+    scores = layout.pairs * shape.heads * shape.head_size
     return {
         "base": 2 * 2 * layout.tokens * shape.layers * shape.layer_params,
         "adapters": 3 * 2 * layout.tokens * shape.layers * adapter_params,
@@ -211,8 +210,8 @@ def layout_of(rows: int, shared: bool) -> Layout:
     batches = rows // ROWS
     if shared:
         tokens = batches * PREFIX + rows * SUFFIX
-        return Layout(tokens, rows + batches, SUFFIX, PREFIX + SUFFIX, rows * RESPONSE)
-    return Layout(rows * (PREFIX + SUFFIX), rows, PREFIX + SUFFIX, PREFIX + SUFFIX, rows * RESPONSE)
+        return Layout(tokens, (rows + batches) * SUFFIX * (PREFIX + SUFFIX), rows * RESPONSE)
+    return Layout(rows * (PREFIX + SUFFIX), rows * (PREFIX + SUFFIX) ** 2, rows * RESPONSE)
 
 
 HEAD = (

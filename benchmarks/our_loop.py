@@ -121,8 +121,11 @@ def layouts() -> Iterator[list[Layout]]:
 
 
 def layout_of(flat: Any) -> Layout:
-    (sequences, queries), keys = flat.queries.shape, flat.keys.shape[1]
-    return Layout(flat.input_ids.shape[1], sequences, queries, keys, len(flat.kept))
+    if flat.padded is None:
+        pairs = sum(length * (shared + length) for _, length, _, shared in flat.spans)
+    else:
+        pairs = flat.padded.queries.numel() * flat.padded.keys.shape[1]
+    return Layout(flat.input_ids.shape[1], pairs, len(flat.kept))
 
 
 def shape_of(config: Any) -> Shape:

@@ -20,7 +20,7 @@ def test_the_shapes_are_those_of_the_models() -> None:
 
 
 def test_operations_are_two_a_number_and_token_forward_and_as_many_back() -> None:
-    found = train_operations(SMOLLM2, TARGETS["attn"], 8, Layout(100, 2, 50, 50, 10))
+    found = train_operations(SMOLLM2, TARGETS["attn"], 8, Layout(100, 2 * 50 * 50, 10))
     assert found["base"] == 4 * 100 * (SMOLLM2.product_params - SMOLLM2.head_params)
     assert found["head"] == 4 * 10 * SMOLLM2.head_params
     assert found["adapters"] == 6 * 100 * 460_800  # the trainable parameters of the main command's first row

@@ -2,7 +2,7 @@
 
 import torch
 
-from lora_sweep.flat import MULTIPLE, Block, flatten
+from lora_sweep.flat import MULTIPLE, Block, _padded, flatten
 from lora_sweep.packed import Adapter, packed
 from lora_sweep.prompts import Example
 
@@ -31,5 +31,5 @@ def test_a_sequence_is_filled_up_with_its_last_token_which_is_of_no_block() -> N
     assert flat.input_ids.shape[1] % MULTIPLE == 0
     assert flat.input_ids[0, 12:].tolist() == [15] * 4
     assert flat.position_ids[0, 12:].tolist() == [5] * 4
-    assert flat.places[12:].unique().numel() == 1
+    assert _padded(flat.spans, 16, "cpu", torch.float32).places[12:].unique().numel() == 1
     assert max(flat.kept.tolist()) < 12
