@@ -25,7 +25,7 @@ from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Progress, Trained, sft_config
 from lora_sweep.flat import ATTENTION, Block, attending, common_prefix, flatten
 from lora_sweep.head_loss import head_loss
-from lora_sweep.packed import Adapter, Blocks, packed
+from lora_sweep.packed import Adapter, Blocks, find_readers, packed
 from lora_sweep.prompts import Example
 
 # Optimizers that treat each number by itself, whatever tensor it is in.
@@ -86,25 +86,26 @@ def train_pack(
     attention = base.config._attn_implementation
     room = max(run.longest * run.member.train.per_device_train_batch_size for run in runs)
     pace = Pace(together if len(runs) > 1 else False)
-    base.set_attn_implementation(ATTENTION)
-    base.enable_input_require_grads()
-    if checkpointing:
-        base.train()
-        base.activation_checkpointing_enable({"use_reentrant": False})
-    try:
-        with packed(base, [member.adapter for member in members]) as blocks:
+    with packed(base, [member.adapter for member in members]) as blocks:
+        find_readers(base, blocks)
+        base.set_attn_implementation(ATTENTION)
+        base.enable_input_require_grads()
+        if checkpointing:
+            base.train()
+            base.activation_checkpointing_enable({"use_reentrant": False})
+        try:
             while alive := [run for run in runs if run.outcome is None]:
                 with pace.step(sum(run.step_tokens() for run in alive)) as joint:
                     for group in grouped(alive, room if joint else 0):
                         forward_backward(base, blocks, runs, group, device)
                     for run in alive:
                         run.take_step()
-    finally:
-        if checkpointing:
-            base.activation_checkpointing_disable()
-            base.eval()
-        base.disable_input_require_grads()
-        base.set_attn_implementation(attention)
+        finally:
+            if checkpointing:
+                base.activation_checkpointing_disable()
+                base.eval()
+            base.disable_input_require_grads()
+            base.set_attn_implementation(attention)
     return [run.outcome for run in runs if run.outcome is not None]
 
 
@@ -350,7 +351,7 @@ def forward_backward(
         loss, each = head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
         blocks.sizes = tokens  # layers may be computed again on the way back
         torch.autograd.backward(loss)
-    blocks.read(loss)  # lets go of the last input
+    blocks.let_go()
     losses = torch.zeros(len(group), device=device.type).index_add_(0, flat.owners, each * flat.weights)
     seconds = time.perf_counter() - begun
     for number, (run, _) in enumerate(group):

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,10 @@ class Adapter:
         if self.copy is not self.numbers:
             self.copy.copy_(self.numbers)
 
+    def stacked(self, names: Iterable[str]) -> torch.Tensor:
+        """The matrices A of some modules that read the same input, below each other."""
+        return torch.cat([self.a[name] for name in names])
+
     def views(self, flat: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The matrices A and B by module name within a flat tensor."""
         a, b, at = {}, {}, 0
@@ -81,7 +85,10 @@ class Blocks:
     adapters: list[Adapter | None]
     sizes: list[int] = field(default_factory=list)
     drawing: list[int] | None = None
-    shared: tuple[torch.Tensor | None, dict[int, tuple[torch.Tensor, torch.Tensor]]] = (None, {})
+    input: torch.Tensor | None = None  # what the last layer read
+    masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # dropout's of it, by first row
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of it, by layers that have yet to be called
+    readers: dict[str, list["PackedLinear"]] = field(default_factory=dict)  # by the first to read an input: all of them
     stacks: dict[str, tuple[torch.Tensor, torch.Tensor, Any]] = field(default_factory=dict)  # by layer, and whose
     scales: dict[Any, torch.Tensor] = field(default_factory=dict)  # of stacks' columns, by row
 
@@ -119,10 +126,20 @@ class Blocks:
             self.scales = {**now, key: scales.to(x.device, x.dtype)}
         y.addmm_(functional.linear(x, a).mul_(self.scales[key]), b)
 
-    def read(self, x: torch.Tensor) -> None:
-        """Told which input comes: layers that read one and the same (q, k and v; gate and up) share a draw."""
-        if self.shared[0] is not x:
-            self.shared = (x, {})
+    def output(self, x: torch.Tensor, layer: "PackedLinear") -> torch.Tensor:
+        """Of one layer [rows, out], made together with those of all its ``readers`` of the same ``x`` [..., in]."""
+        if self.input is not x:
+            self.let_go()
+            self.input = x
+        if layer.name not in self.outputs:
+            group = self.readers.get(layer.name, [layer])
+            made = product(x.reshape(-1, x.shape[-1]), group, self)
+            self.outputs |= dict(zip((each.name for each in group), made, strict=True))
+        return self.outputs.pop(layer.name)
+
+    def let_go(self) -> None:
+        """Forget the last input, and what was made of it."""
+        self.input, self.masks, self.outputs = None, {}, {}
 
     def dropped(
         self, rows: torch.Tensor, begin: int, name: str, adapter: Adapter, drawing: int
@@ -132,11 +149,10 @@ class Blocks:
         A draw is a function of the adapter's seed, the place in its training, and the name of the first layer that
         reads the input: the same in any pack, when a forward is computed again, and after a resume.
         """
-        known = self.shared[1]
-        if begin not in known:
+        if begin not in self.masks:
             mask = kept(rows, adapter.dropout, zlib.crc32(f"{adapter.seed} {drawing} {name}".encode()))
-            known[begin] = masked(rows, mask), mask
-        return known[begin]
+            self.masks[begin] = masked(rows, mask), mask
+        return self.masks[begin]
 
 
 def kept(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
@@ -179,65 +195,82 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        self.blocks.read(x)
-        rows = x.reshape(-1, x.shape[-1])
-        if type(self.base_layer) in (torch.nn.Linear, Conv1D):
-            weight, bias = self.base_layer.weight, self.base_layer.bias
-            weight = weight.T if isinstance(self.base_layer, Conv1D) else weight
-            y = product(rows, weight, bias, self.blocks, self.name)
-        else:  # quantized: its own product, which nothing may be added to in place
-            y = self.base_layer(rows)
-            y = y + product(rows, None, y.shape[1], self.blocks, self.name)
+        y = self.blocks.output(x, self)
         return y.view(*x.shape[:-1], y.shape[1])
+
+    def dense(self) -> tuple[Any, Any]:
+        """W [out, in] and its bias; twice None of a quantized layer, which has a product of its own."""
+        if type(self.base_layer) not in (torch.nn.Linear, Conv1D):
+            return None, None
+        weight = self.base_layer.weight
+        return weight.T if isinstance(self.base_layer, Conv1D) else weight, self.base_layer.bias
 
 
 class Product(torch.autograd.Function):
-    """``x @ W.T`` and each block's update as one node, whose backward adds to the adapters' ``gradient``.
+    """``x @ W.T`` and each block's update for some layers as one node; its backward adds to the adapters' gradients.
 
-    ``weight``: W [out, in], frozen, with its ``bias``; or None, for the updates alone: ``bias`` is then ``out``.
+    What the layers' matrices A make of a block is one product, and so are the gradients of A and of the block. A
+    layer's ``begun`` is a quantized one's own product, which is copied; None: W is multiplied here.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: Any, bias: Any, blocks: Blocks, name: str) -> torch.Tensor:
-        y = x.new_zeros(len(x), bias) if weight is None else functional.linear(x, weight, bias)
-        ctx.weight, ctx.name, ctx.shape, ctx.parts = weight, name, x.shape, []
+    def forward(ctx: Any, x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks, *begun: Any) -> Any:
+        ys, ctx.weights, ctx.shape, ctx.parts = [], [], x.shape, []
+        for y, layer in zip(begun, layers, strict=True):
+            weight, bias = layer.dense()
+            ys.append(y.clone() if weight is None else functional.linear(x, weight, bias))
+            ctx.weights.append(weight)
         if len(x) <= FEW and sum(map(bool, blocks.sizes)) > 1 and not ctx.needs_input_grad[0]:
-            blocks.add_stacked(y, x, name)
-            return y
+            for y, layer in zip(ys, layers, strict=True):
+                blocks.add_stacked(y, x, layer.name)
+            return tuple(ys)
         for begin, end, adapter, drawing in blocks.of(len(x)):
-            if name not in adapter.a:
+            own = [(number, layer.name) for number, layer in enumerate(layers) if layer.name in adapter.a]
+            if not own:
                 continue
             rows, mask, scale = x[begin:end], None, adapter.scale
             if adapter.dropout and drawing is not None:
-                rows, mask = blocks.dropped(rows, begin, name, adapter, drawing)
+                rows, mask = blocks.dropped(rows, begin, own[0][1], adapter, drawing)
                 scale /= 1 - adapter.dropout  # what was kept stands for what was not
-            low = functional.linear(rows, adapter.a[name])
-            y[begin:end].addmm_(low, adapter.b[name].T, alpha=scale)
-            ctx.parts.append((begin, end, adapter, rows, low, mask, scale))
-        return y
+            a = adapter.stacked(name for _, name in own)
+            lows = torch.split(functional.linear(rows, a), [len(adapter.a[name]) for _, name in own], dim=1)
+            for (number, name), low in zip(own, lows, strict=True):
+                ys[number][begin:end].addmm_(low, adapter.b[name].T, alpha=scale)
+            ctx.parts.append((begin, end, adapter, own, rows, lows, mask, scale))
+        return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (grad,) = gradients
-        grad_x = grad.new_zeros(ctx.shape) if ctx.weight is None else grad @ ctx.weight
-        for begin, end, adapter, rows, low, mask, scale in ctx.parts:
-            a, b = adapter.a[ctx.name], adapter.b[ctx.name]
-            part = grad[begin:end]
-            grad_low = (part @ b).mul_(scale)
-            adapter.grad_a[ctx.name].add_(grad_low.T @ rows)
-            adapter.grad_b[ctx.name].add_(part.T @ low, alpha=scale)
+        grad_x = None
+        for grad, weight in zip(gradients, ctx.weights, strict=True):
+            if weight is not None:
+                grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
+        grad_x = gradients[0].new_zeros(ctx.shape) if grad_x is None else grad_x
+        for begin, end, adapter, own, rows, lows, mask, scale in ctx.parts:
+            grad_lows = []
+            for (number, name), low in zip(own, lows, strict=True):
+                part = gradients[number][begin:end]
+                grad_lows.append(part @ adapter.b[name])
+                adapter.grad_b[name].add_((low.T @ part).T, alpha=scale)
+            grad_low = torch.cat(grad_lows, dim=1).mul_(scale)
+            grad_as = torch.split(grad_low.T @ rows, [low.shape[1] for low in lows])
+            for (_, name), grad_a in zip(own, grad_as, strict=True):
+                adapter.grad_a[name].add_(grad_a)
+            a = adapter.stacked(name for _, name in own)
             if mask is None:
                 grad_x[begin:end].addmm_(grad_low, a)
             else:
                 grad_x[begin:end].add_(masked(grad_low @ a, mask))
         ctx.parts = []
-        return grad_x, None, None, None, None
+        of_begun = [None if w is not None else g for g, w in zip(gradients, ctx.weights, strict=True)]
+        return grad_x, None, None, *of_begun
 
 
-def product(x: torch.Tensor, weight: Any, bias: Any, blocks: Blocks, name: str) -> torch.Tensor:
-    """:class:`Product` of x [rows, in], as [rows, out]."""
-    y: torch.Tensor = Product.apply(x, weight, bias, blocks, name)  # type: ignore[no-untyped-call]
-    return y
+def product(x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks) -> tuple[torch.Tensor, ...]:
+    """:class:`Product` of x [rows, in], as [rows, out] of each layer."""
+    begun = [layer.base_layer(x) if layer.dense()[0] is None else None for layer in layers]
+    ys: tuple[torch.Tensor, ...] = Product.apply(x, layers, blocks, *begun)  # type: ignore[no-untyped-call]
+    return ys
 
 
 @contextlib.contextmanager
@@ -253,6 +286,27 @@ def packed(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[Blocks]:
     finally:
         for name, layer in layers.items():
             replace(base, name, layer)
+
+
+def find_readers(base: Any, blocks: Blocks) -> None:
+    """See in a forward of one token which layers read one and the same input: q, k and v; gate and up.
+
+    Before a training's first step, so that one that goes on from a checkpoint makes the same products.
+    """
+    seen: list[tuple[torch.Tensor, PackedLinear]] = []
+    layers = [module for module in base.modules() if isinstance(module, PackedLinear)]
+    hooks = [layer.register_forward_pre_hook(lambda layer, read: seen.append((read[0], layer))) for layer in layers]
+    blocks.sizes = [0] * len(blocks.adapters)
+    with torch.no_grad():
+        base.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=base.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    groups: list[list[PackedLinear]] = []
+    for before, (x, layer) in zip([None, *(x for x, _ in seen)], seen, strict=False):
+        groups += [[]] if x is not before else []
+        groups[-1].append(layer)
+    blocks.readers = {group[0].name: group for group in groups}
+    blocks.let_go()
 
 
 def replace(base: Any, name: str, layer: torch.nn.Module) -> None:

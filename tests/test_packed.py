@@ -1,10 +1,16 @@
-"""Rows that are of no block get what the base alone makes of them."""
+"""Rows that are of no block get what the base alone makes of them; layers that read one input are found."""
 
+import pytest
 import torch
 
+from lora_sweep.config import Model, Quant
+from lora_sweep.device import Device
 from lora_sweep.flat import MULTIPLE, Block, _padded, flatten
-from lora_sweep.packed import Adapter, packed
+from lora_sweep.model import load_base
+from lora_sweep.packed import Adapter, find_readers, packed
 from lora_sweep.prompts import Example
+
+CPU = Device("cpu", "cpu", torch.float32)
 
 
 def test_rows_beyond_the_blocks_have_no_adapter_and_no_gradient() -> None:
@@ -33,3 +39,21 @@ def test_a_sequence_is_filled_up_with_its_last_token_which_is_of_no_block() -> N
     assert flat.position_ids[0, 12:].tolist() == [5] * 4
     assert _padded(flat.spans, 16, "cpu", torch.float32).places[12:].unique().numel() == 1
     assert max(flat.kept.tolist()) < 12
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ("llama", [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]),
+        ("gpt_neox", [["query_key_value"], ["dense"], ["dense_h_to_4h"], ["dense_4h_to_h"]]),
+    ],
+)
+def test_layers_that_read_one_input_are_found(shape: str, groups: list[list[str]]) -> None:
+    base = load_base(Model(name="tiny", tiny=shape), Quant(None), CPU)
+    names = [name for name, module in base.named_modules() if any(name.rpartition(".")[2] in group for group in groups)]
+    matrices = {name: torch.zeros(1, 1) for name in names}
+    with packed(base, [Adapter(matrices, matrices, 1.0, 0.0, 0)]) as blocks:
+        find_readers(base, blocks)
+    found = [[layer.name.rpartition(".")[2] for layer in group] for group in blocks.readers.values()]
+    assert found == groups * base.config.num_hidden_layers
+    assert blocks.input is None
