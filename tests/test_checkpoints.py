@@ -14,20 +14,19 @@ from typing import Any
 
 import pytest
 import torch
+from here import HERE
 
 from lora_sweep import checkpoints
 from lora_sweep.adapters import attach_adapter
 from lora_sweep.checkpoints import last_valid, seal
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
-from lora_sweep.device import Device
 from lora_sweep.errors import Preempted
 from lora_sweep.finetune import Trained, finetune
 from lora_sweep.model import base_signature, load_base, load_tokenizer
 from lora_sweep.prompts import examples
 
 ROOT = Path(__file__).parent.parent
-CPU = Device("cpu", "cpu", torch.float32)
 DATA = Data(name="tiny", tiny=60, train_rows=15)  # 4 steps an epoch, the last one of 3 rows
 ALL_AND_HEAD = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 
@@ -47,7 +46,7 @@ def train(
     source = Model(name="tiny", tiny=shape)
     tokenizer = load_tokenizer(source)
     rows = examples(load_split(DATA).train, DATA, tokenizer, 128)
-    base = load_base(source, Quant(bits), CPU)
+    base = load_base(source, Quant(bits), HERE)
     before = base_signature(base)
     model = attach_adapter(base, Lora(**{"dropout": 0.1, **(lora or {})}), list(targets), 0)
     steps: list[int] = []
@@ -57,7 +56,7 @@ def train(
         on_step(step)
 
     asked = Train(**{"num_train_epochs": 2, "learning_rate": 1e-2, **settings})
-    trained = finetune(model, rows, tokenizer, asked, 0, CPU, folder, seen, checkpoints, lambda: steps[-1] == stop_at)
+    trained = finetune(model, rows, tokenizer, asked, 0, HERE, folder, seen, checkpoints, lambda: steps[-1] == stop_at)
     assert steps == list(range((trained.resumed_from or 0) + 1, trained.steps + 1)), "told of a step twice, or never"
     assert [values["step"] for values in trained.losses] == list(range(1, trained.steps + 1))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}

@@ -5,19 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from here import HERE
 from peft import PeftModel
 from trl import SFTTrainer
 
 from lora_sweep.adapters import attach_adapter
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
-from lora_sweep.device import Device
 from lora_sweep.errors import Diverged, Refused
 from lora_sweep.finetune import Progress, ResponseTrainer, as_dataset, finetune, sft_config
 from lora_sweep.model import base_signature, load_base, load_tokenizer
 from lora_sweep.prompts import Example, examples
 
-CPU = Device("cpu", "cpu", torch.float32)
 TINY = Model(name="tiny", tiny="llama")
 DATA = Data(name="tiny", tiny=60, train_rows=16)
 
@@ -33,7 +32,7 @@ def rows(tokenizer: Any) -> list[Example]:
 
 
 def load(bits: int | None = None, model: Model = TINY) -> Any:
-    return load_base(model, Quant(bits), CPU)
+    return load_base(model, Quant(bits), HERE)
 
 
 def losses_of(
@@ -41,9 +40,9 @@ def losses_of(
 ) -> list[float]:
     model = attach_adapter(base, Lora(dropout=0.0), ["q_proj", "v_proj"], 0)
     kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-    args = sft_config(Train(loss_on=loss_on, max_steps=6), 0, CPU, tmp_path)
+    args = sft_config(Train(loss_on=loss_on, max_steps=6), 0, HERE, tmp_path)
     trainer = trainer_class(model=model, args=args, train_dataset=as_dataset(rows, loss_on), processing_class=tokenizer)
-    trainer.device, trainer.progress = CPU, Progress()
+    trainer.device, trainer.progress = HERE, Progress()
     for name, parameter in model.named_parameters():
         if name in kept:
             parameter.data = kept[name]
@@ -67,7 +66,7 @@ def train(
 ) -> tuple[Any, Any]:
     targets = changes.pop("targets", ["q_proj", "v_proj"])
     model = attach_adapter(base, Lora(), targets, seed)
-    trained = finetune(model, rows, tokenizer, Train(**{"max_steps": 4, **changes}), seed, CPU, tmp_path)
+    trained = finetune(model, rows, tokenizer, Train(**{"max_steps": 4, **changes}), seed, HERE, tmp_path)
     return model, trained
 
 
@@ -88,7 +87,7 @@ def test_a_trial_leaves_the_base_as_it_was(bits: int | None, rows: Any, tokenize
     fresh = adapter_of(train(load(bits), rows, tokenizer, tmp_path)[0])
     model, _ = train(base, rows, tokenizer, tmp_path, targets=["up_proj"])
     with torch.no_grad():  # generating changes nothing either: bitsandbytes would repack 4-bit weights on some CPUs
-        model.eval()(input_ids=torch.tensor([rows[0].input_ids]))
+        model.eval()(input_ids=torch.tensor([rows[0].input_ids], device=HERE.type))
     base = model.unload()
     assert base_signature(base) == before
     assert "forward" not in base.__dict__
@@ -124,7 +123,7 @@ def test_training_lowers_the_loss_and_counts_what_it_saw(rows: Any, tokenizer: A
     steps = []
     model = attach_adapter(load(), Lora(), ["up_proj", "down_proj", "q_proj", "v_proj"], 0)
     settings = Train(num_train_epochs=4, learning_rate=1e-2)
-    trained = finetune(model, rows, tokenizer, settings, 0, CPU, tmp_path, lambda *seen: steps.append(seen))
+    trained = finetune(model, rows, tokenizer, settings, 0, HERE, tmp_path, lambda *seen: steps.append(seen))
     assert trained.steps == 16 == len(trained.losses) == len(steps)
     assert steps[-1][:2] == (16, 16)
     assert trained.tokens == 4 * sum(len(row.input_ids) for row in rows)
@@ -155,6 +154,6 @@ def test_gradient_checkpointing_trains_to_the_same_adapter(rows: Any, tokenizer:
 
 
 def test_further_sft_keys_reach_trl(rows: Any, tokenizer: Any, tmp_path: Any) -> None:
-    assert sft_config(Train(sft={"adam_beta2": 0.9}), 0, CPU, tmp_path).adam_beta2 == 0.9
+    assert sft_config(Train(sft={"adam_beta2": 0.9}), 0, HERE, tmp_path).adam_beta2 == 0.9
     with pytest.raises(Refused, match=r"train\.sft\.adam_beta22: is no key of TRL's SFTConfig; allowed: adam_beta2"):
-        sft_config(Train(sft={"adam_beta22": 0.9}), 0, CPU, tmp_path)
+        sft_config(Train(sft={"adam_beta22": 0.9}), 0, HERE, tmp_path)

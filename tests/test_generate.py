@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from here import HERE
 
 from lora_sweep.adapters import attach_adapter
 from lora_sweep.config import Data, Eval, Lora, Model, Quant
 from lora_sweep.data import load_split
-from lora_sweep.device import Device
 from lora_sweep.errors import Preempted
 from lora_sweep.generate import NEUTRAL, as_written, eos_ids, generate, neutral_loss, pad_left, reference_losses
 from lora_sweep.identity import SCORER_VERSION
 from lora_sweep.model import load_base, load_tokenizer, model_source
 from lora_sweep.prompts import end_marker, examples, prompt_ids, text_ids
 
-CPU = Device("cpu", "cpu", torch.float32)
 TINY = Model(name="tiny", tiny="llama")
 DATA = Data(name="tiny", tiny=60)
 MARKER = end_marker(DATA, "alpaca")
@@ -49,10 +48,10 @@ def noisy(base: Any) -> Any:
 @pytest.mark.parametrize("shape", ["llama", "gpt2", "gpt_neox", "phi3"])
 @pytest.mark.parametrize("bits", [None, 4])
 def test_the_same_tokens_whatever_the_batch_size(shape: str, bits: int | None, prompts: Any, tokenizer: Any) -> None:
-    base = load_base(Model(name="tiny", tiny=shape), Quant(bits), CPU)
+    base = load_base(Model(name="tiny", tiny=shape), Quant(bits), HERE)
     texts = {
         size: [
-            w.text for w in generate(base, tokenizer, prompts, Eval(batch_size=size, max_new_tokens=16), MARKER, CPU)
+            w.text for w in generate(base, tokenizer, prompts, Eval(batch_size=size, max_new_tokens=16), MARKER, HERE)
         ]
         for size in (1, 3, 7)
     }
@@ -60,10 +59,10 @@ def test_the_same_tokens_whatever_the_batch_size(shape: str, bits: int | None, p
 
 
 def test_texts_come_back_in_the_order_of_the_prompts(prompts: Any, tokenizer: Any) -> None:
-    model = noisy(load_base(TINY, Quant(), CPU))
+    model = noisy(load_base(TINY, Quant(), HERE))
     settings = Eval(batch_size=2, max_new_tokens=8)
-    together = [w.text for w in generate(model, tokenizer, prompts, settings, MARKER, CPU)]
-    alone = [generate(model, tokenizer, [prompt], settings, MARKER, CPU)[0].text for prompt in prompts]
+    together = [w.text for w in generate(model, tokenizer, prompts, settings, MARKER, HERE)]
+    alone = [generate(model, tokenizer, [prompt], settings, MARKER, HERE)[0].text for prompt in prompts]
     assert together == alone
     assert len(set(together)) > 1
 
@@ -79,20 +78,20 @@ def test_the_models_own_decoding_settings_do_not_leak_in(
     own = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "top_k": 2, "eos_token_id": [1, 7]}
     (folder / "generation_config.json").write_text(json.dumps(own))
     settings = Eval(max_new_tokens=8, do_sample=sampling, temperature=2.0)
-    bases = [load_base(model, Quant(), CPU) for model in (TINY, Model(name="mine", path=str(folder)))]
+    bases = [load_base(model, Quant(), HERE) for model in (TINY, Model(name="mine", path=str(folder)))]
     assert eos_ids(bases[1], tokenizer) == [1, 7], "its end tokens are the model's to say"
     bases[1].generation_config.eos_token_id = None
     first, second = (
-        [text.text for text in generate(base, tokenizer, prompts, settings, MARKER, CPU, seed=1)] for base in bases
+        [text.text for text in generate(base, tokenizer, prompts, settings, MARKER, HERE, seed=1)] for base in bases
     )
     assert first == second
 
 
 def test_sampling_depends_on_the_seed_alone(prompts: Any, tokenizer: Any) -> None:
-    base = load_base(TINY, Quant(), CPU)
+    base = load_base(TINY, Quant(), HERE)
     settings = Eval(do_sample=True, temperature=2.0, max_new_tokens=8)
     first, again, other = (
-        [w.text for w in generate(base, tokenizer, prompts, settings, MARKER, CPU, seed)] for seed in (1, 1, 2)
+        [w.text for w in generate(base, tokenizer, prompts, settings, MARKER, HERE, seed)] for seed in (1, 1, 2)
     )
     assert first == again != other
 
@@ -121,7 +120,7 @@ def test_padding_after_the_end_is_not_counted(tokenizer: Any) -> None:
 
 
 def test_generation_stops_at_the_marker(tokenizer: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = load_base(TINY, Quant(), CPU)
+    base = load_base(TINY, Quant(), HERE)
     wanted = tokenizer("ok\n### End", add_special_tokens=False)["input_ids"]
     steps = []
 
@@ -133,7 +132,7 @@ def test_generation_stops_at_the_marker(tokenizer: Any, prompts: Any, monkeypatc
         return outputs
 
     with base.register_forward_hook(scripted):
-        written = generate(base, tokenizer, prompts[:2], Eval(max_new_tokens=60), MARKER, CPU)
+        written = generate(base, tokenizer, prompts[:2], Eval(max_new_tokens=60), MARKER, HERE)
     assert [(w.text, w.finished) for w in written] == [("ok", True)] * 2
     assert len(steps) == len(wanted), "it went on after the marker"
 
@@ -142,7 +141,7 @@ def test_generation_stops_at_the_marker(tokenizer: Any, prompts: Any, monkeypatc
 def test_a_request_to_stop_is_obeyed_within_a_token(
     asks: int, written: int, batches: list[tuple[int, int]], prompts: Any, tokenizer: Any
 ) -> None:
-    base = load_base(TINY, Quant(), CPU)
+    base = load_base(TINY, Quant(), HERE)
     asked, tokens, told = [], [], []
 
     def stop() -> bool:
@@ -154,24 +153,24 @@ def test_a_request_to_stop_is_obeyed_within_a_token(
         base.register_forward_hook(lambda *call: tokens.append(1)),
         pytest.raises(Preempted, match="while it was writing; the adapter is kept"),
     ):
-        generate(base, tokenizer, prompts, settings, "", CPU, on_batch=lambda *at: told.append(at), stop=stop)
+        generate(base, tokenizer, prompts, settings, "", HERE, on_batch=lambda *at: told.append(at), stop=stop)
     assert (len(tokens), told) == (written, batches)
 
 
 def test_each_batch_of_texts_is_told(prompts: Any, tokenizer: Any) -> None:
     told: list[tuple[int, int]] = []
     settings = Eval(batch_size=3, max_new_tokens=2)
-    base = load_base(TINY, Quant(), CPU)
-    generate(base, tokenizer, prompts, settings, MARKER, CPU, on_batch=lambda *at: told.append(at))
+    base = load_base(TINY, Quant(), HERE)
+    generate(base, tokenizer, prompts, settings, MARKER, HERE, on_batch=lambda *at: told.append(at))
     assert told == [(3, 7), (6, 7), (7, 7)]
 
 
 def test_a_request_to_stop_is_obeyed_between_batches_of_losses(tokenizer: Any) -> None:
-    base = load_base(TINY, Quant(), CPU)
+    base = load_base(TINY, Quant(), HERE)
     rows = examples(load_split(DATA).train[:5], DATA, tokenizer, 256)
     batches: list[int] = []
     with base.register_forward_hook(lambda *call: batches.append(1)), pytest.raises(Preempted, match="adapter is kept"):
-        reference_losses(base, rows, tokenizer.pad_token_id, 2, CPU, stop=lambda: len(batches) == 2)
+        reference_losses(base, rows, tokenizer.pad_token_id, 2, HERE, stop=lambda: len(batches) == 2)
     assert len(batches) == 2
 
 
@@ -183,39 +182,40 @@ def test_pad_left() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_reference_losses_are_the_responses_own(batch_size: int, tokenizer: Any) -> None:
-    base = load_base(TINY, Quant(), CPU)
+    base = load_base(TINY, Quant(), HERE)
     rows = examples(load_split(DATA).train[:5], DATA, tokenizer, 256)
-    losses = reference_losses(base, rows, tokenizer.pad_token_id, batch_size, CPU)
+    losses = reference_losses(base, rows, tokenizer.pad_token_id, batch_size, HERE)
     for row, (total, count) in zip(rows, losses, strict=True):
         assert count == len(row.input_ids) - row.prompt_length
         with torch.no_grad():
             loss = base(
-                input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels("response")])
+                input_ids=torch.tensor([row.input_ids], device=HERE.type),
+                labels=torch.tensor([row.labels("response")], device=HERE.type),
             ).loss  # transformers' own mean
         assert total / count == pytest.approx(float(loss), rel=1e-4)
 
 
 @pytest.mark.parametrize(("shape", "positions"), [("llama", 1024), ("gpt2", 1024), ("llama", 100)])
 def test_the_neutral_text_s_loss_is_that_of_its_first_tokens(shape: str, positions: int, tokenizer: Any) -> None:
-    base = load_base(Model(name="tiny", tiny=shape), Quant(), CPU)
+    base = load_base(Model(name="tiny", tiny=shape), Quant(), HERE)
     base.config.max_position_embeddings = positions
-    ids = torch.tensor([text_ids(NEUTRAL.read_text(), tokenizer)[: min(512, positions)]])
+    ids = torch.tensor([text_ids(NEUTRAL.read_text(), tokenizer)[: min(512, positions)]], device=HERE.type)
     assert ids.shape[1] in (512, 100)
     with torch.no_grad():
         loss = base(input_ids=ids, labels=ids).loss  # transformers' own mean, over all tokens but the first
-    assert neutral_loss(base, tokenizer, CPU) == pytest.approx(float(loss), rel=1e-4)
+    assert neutral_loss(base, tokenizer, HERE) == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_the_neutral_text_s_loss_is_the_tuned_model_s_and_none_where_it_is_no_number(tokenizer: Any) -> None:
-    base = load_base(TINY, Quant(), CPU)
-    untuned = neutral_loss(base, tokenizer, CPU)
+    base = load_base(TINY, Quant(), HERE)
+    untuned = neutral_loss(base, tokenizer, HERE)
     tuned = noisy(base)
-    assert neutral_loss(tuned, tokenizer, CPU) != pytest.approx(untuned, abs=0.01)
+    assert neutral_loss(tuned, tokenizer, HERE) != pytest.approx(untuned, abs=0.01)
     with torch.no_grad():
         next(parameter for name, parameter in tuned.named_parameters() if "lora_B" in name).fill_(torch.nan)
-    assert neutral_loss(tuned, tokenizer, CPU) is None
+    assert neutral_loss(tuned, tokenizer, HERE) is None
     with pytest.raises(Preempted):
-        neutral_loss(base, tokenizer, CPU, stop=lambda: True)
+        neutral_loss(base, tokenizer, HERE, stop=lambda: True)
 
 
 def test_the_neutral_text_is_the_one_that_earlier_evaluations_used() -> None:

@@ -1,10 +1,12 @@
 """Weights dequantized once: the same numbers going forward and back, and only where there is room."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from here import HERE
 
 from lora_sweep import materialize as module
 from lora_sweep.config import Model, Quant
@@ -16,13 +18,13 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 def load(bits: int | None, dtype: torch.dtype, shape: str = "llama") -> tuple[Any, Device]:
-    device = Device("cpu", "cpu", dtype)
+    device = dataclasses.replace(HERE, compute_dtype=dtype)
     return load_base(Model(name="tiny", tiny=shape), Quant(bits), device), device
 
 
 def there_and_back(base: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits, and the gradient of their sum of squares with respect to the embedded tokens."""
-    ids = torch.arange(40).view(2, 20) + 5
+    ids = torch.arange(40, device=HERE.type).view(2, 20) + 5
     inputs = base.get_input_embeddings()(ids).detach().requires_grad_(True)
     logits = base(inputs_embeds=inputs).logits
     logits.float().square().sum().backward()
@@ -57,7 +59,7 @@ def test_an_eight_bit_product_with_outliers_is_bitsandbytes_own(rows: int, dtype
     base, device = load(8, dtype)
     layer = base.model.layers[0].mlp.up_proj
     torch.manual_seed(0)
-    x = torch.randn(rows, layer.in_features).to(dtype)
+    x = torch.randn(rows, layer.in_features).to(HERE.type, dtype)
     x[0, 3], x[-1, 5] = 9.0, -20.0
     own, other = layer(x), layer(2 * x)
     materialize(base, Quant(8), device)
@@ -97,6 +99,6 @@ def test_a_base_that_is_not_quantized_is_left_alone() -> None:
 
 
 def test_this_machine_tells_how_much_is_free() -> None:
-    free = free_memory(Device("cpu", "cpu", torch.float32))
+    free = free_memory(HERE)
     assert free is not None
     assert 0 < free < 2**50

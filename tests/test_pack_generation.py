@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from here import HERE
 from peft import PeftModel
 
 from lora_sweep.adapters import fresh_adapter, save_adapter
 from lora_sweep.config import Data, Eval, Lora, Model, Quant
 from lora_sweep.data import load_split
-from lora_sweep.device import Device
 from lora_sweep.errors import Preempted
 from lora_sweep.generate import generate, reference_losses
 from lora_sweep.model import base_signature, load_base, load_tokenizer
@@ -18,7 +18,6 @@ from lora_sweep.pack_generation import Author, reading, row_losses, write_pack
 from lora_sweep.packed import Adapter
 from lora_sweep.prompts import end_marker, examples, prompt_ids
 
-CPU = Device("cpu", "cpu", torch.float32)
 DATA = Data(name="tiny", tiny=60)
 MARKER = end_marker(DATA, "alpaca")
 TARGETS = {
@@ -42,13 +41,13 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 
 def load(shape: str = "llama", bits: int | None = None) -> Any:
-    return load_base(Model(name="tiny", tiny=shape), Quant(bits), CPU)
+    return load_base(Model(name="tiny", tiny=shape), Quant(bits), HERE)
 
 
 def noisy(base: Any, targets: list[str], seed: int, r: int = 4) -> tuple[Adapter, Any]:
     """An adapter that says something else with every seed: a fresh one does nothing."""
     adapter, config = fresh_adapter(base, Lora(r=r, dropout=0.1), targets, seed)
-    adapter.numbers.normal_(0, 0.6, generator=torch.Generator().manual_seed(seed))
+    adapter.numbers.normal_(0, 0.6, generator=torch.Generator(HERE.type).manual_seed(seed))
     return adapter, config
 
 
@@ -64,10 +63,10 @@ def test_the_same_texts_and_losses_as_peft_and_transformers_alone(
     settings = Eval(max_new_tokens=12, batch_size=3)
     before = base_signature(base)
     authors = [Author(adapter, prompts, MARKER) for adapter in adapters]
-    together, seconds = write_pack(base, tokenizer, authors, settings, CPU)
+    together, seconds = write_pack(base, tokenizer, authors, settings, HERE)
     rows = examples(load_split(DATA).train[:9], DATA, tokenizer, 128)
-    with reading(base, adapters, CPU) as blocks:
-        losses = [row_losses(base, blocks, number, rows, 4, CPU) for number in range(4)]
+    with reading(base, adapters, HERE) as blocks:
+        losses = [row_losses(base, blocks, number, rows, 4, HERE) for number in range(4)]
     assert base_signature(base) == before
     assert all(share > 0 for share in seconds)
     for number, expected in enumerate([None, *members]):
@@ -75,8 +74,8 @@ def test_the_same_texts_and_losses_as_peft_and_transformers_alone(
         if expected is not None:
             save_adapter(*expected, tmp_path / str(number))
             model = PeftModel.from_pretrained(model, str(tmp_path / str(number))).eval()
-        assert together[number] == generate(model, tokenizer, prompts, settings, MARKER, CPU)
-        exact = reference_losses(model, rows, tokenizer.pad_token_id, 4, CPU)
+        assert together[number] == generate(model, tokenizer, prompts, settings, MARKER, HERE)
+        exact = reference_losses(model, rows, tokenizer.pad_token_id, 4, HERE)
         assert [count for _, count in losses[number]] == [count for _, count in exact]
         assert [loss for loss, _ in losses[number]] == pytest.approx([loss for loss, _ in exact], rel=1e-5)
     assert len({json.dumps([text.text for text in texts]) for texts in together}) == 4, "some adapters write alike"
@@ -89,7 +88,7 @@ def test_sampled_texts_depend_on_the_seed_and_on_nobody_else(prompts: Any, token
 
     def texts(authors: list[Author], batch_size: int) -> list[list[str]]:
         how = Eval(**{**vars(settings), "batch_size": batch_size})
-        return [[text.text for text in each] for each in write_pack(base, tokenizer, authors, how, CPU)[0]]
+        return [[text.text for text in each] for each in write_pack(base, tokenizer, authors, how, HERE)[0]]
 
     first, second = Author(adapters[0], prompts, MARKER, 5), Author(adapters[1], prompts, MARKER, 6)
     together = texts([first, second], 16)
@@ -101,10 +100,10 @@ def test_a_text_ends_at_its_own_authors_marker(prompts: Any, tokenizer: Any) -> 
     base = load()
     adapter = noisy(base, TARGETS["llama"], 1)[0]
     settings = Eval(max_new_tokens=12)
-    ((plain,), _) = write_pack(base, tokenizer, [Author(adapter, prompts, "")], settings, CPU)
+    ((plain,), _) = write_pack(base, tokenizer, [Author(adapter, prompts, "")], settings, HERE)
     sign = plain[0].text[3:5]
     (marked, unmarked), _ = write_pack(
-        base, tokenizer, [Author(adapter, prompts, sign), Author(adapter, prompts, "")], settings, CPU
+        base, tokenizer, [Author(adapter, prompts, sign), Author(adapter, prompts, "")], settings, HERE
     )
     assert unmarked == plain
     assert marked[0].finished
@@ -122,9 +121,9 @@ def test_a_request_to_stop_is_heard_at_a_token_and_leaves_the_base_alone(prompts
         return len(asked) == 5
 
     with pytest.raises(Preempted):
-        write_pack(base, tokenizer, [Author(adapter, prompts, MARKER)], Eval(max_new_tokens=12), CPU, stop=stop)
+        write_pack(base, tokenizer, [Author(adapter, prompts, MARKER)], Eval(max_new_tokens=12), HERE, stop=stop)
     assert (base_signature(base), base.config._attn_implementation) == (before, attention)
 
 
 def test_no_prompts_are_no_texts(tokenizer: Any) -> None:
-    assert write_pack(load(), tokenizer, [Author(None, [], MARKER)], Eval(), CPU) == ([[]], [0.0])
+    assert write_pack(load(), tokenizer, [Author(None, [], MARKER)], Eval(), HERE) == ([[]], [0.0])

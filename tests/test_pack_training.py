@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from here import HERE
 from trl import SFTTrainer
 
 from lora_sweep import pack_training
 from lora_sweep.adapters import as_tensors, attach_adapter, fresh_adapter
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
-from lora_sweep.device import Device
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Trained, as_dataset, finetune, sft_config
 from lora_sweep.model import base_signature, load_base, load_tokenizer
@@ -21,7 +21,6 @@ from lora_sweep.pack_training import Member, needs_trl, train_pack
 from lora_sweep.packed import kept, masked
 from lora_sweep.prompts import Example, examples
 
-CPU = Device("cpu", "cpu", torch.float32)
 DATA = Data(name="tiny", tiny=60, train_rows=16)
 ATTN = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTN, "gate_proj", "up_proj", "down_proj"]
@@ -44,7 +43,7 @@ def rows(tokenizer: Any) -> list[Example]:
 
 
 def load(bits: int | None = None, shape: str = "llama") -> Any:
-    base = load_base(Model(name="tiny", tiny=shape), Quant(bits), CPU)
+    base = load_base(Model(name="tiny", tiny=shape), Quant(bits), HERE)
     for module in base.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # GPT-2 has dropout of its own
@@ -83,7 +82,7 @@ def test_same_losses_as_trl_for_20_steps(
     drawn = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     trainer = SFTTrainer(
         model=model,
-        args=sft_config(settings, 0, CPU, tmp_path),
+        args=sft_config(settings, 0, HERE, tmp_path),
         train_dataset=as_dataset(rows, loss_on),
         processing_class=tokenizer,
     )
@@ -94,7 +93,7 @@ def test_same_losses_as_trl_for_20_steps(
     theirs = [entry for entry in trainer.state.log_history if "loss" in entry]
     base = load(bits, shape)
     ours = member(base, rows, TARGETS[shape][1], **dataclasses.asdict(settings))
-    (trained,) = train_pack(base, [ours], CPU, tmp_path)
+    (trained,) = train_pack(base, [ours], HERE, tmp_path)
     assert isinstance(trained, Trained)
     bounds = {"loss": 1e-3, "grad_norm": 1e-2, "learning_rate": 1e-9, "epoch": 1e-9}
     if bits == 8:  # LLM.int8 finds its outliers among all tokens of a product, and padding has none here
@@ -115,7 +114,7 @@ def copies(base: Any, kinds: list[dict[str, Any]], rows: list[Example]) -> list[
 def alone(bits: int | None, kind: dict[str, Any], rows: list[Example], tmp_path: Path) -> tuple[Member, Any]:
     base = load(bits)
     (one,) = copies(base, [kind], rows)
-    (trained,) = train_pack(base, [one], CPU, tmp_path)
+    (trained,) = train_pack(base, [one], HERE, tmp_path)
     return one, trained
 
 
@@ -135,7 +134,7 @@ def test_each_member_trains_as_if_alone(bits: int | None, together: bool | None,
     base = load(bits)
     before = base_signature(base)
     members = copies(base, DIFFERENT, rows)
-    ended = train_pack(base, members, CPU, tmp_path, together)
+    ended = train_pack(base, members, HERE, tmp_path, together)
     assert base_signature(base) == before
     assert base.config._attn_implementation != "lora_sweep_flat"
     for kind, one, trained in zip(DIFFERENT, members, ended, strict=True):
@@ -158,12 +157,12 @@ def test_the_gradients_are_those_of_training_alone(
     base = load(bits)
     members = copies(base, [{**kind, **settings} for kind in kinds], rows)
     starts = [one.adapter.numbers.normal_(0, 0.05).clone() for one in members]
-    train_pack(base, members, CPU, tmp_path)
+    train_pack(base, members, HERE, tmp_path)
     for kind, one, start in zip(kinds, members, starts, strict=True):
         base = load(bits)
         (lonely,) = copies(base, [{**kind, **settings}], rows)
         lonely.adapter.numbers.copy_(start)
-        train_pack(base, [lonely], CPU, tmp_path)
+        train_pack(base, [lonely], HERE, tmp_path)
         gradient, expected = start - one.adapter.numbers, start - lonely.adapter.numbers
         assert torch.linalg.vector_norm(expected) > 0.01
         assert torch.linalg.vector_norm(gradient - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
@@ -178,9 +177,9 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data.copy_(weights[name.replace(".default", "")])
-    train_pack(base, [one], CPU, tmp_path)
+    train_pack(base, [one], HERE, tmp_path)
     settings = Train(max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0)
-    finetune(model, rows, tokenizer, settings, 4, CPU, tmp_path)
+    finetune(model, rows, tokenizer, settings, 4, HERE, tmp_path)
     after = {name.replace(".default", ""): p.detach() for name, p in model.named_parameters() if p.requires_grad}
     ours = as_tensors(one.adapter)
     for name, weight in weights.items():
@@ -197,7 +196,7 @@ def test_a_member_that_diverges_leaves_and_the_others_go_on(rows: Any, tmp_path:
         {"seed": 1},
     ]
     base = load()
-    first, wild, last = train_pack(base, copies(base, kinds, rows), CPU, tmp_path)
+    first, wild, last = train_pack(base, copies(base, kinds, rows), HERE, tmp_path)
     assert isinstance(wild, Diverged)
     assert "at step" in str(wild)
     assert losses(first) == pytest.approx(losses(alone(None, kinds[0], rows, tmp_path)[1]), rel=1e-5)
@@ -216,19 +215,19 @@ def test_members_stop_save_and_go_on_alone_or_in_another_pack(dropout: float, ro
     halted = copies(
         base, [{**kind, "checkpoints": tmp_path / str(i), "stop": stop} for i, kind in enumerate(kinds)], rows
     )
-    for outcome in train_pack(base, halted, CPU, tmp_path):
+    for outcome in train_pack(base, halted, HERE, tmp_path):
         assert isinstance(outcome, Preempted)
         assert "saved at step" in str(outcome)
     whole = [alone(None, kind, rows, tmp_path)[0].adapter.numbers for kind in kinds]
     base = load()
     (first,) = copies(base, [{**kinds[0], "checkpoints": tmp_path / "0"}], rows)
-    (trained,) = train_pack(base, [first], CPU, tmp_path)
+    (trained,) = train_pack(base, [first], HERE, tmp_path)
     assert isinstance(trained, Trained)
     assert (trained.resumed_from, trained.steps, len(trained.losses)) == (4, 8, 8)
     second, other = copies(
         base, [{**kinds[1], "checkpoints": tmp_path / "1"}, {"targets": ["o_proj"], "seed": 9}], rows
     )
-    again, _ = train_pack(base, [second, other], CPU, tmp_path)
+    again, _ = train_pack(base, [second, other], HERE, tmp_path)
     assert isinstance(again, Trained)
     assert again.resumed_from is not None
     for one, numbers in ((first, whole[0]), (second, whole[1])):
@@ -241,13 +240,13 @@ def test_a_checkpoint_of_trls_way_is_passed_over_and_theirs_passes_over_ours(
     kept, base = tmp_path / "kept", load()
     model = attach_adapter(base, Lora(r=4, dropout=0.0), ATTN, 0)
     with pytest.raises(Preempted):
-        finetune(model, rows, tokenizer, Train(max_steps=4), 0, CPU, tmp_path, checkpoints=kept, stop=lambda: True)
+        finetune(model, rows, tokenizer, Train(max_steps=4), 0, HERE, tmp_path, checkpoints=kept, stop=lambda: True)
     base = load()
     (one,) = copies(base, [{"checkpoints": kept, "stop": lambda: True}], rows)
-    assert isinstance(train_pack(base, [one], CPU, tmp_path)[0], Preempted)
+    assert isinstance(train_pack(base, [one], HERE, tmp_path)[0], Preempted)
     assert one.adapter.numbers.isfinite().all()
     model = attach_adapter(load(), Lora(r=4, dropout=0.0), ATTN, 0)
-    trained = finetune(model, rows, tokenizer, Train(max_steps=4), 0, CPU, tmp_path, checkpoints=kept)
+    trained = finetune(model, rows, tokenizer, Train(max_steps=4), 0, HERE, tmp_path, checkpoints=kept)
     assert trained.resumed_from is None
 
 
@@ -307,7 +306,7 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
     train_pack(
         base,
         copies(base, [{"seed": size, "per_device_train_batch_size": size} for size in (4, 1, 1, 1, 1)], rows),
-        CPU,
+        HERE,
         tmp_path,
     )
     longest = max(len(row.input_ids) for row in rows)
@@ -335,7 +334,7 @@ def test_what_the_loop_does_not_do_takes_trls_way(train: Any, lora: Any, reason:
 
 
 def test_a_base_with_dropout_or_a_short_view_of_its_own_takes_trls_way(rows: Any) -> None:
-    gpt2 = load_base(Model(name="tiny", tiny="gpt2"), Quant(), CPU)
+    gpt2 = load_base(Model(name="tiny", tiny="gpt2"), Quant(), HERE)
     assert needs_trl(Train(), Lora(), gpt2, rows) == "a base with dropout of its own"
     base = load()
     base.config.sliding_window = 20
@@ -345,7 +344,7 @@ def test_a_base_with_dropout_or_a_short_view_of_its_own_takes_trls_way(rows: Any
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_a_base_whose_logits_need_the_padding_is_found_out(bits: int | None, rows: Any) -> None:
     base = load(bits)
-    assert flat_trouble(base, rows, CPU) is None
+    assert flat_trouble(base, rows, HERE) is None
     head, forward = base.get_output_embeddings(), base.forward
 
     def scaled(*arguments: Any, **named: Any) -> Any:
@@ -354,7 +353,7 @@ def test_a_base_whose_logits_need_the_padding_is_found_out(bits: int | None, row
         return outputs
 
     base.forward = scaled
-    assert "logits are" in (flat_trouble(base, rows, CPU) or "")
+    assert "logits are" in (flat_trouble(base, rows, HERE) or "")
     del base.forward
     head.forward = lambda states: 1 / 0
-    assert flat_trouble(base, rows, CPU) == "ZeroDivisionError: division by zero"
+    assert flat_trouble(base, rows, HERE) == "ZeroDivisionError: division by zero"

@@ -2,22 +2,21 @@
 
 import pytest
 import torch
+from here import HERE
 
 from lora_sweep.config import Model, Quant
-from lora_sweep.device import Device
 from lora_sweep.flat import MULTIPLE, Block, _padded, flatten
 from lora_sweep.model import load_base
 from lora_sweep.packed import Adapter, find_readers, packed
 from lora_sweep.prompts import Example
 
-CPU = Device("cpu", "cpu", torch.float32)
-
 
 def test_rows_beyond_the_blocks_have_no_adapter_and_no_gradient() -> None:
-    base = torch.nn.Sequential(torch.nn.Linear(8, 6).requires_grad_(False))
-    adapter = Adapter({"0": torch.randn(2, 8)}, {"0": torch.randn(6, 2)}, 0.5, 0.0, 0)
+    base = torch.nn.Sequential(torch.nn.Linear(8, 6).requires_grad_(False)).to(HERE.type)
+    a, b = (torch.randn(shape, device=HERE.type) for shape in ((2, 8), (6, 2)))
+    adapter = Adapter({"0": a}, {"0": b}, 0.5, 0.0, 0)
     adapter.train()
-    x = torch.randn(1, 8, 8, requires_grad=True)
+    x = torch.randn(1, 8, 8, device=HERE.type, requires_grad=True)
     with packed(base, [adapter]) as blocks:
         blocks.sizes = [5]
         y = base(x)
@@ -49,7 +48,7 @@ def test_a_sequence_is_filled_up_with_its_last_token_which_is_of_no_block() -> N
     ],
 )
 def test_layers_that_read_one_input_are_found(shape: str, groups: list[list[str]]) -> None:
-    base = load_base(Model(name="tiny", tiny=shape), Quant(None), CPU)
+    base = load_base(Model(name="tiny", tiny=shape), Quant(None), HERE)
     names = [name for name, module in base.named_modules() if any(name.rpartition(".")[2] in group for group in groups)]
     matrices = {name: torch.zeros(1, 1) for name in names}
     with packed(base, [Adapter(matrices, matrices, 1.0, 0.0, 0)]) as blocks:
