@@ -3,6 +3,7 @@
     python benchmarks/fast.py             # about 30 minutes on two cores
     python benchmarks/fast.py --quick     # a few steps, to try it out: writes nothing
     python benchmarks/fast.py --float32   # both sides in fp32, under the key ``float32`` of the same file
+    python benchmarks/fast.py --keys 4bit/all_linear none/attn --rounds 1 --to other.json   # less, another file
 
 Both sides run in processes of their own, one after another, with the environment that a user has: the plain loop in the
 shell's, ours in that of a worker. Each round measures every configuration's training on both sides, one after the
@@ -49,6 +50,7 @@ PACK_STEPS = 4
 class Size:
     """How much is measured. ``grid``: the overrides of the whole grid's command."""
 
+    keys: tuple[str, ...] = KEYS
     rounds: int = 3
     steps: int = 4  # of each round; the grid trains its whole epoch
     epoch: int = 16
@@ -76,9 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--keys", nargs="+", choices=KEYS, default=KEYS, help="bits and targets that are measured")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--without-grid", action="store_true", help="leave out the whole grid")
     parser.add_argument("--to", type=Path, help="write here instead of results.json")
     args = parser.parse_args()
-    size = QUICK if args.quick else Size()
+    size = dataclasses.replace(QUICK if args.quick else Size(), keys=tuple(args.keys))
+    size = dataclasses.replace(size, rounds=args.rounds or size.rounds, grid=() if args.without_grid else size.grid)
     with tempfile.TemporaryDirectory() as scratch:
         found = measured(Bench(size, args.float32, Path(scratch)))
     target = args.to or (None if args.quick else RESULTS)
@@ -169,7 +175,7 @@ class Bench:
 def measured(bench: Bench) -> dict[str, Any]:
     """Everything, from the machine to the medians."""
     machine = bench.ours("machine")
-    grid = None if bench.float32 else whole_grid(bench)
+    grid = None if bench.float32 or not bench.size.grid else whole_grid(bench)
     rounds: list[dict[str, Any]] = []
     for number in range(bench.size.rounds):
         bench.say(f"round {number + 1} of {bench.size.rounds}")
@@ -178,7 +184,7 @@ def measured(bench: Bench) -> dict[str, Any]:
         {"members": k, **bench.ours("train", f"{PACKED}/8", steps=min(PACK_STEPS, bench.size.steps), members=k)}
         for k in bench.size.packs
     ]
-    name = f"none/attn/{bench.size.ranks[0]}"
+    name = f"{bench.size.keys[0]}/{bench.size.ranks[0]}"
     decoding = [
         {"adapters": adapters, "prompts": prompts, **writing(bench, name, adapters, prompts)}
         for adapters, prompts in ((1, 1), (1, bench.size.prompts), (4, bench.size.prompts))
@@ -187,7 +193,7 @@ def measured(bench: Bench) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine,
         "size": dataclasses.asdict(bench.size),
-        **ratios(rounds, machine["peak"]),
+        **ratios(rounds, machine["peak"], bench.size.keys),
         **(grid_figures(grid) if grid else {}),
         **pack_figures(packs),
         "epoch": epochs(bench),
@@ -221,7 +227,7 @@ def epochs(bench: Bench) -> dict[str, Any]:
 def one_round(bench: Bench, number: int) -> dict[str, Any]:
     """Every configuration's training on both sides."""
     found: dict[str, Any] = {"plain": {}, "ours": {}}
-    for key in KEYS:
+    for key in bench.size.keys:
         name = f"{key}/{bench.size.ranks[0]}"
         for side in ("plain", "ours") if number % 2 == 0 else ("ours", "plain"):
             if side == "plain":
@@ -315,26 +321,32 @@ def run(command: Iterable[Any], environment: dict[str, str]) -> dict[str, Any]:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def ratios(rounds: Sequence[dict[str, Any]], peak: float) -> dict[str, Any]:
+def ratios(rounds: Sequence[dict[str, Any]], peak: float, keys: Sequence[str]) -> dict[str, Any]:
     """What the rounds say, in medians; ``spread`` has each figure's lowest and highest round."""
     figures: dict[str, dict[str, list[float]]] = {
         name: {} for name in ("train_ratio", "ours_tokens_per_second", "plain_tokens_per_second", "fraction_of_peak")
     }
     memory: dict[str, dict[str, float]] = {"ours": {}, "plain": {}}
-    for key in KEYS:
+    for key in keys:
         each = [(found["ours"][key], found["plain"][key]) for found in rounds]
         ours = [one["tokens"] / one["seconds"]["train"] for one, _ in each]
         plain = [one["tokens"] / other["seconds"]["train"] for one, other in each]
         figures["ours_tokens_per_second"][key], figures["plain_tokens_per_second"][key] = ours, plain
         figures["train_ratio"][key] = [a / b for a, b in zip(ours, plain, strict=True)]
         figures["fraction_of_peak"][key] = [operations(one, key) / one["seconds"]["train"] / peak for one, _ in each]
-        memory["ours"][key] = statistics.median(one["peak_memory_bytes"] for one, _ in each)
-        memory["plain"][key] = statistics.median(other["train_peak_memory_bytes"] for _, other in each)
+        memory["ours"][key] = statistics.median(device_memory(one, "peak_memory_bytes") for one, _ in each)
+        memory["plain"][key] = statistics.median(device_memory(one, "train_peak_memory_bytes") for _, one in each)
     return {
         **{name: medians(values) for name, values in figures.items()},
         "peak_memory_bytes": memory,
         "spread": {name: spreads(values) for name, values in figures.items()},
     }
+
+
+def device_memory(one: dict[str, Any], host: str) -> int:
+    """The peak on the GPU, where there is one, and else that of the process."""
+    found: int = one[host] if one["peak_gpu_memory_bytes"] is None else one["peak_gpu_memory_bytes"]
+    return found
 
 
 def operations(one: dict[str, Any], key: str) -> int:
@@ -366,7 +378,7 @@ def grid_figures(grid: dict[str, Any]) -> dict[str, Any]:
 def pack_figures(packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Memory and pace of a training by the members of its pack."""
     return {
-        "pack_memory_bytes": {str(one["members"]): one["peak_memory_bytes"] for one in packs},
+        "pack_memory_bytes": {str(one["members"]): device_memory(one, "peak_memory_bytes") for one in packs},
         "pack_tokens_per_second": {str(one["members"]): one["tokens"] / one["seconds"]["train"] for one in packs},
         "packs": list(packs),
     }

@@ -88,6 +88,7 @@ def main() -> None:
         marks["train"] = time.perf_counter() - begun
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     train_peak = peak_memory_bytes()
+    gpu_peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     if args.save:
         trainer.save_model(str(args.save))
 
@@ -117,6 +118,7 @@ def main() -> None:
                 "losses": losses,
                 "new_tokens": new_tokens,
                 "train_peak_memory_bytes": train_peak,
+                "peak_gpu_memory_bytes": gpu_peak,
                 "peak_memory_bytes": peak_memory_bytes(),
             }
         )
