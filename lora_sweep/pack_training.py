@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from lora_sweep.adapters import as_tensors, read_tensors
 from lora_sweep.checkpoints import folder_of, last_valid, prune, seal
 from lora_sweep.config import Lora, Train
-from lora_sweep.device import Device, gpu_utilization
+from lora_sweep.device import Device, free_memory, gpu_utilization
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Progress, Trained, sft_config
 from lora_sweep.flat import ATTENTION, Block, attending, common_prefix, flatten
@@ -34,6 +35,7 @@ SFT_KEYS = (  # of SFTConfig, which transformers' Trainer obeys when it makes or
     "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs", "dataloader_drop_last",
 )  # fmt: skip
 WORTH = 0.95  # of the time of one after another: what a forward for all must stay below to be used
+SHARE = 0.5  # of the free memory, for the activations of a forward for several members
 OURS = "packed.pt"  # a checkpoint of this loop
 
 
@@ -74,8 +76,8 @@ def train_pack(
 ) -> list[Trained | Diverged | Preempted]:
     """Train the adapters of ``members`` in place, from their last checkpoints on, and say how each ended.
 
-    A step of the pack is a step of every member that has one left. At any time there are the activations of one
-    micro-batch: as many tokens as the largest micro-batch of a member can have.
+    A step of the pack is a step of every member that has one left. At any time there are the activations of
+    :func:`room` tokens at most.
 
     Args:
         scratch: a folder for the trainer's own files.
@@ -84,7 +86,7 @@ def train_pack(
     runs = [Training(member, device, scratch) for member in members]
     checkpointing = any(member.train.gradient_checkpointing for member in members)
     attention = base.config._attn_implementation
-    room = max(run.longest * run.member.train.per_device_train_batch_size for run in runs)
+    most = room(base, runs, device)
     pace = Pace(together if len(runs) > 1 else False)
     with packed(base, [member.adapter for member in members]) as blocks:
         find_readers(base, blocks)
@@ -96,8 +98,13 @@ def train_pack(
         try:
             while alive := [run for run in runs if run.outcome is None]:
                 with pace.step(sum(run.step_tokens() for run in alive)) as joint:
-                    for group in grouped(alive, room if joint else 0):
+                    for group in grouped(alive, most if joint else 0):
                         forward_backward(base, blocks, runs, group, device)
+                    if joint and not all(run.is_finite() for run in alive):  # a NaN of one can be in all
+                        for run in alive:
+                            run.forget()
+                        for group in grouped(alive, 0):
+                            forward_backward(base, blocks, runs, group, device)
                     for run in alive:
                         run.take_step()
         finally:
@@ -235,13 +242,22 @@ class Training:
         self.optimizer.step()
         self.schedule.step()
         self.member.adapter.changed()
-        assert self.member.adapter.gradient is not None
-        self.member.adapter.gradient.zero_()
-        self.loss = torch.zeros_like(self.loss)
+        self.forget()
         self.progress.losses.append({"step": self.at, **values})
         self.progress.train_seconds += time.perf_counter() - begun
         self.tell(values)
         self.end() if self.at == len(self.order) else self.keep()
+
+    def is_finite(self) -> bool:
+        """Whether the loss and the gradient of the next step are numbers."""
+        assert self.member.adapter.gradient is not None
+        return bool(torch.isfinite(self.loss) & torch.isfinite(self.member.adapter.gradient).all())
+
+    def forget(self) -> None:
+        """The next step's loss and gradient."""
+        assert self.member.adapter.gradient is not None
+        self.member.adapter.gradient.zero_()
+        self.loss = torch.zeros_like(self.loss)
 
     def tell(self, values: dict[str, float]) -> None:
         used = gpu_utilization(self.device)
@@ -305,11 +321,30 @@ class Holder(torch.nn.Module):
 # --- what members do together -------------------------------------------------------------------------------------
 
 
-def grouped(alive: Sequence[Training], room: int) -> list[list[tuple[Training, list[Example]]]]:
-    """The next step's micro-batches of all members, as many of different members in a group as there is room for.
+def room(base: Any, runs: Sequence[Training], device: Device) -> int:
+    """The most tokens of a forward for several members.
+
+    On a CPU those of the largest micro-batch, so that a pack needs no more than a training alone. Elsewhere as many as
+    half of the free memory holds: there a call takes as long for few rows as for many. A token's activations are
+    taken to be the inputs and outputs of all linear layers, twice.
+    """
+    least = max(run.longest * run.member.train.per_device_train_batch_size for run in runs)
+    free = None if device.type == "cpu" else free_memory(device)
+    if free is None:
+        return least
+    layers = [module for module in base.base_model.modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    numbers = 2 * sum(
+        sum(layer.weight.shape) if isinstance(layer, Conv1D) else layer.in_features + layer.out_features
+        for layer in layers
+    )
+    return max(least, int(SHARE * free / max(1, numbers * device.compute_bytes)))
+
+
+def grouped(alive: Sequence[Training], most: int) -> list[list[tuple[Training, list[Example]]]]:
+    """The next step's micro-batches of all members, as many of different members in a group as it may hold.
 
     Args:
-        room: in tokens; 0: one micro-batch a group.
+        most: tokens of a group; 0: one micro-batch each.
     """
     groups: list[list[tuple[Training, list[Example]]]] = []
     waiting = [(run, rows) for run in alive for rows in run.micro_batches()]
@@ -317,7 +352,7 @@ def grouped(alive: Sequence[Training], room: int) -> list[list[tuple[Training, l
     for run, rows in waiting:
         shared = run.shared(rows)
         tokens = shared + sum(len(row.input_ids) - shared for row in rows)
-        if groups and used + tokens <= room and all(other is not run for other, _ in groups[-1]):
+        if groups and used + tokens <= most and all(other is not run for other, _ in groups[-1]):
             groups[-1].append((run, rows))
         else:
             groups.append([(run, rows)])
@@ -338,6 +373,7 @@ def forward_backward(
         device.type,
         device.compute_dtype,
     )
+    blocks.stacks.clear()  # the adapters' numbers may have changed
     blocks.sizes, blocks.drawing = [0] * len(runs), [0] * len(runs)
     for place, (run, rows), size in zip(owners, group, flat.sizes, strict=True):
         blocks.sizes[place] = size

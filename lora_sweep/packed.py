@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,10 +57,6 @@ class Adapter:
         if self.copy is not self.numbers:
             self.copy.copy_(self.numbers)
 
-    def stacked(self, names: Iterable[str]) -> torch.Tensor:
-        """The matrices A of some modules that read the same input, below each other."""
-        return torch.cat([self.a[name] for name in names])
-
     def views(self, flat: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The matrices A and B by module name within a flat tensor."""
         a, b, at = {}, {}, 0
@@ -72,6 +68,28 @@ class Adapter:
         return a, b
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of an input, and the matrices of whose they are for all layers that read it.
+
+    Attributes:
+        span: which rows; ``rows``: the input's; in training with some numbers zeroed, as ``mask`` says.
+        a: [c, in]: the matrices A below each other, those of the first layer's owners, then the next layer's.
+        b: of each layer [out, its columns of the c]: the matrices B beside each other.
+        owners: of each layer, whose its columns are, in order; ``widths``: how many are each layer's.
+        scale: of the updates; or [rows, c], which is zero where a column is not the row's own adapter's.
+    """
+
+    span: slice
+    rows: torch.Tensor
+    mask: torch.Tensor | None
+    a: torch.Tensor
+    b: list[torch.Tensor]
+    owners: list[list[tuple[Adapter, str]]]
+    widths: list[int]
+    scale: float | torch.Tensor
+
+
 @dataclass
 class Blocks:
     """Whose the rows of the present forward are.
@@ -80,51 +98,25 @@ class Blocks:
         adapters: of the members of the pack; None for one that has none, as a baseline.
         sizes: rows of each, in order; rows are tokens of a flat sequence, or sequences of a batch.
         drawing: names each block's place in its training, for its dropout; None: no dropout.
+        readers: by the first layer to read an input, all that do.
     """
 
     adapters: list[Adapter | None]
     sizes: list[int] = field(default_factory=list)
     drawing: list[int] | None = None
+    readers: dict[str, list["PackedLinear"]] = field(default_factory=dict)
     input: torch.Tensor | None = None  # what the last layer read
-    masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # dropout's of it, by first row
+    masks: dict[int, torch.Tensor] = field(default_factory=dict)  # dropout's of it, by block
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of it, by layers that have yet to be called
-    readers: dict[str, list["PackedLinear"]] = field(default_factory=dict)  # by the first to read an input: all of them
-    stacks: dict[str, tuple[torch.Tensor, torch.Tensor, Any]] = field(default_factory=dict)  # by layer, and whose
+    stacks: dict[Any, Any] = field(default_factory=dict)  # matrices beside each other, by layers and whose
     scales: dict[Any, torch.Tensor] = field(default_factory=dict)  # of stacks' columns, by row
 
-    def spans(self, rows: int) -> list[tuple[int, int]]:
-        """First row and end of each block, for an input of so many rows."""
+    def of(self, rows: int) -> list[tuple[int, int, int, Adapter]]:
+        """Number, first row, end and adapter of each block with an adapter, for an input of so many rows."""
         times = rows // max(1, sum(self.sizes))
         ends = list(itertools.accumulate(size * times for size in self.sizes))
-        return list(zip([0, *ends], ends, strict=False))
-
-    def of(self, rows: int) -> Iterator[tuple[int, int, Adapter, int | None]]:
-        """First row, end, adapter and drawing of each block with an adapter, for an input of so many rows."""
-        for number, (begin, end) in enumerate(self.spans(rows)):
-            adapter = self.adapters[number]
-            if adapter is not None and begin < end:
-                yield begin, end, adapter, None if self.drawing is None else self.drawing[number]
-
-    def add_stacked(self, y: torch.Tensor, x: torch.Tensor, name: str) -> None:
-        """Add all updates to ``y`` in two products: the adapters' matrices stacked, what is not a block's own zeroed.
-
-        For few rows of many members, as in decoding: there a product's call costs more than what it multiplies.
-        """
-        if name not in self.stacks:
-            own = [(number, each) for number, each in enumerate(self.adapters) if each is not None and name in each.a]
-            a, b = torch.cat([each.a[name] for _, each in own]), torch.cat([each.b[name].T for _, each in own])
-            self.stacks[name] = a, b, tuple((number, len(each.a[name]), each.scale) for number, each in own)
-        a, b, ranks = self.stacks[name]
-        key = (len(x), tuple(self.sizes), ranks)
-        if key not in self.scales:
-            scales, spans, column = torch.zeros(len(x), len(a)), self.spans(len(x)), 0
-            for number, r, scale in ranks:
-                begin, end = spans[number]
-                scales[begin:end, column : column + r] = scale
-                column += r
-            now = {known: found for known, found in self.scales.items() if known[:2] == key[:2]}
-            self.scales = {**now, key: scales.to(x.device, x.dtype)}
-        y.addmm_(functional.linear(x, a).mul_(self.scales[key]), b)
+        numbered = enumerate(zip([0, *ends], ends, self.adapters, strict=False))
+        return [(n, begin, end, own) for n, (begin, end, own) in numbered if own is not None and begin < end]
 
     def output(self, x: torch.Tensor, layer: "PackedLinear") -> torch.Tensor:
         """Of one layer [rows, out], made together with those of all its ``readers`` of the same ``x`` [..., in]."""
@@ -141,18 +133,75 @@ class Blocks:
         """Forget the last input, and what was made of it."""
         self.input, self.masks, self.outputs = None, {}, {}
 
-    def dropped(
-        self, rows: torch.Tensor, begin: int, name: str, adapter: Adapter, drawing: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A block's input with some numbers zeroed, and the mask that made it so. The rest is not scaled up yet.
+    def parts(self, x: torch.Tensor, names: list[str]) -> list[Part]:
+        """The rows of ``x`` by whose they are; or all of them as one, where a call costs more than what it multiplies.
 
-        A draw is a function of the adapter's seed, the place in its training, and the name of the first layer that
+        That is so in decoding, and on anything but a CPU. A NaN in one member's rows is then one for all.
+        """
+        found = [each for each in self.of(len(x)) if any(name in each[3].a for name in names)]
+        if len(found) > 1 and (len(x) <= FEW or x.device.type != "cpu"):
+            return [self.part(x, slice(0, len(x)), found, names)]
+        return [self.part(x, slice(each[1], each[2]), [each], names) for each in found]
+
+    def part(self, x: torch.Tensor, span: slice, found: list[tuple[int, int, int, Adapter]], names: list[str]) -> Part:
+        """The rows of ``x`` in ``span``, which belong to the blocks ``found``."""
+        key = (*names, *(number for number, *_ in found))
+        if key not in self.stacks:
+            owners = [[(own, name) for *_, own in found if name in own.a] for name in names]
+            widths = [sum(len(own.a[name]) for own, name in each) for each in owners]
+            a = torch.cat([own.a[name] for each in owners for own, name in each])
+            b = [torch.cat([own.b[name] for own, name in each], dim=1) if each else a[:0] for each in owners]
+            self.stacks[key] = a, b, owners, widths
+        a, b, owners, widths = self.stacks[key]
+        rows, mask = self.dropped(x, span, found, names)
+        scales = [own.scale / (1 - own.dropout if self.drops(own) else 1) for *_, own in found]
+        if len(found) == 1:
+            return Part(span, rows, mask, a, b, owners, widths, scales[0])
+        columns = [
+            (n, len(own.a[name]), scale)
+            for name in names
+            for (n, _, _, own), scale in zip(found, scales, strict=True)
+            if name in own.a
+        ]
+        return Part(span, rows, mask, a, b, owners, widths, self.scale(x, columns))
+
+    def scale(self, x: torch.Tensor, columns: list[tuple[int, int, float]]) -> torch.Tensor:
+        """[rows, c] for blocks, numbers of columns, and scales in order."""
+        key = (len(x), tuple(self.sizes), tuple(columns))
+        if key not in self.scales:
+            rows = torch.full((len(x), 1), -1)
+            for number, begin, end, _ in self.of(len(x)):
+                rows[begin:end] = number
+            numbers, scales = (torch.tensor([each[at] for each in columns for _ in range(each[1])]) for at in (0, 2))
+            now = {known: found for known, found in self.scales.items() if known[:2] == key[:2]}
+            self.scales = {**now, key: torch.where(rows == numbers, scales, 0.0).to(x.device, x.dtype)}
+        return self.scales[key]
+
+    def drops(self, adapter: Adapter) -> bool:
+        return bool(adapter.dropout) and self.drawing is not None
+
+    def dropped(
+        self, x: torch.Tensor, span: slice, found: list[tuple[int, int, int, Adapter]], names: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows with some numbers zeroed, and the mask that made it so. The rest is not scaled up yet.
+
+        A draw is a function of the adapter's seed, the place in its training, and the name of its first layer that
         reads the input: the same in any pack, when a forward is computed again, and after a resume.
         """
-        if begin not in self.masks:
-            mask = kept(rows, adapter.dropout, zlib.crc32(f"{adapter.seed} {drawing} {name}".encode()))
-            self.masks[begin] = masked(rows, mask), mask
-        return self.masks[begin]
+        rows = x[span]
+        if self.drawing is None or not any(own.dropout for *_, own in found):
+            return rows, None
+        for number, begin, end, own in found:
+            if number not in self.masks:
+                first = next(name for name in names if name in own.a)
+                seed = zlib.crc32(f"{own.seed} {self.drawing[number]} {first}".encode())
+                self.masks[number] = kept(x[begin:end], own.dropout, seed)
+        mask = self.masks[found[0][0]]
+        if len(found) > 1:
+            mask = torch.full_like(rows.view(mask.dtype), -1)
+            for number, begin, end, _ in found:
+                mask[begin:end] = self.masks[number]
+        return masked(rows, mask), mask
 
 
 def kept(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
@@ -220,23 +269,13 @@ class Product(torch.autograd.Function):
             weight, bias = layer.dense()
             ys.append(y.clone() if weight is None else functional.linear(x, weight, bias))
             ctx.weights.append(weight)
-        if len(x) <= FEW and sum(map(bool, blocks.sizes)) > 1 and not ctx.needs_input_grad[0]:
-            for y, layer in zip(ys, layers, strict=True):
-                blocks.add_stacked(y, x, layer.name)
-            return tuple(ys)
-        for begin, end, adapter, drawing in blocks.of(len(x)):
-            own = [(number, layer.name) for number, layer in enumerate(layers) if layer.name in adapter.a]
-            if not own:
-                continue
-            rows, mask, scale = x[begin:end], None, adapter.scale
-            if adapter.dropout and drawing is not None:
-                rows, mask = blocks.dropped(rows, begin, own[0][1], adapter, drawing)
-                scale /= 1 - adapter.dropout  # what was kept stands for what was not
-            a = adapter.stacked(name for _, name in own)
-            lows = torch.split(functional.linear(rows, a), [len(adapter.a[name]) for _, name in own], dim=1)
-            for (number, name), low in zip(own, lows, strict=True):
-                ys[number][begin:end].addmm_(low, adapter.b[name].T, alpha=scale)
-            ctx.parts.append((begin, end, adapter, own, rows, lows, mask, scale))
+        for part in blocks.parts(x, [layer.name for layer in layers]):
+            low = functional.linear(part.rows, part.a).mul_(part.scale)
+            lows = torch.split(low, part.widths, dim=1)
+            for y, own, b in zip(ys, lows, part.b, strict=True):
+                if own.shape[1]:
+                    y[part.span].addmm_(own, b.T)
+            ctx.parts.append((part, lows))
         return tuple(ys)
 
     @staticmethod
@@ -246,24 +285,31 @@ class Product(torch.autograd.Function):
             if weight is not None:
                 grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
         grad_x = gradients[0].new_zeros(ctx.shape) if grad_x is None else grad_x
-        for begin, end, adapter, own, rows, lows, mask, scale in ctx.parts:
-            grad_lows = []
-            for (number, name), low in zip(own, lows, strict=True):
-                part = gradients[number][begin:end]
-                grad_lows.append(part @ adapter.b[name])
-                adapter.grad_b[name].add_((low.T @ part).T, alpha=scale)
-            grad_low = torch.cat(grad_lows, dim=1).mul_(scale)
-            grad_as = torch.split(grad_low.T @ rows, [low.shape[1] for low in lows])
-            for (_, name), grad_a in zip(own, grad_as, strict=True):
-                adapter.grad_a[name].add_(grad_a)
-            a = adapter.stacked(name for _, name in own)
-            if mask is None:
-                grad_x[begin:end].addmm_(grad_low, a)
+        for part, lows in ctx.parts:
+            parts = [grad[part.span] for grad in gradients]
+            grad_low = torch.cat([of_y @ b for of_y, b in zip(parts, part.b, strict=True) if len(b)], dim=1)
+            grad_low.mul_(part.scale)
+            grad_as = torch.split(grad_low.T @ part.rows, part.widths)
+            for of_y, low, grad_a, owners in zip(parts, lows, grad_as, part.owners, strict=True):
+                if owners:
+                    add_gradients(owners, grad_a, low.T @ of_y)
+            if part.mask is None:
+                grad_x[part.span].addmm_(grad_low, part.a)
             else:
-                grad_x[begin:end].add_(masked(grad_low @ a, mask))
+                grad_x[part.span].add_(masked(grad_low @ part.a, part.mask))
         ctx.parts = []
         of_begun = [None if w is not None else g for g, w in zip(gradients, ctx.weights, strict=True)]
         return grad_x, None, None, *of_begun
+
+
+def add_gradients(owners: list[tuple[Adapter, str]], grad_a: torch.Tensor, grad_b: torch.Tensor) -> None:
+    """Add a layer's gradients, of the matrices A [c, in] and of B [c, out], to those of the columns' owners."""
+    begin = 0
+    for adapter, name in owners:
+        columns = slice(begin, begin + len(adapter.a[name]))
+        adapter.grad_a[name].add_(grad_a[columns])
+        adapter.grad_b[name].add_(grad_b[columns].T)
+        begin = columns.stop
 
 
 def product(x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks) -> tuple[torch.Tensor, ...]:

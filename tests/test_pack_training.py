@@ -9,10 +9,11 @@ import torch
 from here import HERE
 from trl import SFTTrainer
 
-from lora_sweep import pack_training
+from lora_sweep import pack_training, packed
 from lora_sweep.adapters import as_tensors, attach_adapter, fresh_adapter
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
+from lora_sweep.device import Device
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Trained, as_dataset, finetune, sft_config
 from lora_sweep.model import base_signature, load_base, load_tokenizer
@@ -128,8 +129,17 @@ DIFFERENT: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(params=["stacked", "by block", "one micro-batch"])
+def forwards(request: Any, monkeypatch: Any) -> None:
+    """How a forward for several members is made: as on an accelerator, as on a CPU with room, and as on a CPU."""
+    if request.param != "one micro-batch":
+        monkeypatch.setattr(pack_training, "room", lambda *seen: 10**9)
+    monkeypatch.setattr(packed, "FEW", 0 if request.param == "by block" else 10**9)
+
+
+@pytest.mark.usefixtures("forwards")
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("together", [True, False, None])
+@pytest.mark.parametrize("together", [True, None])
 def test_each_member_trains_as_if_alone(bits: int | None, together: bool | None, rows: Any, tmp_path: Path) -> None:
     base = load(bits)
     before = base_signature(base)
@@ -146,6 +156,7 @@ def test_each_member_trains_as_if_alone(bits: int | None, together: bool | None,
         )
 
 
+@pytest.mark.usefixtures("forwards")
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("r", [2, 8])
 @pytest.mark.parametrize("targets", [ATTN, ALL], ids=["attn", "all_linear"])
@@ -189,6 +200,7 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
     assert not torch.equal(start, one.adapter.numbers)
 
 
+@pytest.mark.usefixtures("forwards")
 def test_a_member_that_diverges_leaves_and_the_others_go_on(rows: Any, tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [
         {},
@@ -288,6 +300,25 @@ def test_the_parts_of_a_batch_change_no_number(rows: Any, tmp_path: Path) -> Non
         for size in (4, 1)
     )
     assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_forward_for_several_has_room_where_the_device_has_memory(
+    rows: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    base = load()
+    runs = [pack_training.Training(one, HERE, tmp_path) for one in copies(base, [{}, {"seed": 1}], rows)]
+    least = 4 * max(len(row.input_ids) for row in rows)
+    layer = (
+        2 * 2 * (4 * 64 + 2 * (64 + 32) + 3 * (64 + 128))
+    )  # two layers, twice: inputs and outputs of q, o; k, v; mlp
+    for kind, free, expected in (
+        ("cpu", 10**12, least),
+        ("cuda", 10**9, int(0.5 * 10**9 / 4 / layer)),
+        ("cuda", 10**3, least),
+        ("mps", None, least),
+    ):
+        monkeypatch.setattr(pack_training, "free_memory", lambda device, free=free: free)
+        assert pack_training.room(base, runs, Device(kind, kind, torch.float32)) == expected
 
 
 def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
