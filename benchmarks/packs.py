@@ -68,12 +68,13 @@ def main() -> None:
         "train": [],
         "texts": [],
     }
+    adapters = [adapter_of(base, seed) for seed in range(max(args.members))]  # trained on, from one pack to the next
     for members in args.members:
         for together in (True, False) if members > 1 else (False,):
-            spent = training(base, rows, device, members, together)
+            spent = training(base, rows, device, adapters[:members], together)
             found["train"].append({"members": members, "together": together, **spent})
     for authors, prompts in ((1, 1), *((members, cost_model.PROMPTS) for members in args.members)):
-        spent = writing(base, rows, device, authors, prompts, args.new_tokens)
+        spent = writing(base, rows, device, adapters[:authors], prompts, args.new_tokens)
         found["texts"].append({"authors": authors, "prompts": prompts, **spent})
     if args.to:
         args.to.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -105,37 +106,37 @@ def adapter_of(base: Any, seed: int) -> Adapter:
     return fresh_adapter(base, Lora(r=cost_model.RANK), targets, seed)[0]
 
 
-def training(base: Any, rows: list[Example], device: Device, members: int, together: bool) -> dict[str, Any]:
+def training(base: Any, rows: list[Example], device: Device, adapters: list[Adapter], together: bool) -> dict[str, Any]:
     """Tokens a second of all members, in the median step, and the peak of memory."""
     settings = Train(per_device_train_batch_size=cost_model.ROWS, max_steps=len(rows) // cost_model.ROWS)
     marks: list[float] = []
     pack = []
-    for seed in range(members):
-        last = seed == members - 1
+    for seed, adapter in enumerate(adapters):
+        last = seed == len(adapters) - 1
         on_step = (lambda *seen: marks.append(time.perf_counter())) if last else (lambda *seen: None)
-        pack.append(Member(adapter_of(base, seed), rows, settings, seed, on_step))
+        pack.append(Member(adapter, rows, settings, seed, on_step))
     reset_peak_memory(device)
     with tempfile.TemporaryDirectory() as scratch:
         ended = train_pack(base, pack, device, Path(scratch), together)
     if not all(isinstance(each, Trained) for each in ended):
         raise RuntimeError(f"a training ended early: {ended}")
     step = statistics.median(after - before for before, after in itertools.pairwise(marks[1:]))
-    tokens = members * cost_model.ROWS * (cost_model.PREFIX + cost_model.SUFFIX)
-    adapter_bytes = pack[0].adapter.numbers.numel() * 4
+    tokens = len(adapters) * cost_model.ROWS * (cost_model.PREFIX + cost_model.SUFFIX)
+    adapter_bytes = adapters[0].numbers.numel() * 4
     return {"tokens_per_second": tokens / step, "adapter_bytes": adapter_bytes, **peak_memory(device)}
 
 
 def writing(
-    base: Any, rows: list[Example], device: Device, authors: int, prompts: int, new_tokens: int
+    base: Any, rows: list[Example], device: Device, adapters: list[Adapter], prompts: int, new_tokens: int
 ) -> dict[str, Any]:
     """New tokens a second of texts that all have the same length; the first time warms up."""
     asked = [rows[number % len(rows)].input_ids[: cost_model.PROMPT] for number in range(prompts)]
-    pack = [Author(adapter_of(base, seed), asked, "") for seed in range(authors)]
+    pack = [Author(adapter, asked, "") for adapter in adapters]
     for length in (2, new_tokens):
         begun = time.perf_counter()
         write_pack(base, NoWords(), pack, Eval(max_new_tokens=length, batch_size=64), device)
         spent = time.perf_counter() - begun
-    return {"tokens_per_second": authors * prompts * new_tokens / spent, **peak_memory(device)}
+    return {"tokens_per_second": len(adapters) * prompts * new_tokens / spent, **peak_memory(device)}
 
 
 def as_markdown(found: dict[str, Any]) -> str:
