@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from lora_sweep.prompts import IGNORED, Example
 
 ATTENTION = "lora_sweep_flat"  # the name of our attention among transformers'
-MULTIPLE = 8  # tokens of a sequence: bf16 products of any number took 5 to 7 % longer, of some a third (AVX512-BF16)
+MULTIPLE = 8  # of tokens: bf16 products of another number took 5 to 7 % longer, some a third (AVX512-BF16); of heads
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,11 @@ def attention(
     scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
     if q.device.type == "cpu":
         return attention_by_products(q, k, v, mask, scaling)
-    grouped = q.shape[1] != k.shape[1]
-    return functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=grouped)
+    grouped, size = q.shape[1] != k.shape[1], v.shape[-1]
+    if beyond := -q.shape[-1] % MULTIPLE:  # OpenLLaMA-3B's heads have 100: no fused kernel takes that
+        q, k, v = (functional.pad(each, (0, beyond)) for each in (q, k, v))
+    out = functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=grouped)
+    return out[..., :size]
 
 
 def attention_by_products(
