@@ -3,7 +3,8 @@
     python benchmarks/cost_model.py
 
 prints, as a Markdown table, what packing, prefix sharing and loading once should give on a machine that is not at
-hand. The same functions are held against this machine's measurements (results.json) by tests/test_cost_model.py.
+hand. The same functions are held against measurements by tests/test_cost_model.py: results.json, of a CPU, and
+packs_h200.json, of packs.py on a GPU.
 """
 
 import dataclasses
@@ -14,10 +15,12 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("results.json")
 
-# Calls of the library for one layer, and below the traffic beside the products: estimates from reading what a layer
-# does, not counted by a profiler. What does not depend on the number of rows is all here.
-TRAIN_CALLS = 320  # forward, backward and the updates of a layer's adapters
-DECODE_CALLS = 75
+# What does not depend on the number of rows, for one layer, in units of Machine.call_seconds, the cheapest call there
+# is: a step's calls with autograd's and Python's part in them. Fitted to packs_h200.json, where little else counts.
+TRAIN_CALLS = 875  # forward, backward and the updates of q's and v's adapters
+TARGET_CALLS = 8  # of each further adapted matrix
+MEMBER_CALLS = 89  # of each further member of a forward: its draws of dropout, its gradients
+DECODE_CALLS = 515
 # Numbers a token that a layer writes and reads again besides its products, in units of its width: norms, positions,
 # residuals and the activation, forward and backward.
 TRAIN_TRAFFIC = 120
@@ -140,10 +143,10 @@ def seconds(machine: Machine, operations: float, moved: float, calls: float) -> 
     return max(work, waiting) if machine.overlapped else work + waiting
 
 
-def train_seconds(machine: Machine, shape: Shape, targets: str, r: int, layout: Layout) -> float:
-    """Of a forward and its backward."""
+def train_seconds(machine: Machine, shape: Shape, targets: str, r: int, layout: Layout, members: int = 1) -> float:
+    """Of a forward for so many members and its backward."""
     operations = sum(train_operations(shape, TARGETS[targets], r, layout).values())
-    more = 8 * (len(TARGETS[targets]) - len(TARGETS["attn"]))  # calls of each further adapted matrix
+    more = TARGET_CALLS * (len(TARGETS[targets]) - len(TARGETS["attn"])) + MEMBER_CALLS * (members - 1)
     calls = shape.layers * (TRAIN_CALLS + more)
     return seconds(machine, operations, train_bytes(shape, layout, machine.number_bytes), calls)
 
@@ -197,10 +200,9 @@ def writing_seconds(machine: Machine, shape: Shape, prompts: Sequence[int], new_
 
 RANK = 8
 # 312 TFLOP/s in bf16 and 2.0 TB/s: NVIDIA's data sheet of the A100 80 GB SXM. Half of the peak is what well-made
-# training reaches there (arXiv 2104.04473 has 44 to 52 %); 5 us is a kernel's launch.
-A100 = Machine(peak=312e12, bandwidth=2.0e12, call_seconds=5e-6, efficiency=0.5, overlapped=True)
+# training reaches there (arXiv 2104.04473 has 44 to 52 %); calls cost what the H200's host took for them.
+A100 = Machine(peak=312e12, bandwidth=2.0e12, call_seconds=7.4e-6, efficiency=0.5, overlapped=True)
 ROWS, PREFIX, SUFFIX, RESPONSE = 4, 33, 100, 80  # of a micro-batch; tokens: the catalogue's means
-ROOM = 1024  # tokens of a forward: four rows of the longest row's length, which is max_length
 PROMPTS, PROMPT, NEW = 14, 52, 128
 IMPORT_SECONDS, DISK = 6.0, 2.0e9  # of a process; bytes a second
 
@@ -232,12 +234,8 @@ def table(machine: Machine = A100, shape: Shape = OPENLLAMA) -> str:
     for shared in (False, True):
         paces = []
         for members in (1, 2, 4, 8):
-            at_once = min(members, max(1, ROOM // layout_of(ROWS, shared).tokens))
-            whole, rest = divmod(members, at_once)
-            forwards = [at_once] * whole + ([rest] if rest else [])
-            spent = sum(
-                train_seconds(machine, shape, "all_linear", RANK, layout_of(ROWS * n, shared)) for n in forwards
-            )
+            layout = layout_of(ROWS * members, shared)
+            spent = train_seconds(machine, shape, "all_linear", RANK, layout, members)
             paces.append(f"{own * members / spent:,.0f}")
         name = "with the prefix once" if shared else "every row whole"
         lines.append(f"| tokens/s, {name} | " + " | ".join(paces) + " |")

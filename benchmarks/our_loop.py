@@ -33,7 +33,7 @@ from lora_sweep.config import Config, config_from_json  # noqa: E402
 from lora_sweep.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
 from lora_sweep.finetune import Trained  # noqa: E402
 from lora_sweep.jobs import Voice  # noqa: E402
-from lora_sweep.model import quiet_transformers  # noqa: E402
+from lora_sweep.model import quiet_libraries  # noqa: E402
 from lora_sweep.pack_generation import Author, write_pack  # noqa: E402
 from lora_sweep.prompts import end_marker, prompt_ids  # noqa: E402
 from lora_sweep.shared import Shared  # noqa: E402
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--float32", action="store_true")
     args = parser.parse_args()
-    quiet_transformers()
+    quiet_libraries()
     device = pick_device()
     if args.float32:
         device = dataclasses.replace(device, compute_dtype=torch.float32)

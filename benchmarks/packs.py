@@ -33,7 +33,7 @@ from lora_sweep.adapters import fresh_adapter  # noqa: E402
 from lora_sweep.config import Eval, Lora, Train  # noqa: E402
 from lora_sweep.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
 from lora_sweep.finetune import Trained  # noqa: E402
-from lora_sweep.model import quiet_transformers  # noqa: E402
+from lora_sweep.model import quiet_libraries  # noqa: E402
 from lora_sweep.pack_generation import Author, write_pack  # noqa: E402
 from lora_sweep.pack_training import Member, train_pack  # noqa: E402
 from lora_sweep.packed import Adapter  # noqa: E402
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--to", type=Path, help="a file for what was measured")
     args = parser.parse_args()
-    quiet_transformers()
+    quiet_libraries()
     device = pick_device()
     base = random_base(args.model, device)
     rows = rows_of(base.config.vocab_size, 4 * args.steps)

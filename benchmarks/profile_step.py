@@ -19,7 +19,7 @@ from benchmarks.fast import planned  # noqa: E402
 from lora_sweep.adapters import fresh_adapter  # noqa: E402
 from lora_sweep.device import pick_device  # noqa: E402
 from lora_sweep.jobs import Voice  # noqa: E402
-from lora_sweep.model import quiet_transformers  # noqa: E402
+from lora_sweep.model import quiet_libraries  # noqa: E402
 from lora_sweep.pack_training import Member, train_pack  # noqa: E402
 from lora_sweep.shared import Shared  # noqa: E402
 
@@ -39,7 +39,7 @@ def main(overrides: list[str]) -> None:
     plan = planned([[*overrides, "tracking=none"]])
     trial = next(trial for trial in plan.trials if trial.kind == "trial")
     config, device = trial.config, pick_device()
-    quiet_transformers()
+    quiet_libraries()
     shared = Shared(config, device)
     base = shared.base_at(config.quant, Voice(tell=lambda event: None))
     rows = shared.examples("train", config.data, config.train.max_length)

@@ -17,7 +17,7 @@ from lora_sweep.errors import Apart, Preempted
 from lora_sweep.generate import neutral_row
 from lora_sweep.identity import canonical
 from lora_sweep.jobs import Job, Voice
-from lora_sweep.model import quiet_transformers
+from lora_sweep.model import quiet_libraries
 from lora_sweep.pack_generation import Author, reading, row_losses, write_pack
 from lora_sweep.pack_training import train_pack
 from lora_sweep.packed import Adapter
@@ -31,7 +31,7 @@ class StraightLine:
     """A ``jobs.Line``: trains, generates, scores, and mirrors to a tracker."""
 
     def __init__(self, runs: Path, sweep: str) -> None:
-        quiet_transformers()
+        quiet_libraries()
         self.runs, self.sweep, self.device = runs, sweep, pick_device()
         self.key: str | None = None
         self.held: Shared | None = None

@@ -3,6 +3,7 @@
 The one translator to transformers, PEFT and bitsandbytes. Code from a model's folder is never run.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,9 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
-def quiet_transformers() -> None:
-    """Keep transformers' progress bars and advice out of a worker's output; errors still come through."""
+def quiet_libraries() -> None:
+    """Keep libraries' progress bars and advice out of a worker's output; errors still come through."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # bitsandbytes says at every 8-bit product in bf16 that it rounds to fp16: a tenth of a token's time on a GPU
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

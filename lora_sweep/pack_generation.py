@@ -44,12 +44,12 @@ def reading(base: Any, adapters: Sequence[Adapter | None], device: Device) -> It
     for adapter in adapters:
         if adapter is not None:
             adapter.in_dtype(device.compute_dtype)
-    base.set_attn_implementation(ATTENTION)
-    try:
-        with torch.no_grad(), packed(base, adapters) as blocks:
+    with torch.no_grad(), packed(base, adapters) as blocks:
+        base.set_attn_implementation(ATTENTION)
+        try:
             yield blocks
-    finally:
-        base.set_attn_implementation(attention)
+        finally:
+            base.set_attn_implementation(attention)
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Progress, Trained, sft_config
 from lora_sweep.flat import ATTENTION, Block, attending, common_prefix, flatten
 from lora_sweep.head_loss import head_loss
-from lora_sweep.packed import Adapter, Blocks, find_readers, packed
+from lora_sweep.packed import Adapter, Blocks, packed
 from lora_sweep.prompts import Example
 
 # Optimizers that treat each number by itself, whatever tensor it is in.
@@ -89,7 +89,6 @@ def train_pack(
     most = room(base, runs, device)
     pace = Pace(together if len(runs) > 1 else False)
     with packed(base, [member.adapter for member in members]) as blocks:
-        find_readers(base, blocks)
         base.set_attn_implementation(ATTENTION)
         base.enable_input_require_grads()
         if checkpointing:
@@ -373,7 +372,7 @@ def forward_backward(
         device.type,
         device.compute_dtype,
     )
-    blocks.stacks.clear()  # the adapters' numbers may have changed
+    blocks.changed()
     blocks.sizes, blocks.drawing = [0] * len(runs), [0] * len(runs)
     for place, (run, rows), size in zip(owners, group, flat.sizes, strict=True):
         blocks.sizes[place] = size

@@ -5,7 +5,6 @@ Owns the adapters' numbers and their products. Knows nothing of rows of data, of
 
 import contextlib
 import itertools
-import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,9 @@ import torch
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from lora_sweep.dropout import kept, masked
+
 FEW = 512  # rows of decoding; of more, as of prompts, the zeros of stacked adapters are much to multiply
-FEW_DROPPED = 0.15  # of an input: their places are drawn in half the time of bits for all; from 0.2 on in more
 
 
 class Adapter:
@@ -70,10 +70,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of an input, and the matrices of whose they are for all layers that read it.
+    """Some rows of an input, and the matrices of those whose they are, for all layers that read it.
 
     Attributes:
-        span: which rows; ``rows``: the input's; in training with some numbers zeroed, as ``mask`` says.
+        span: which rows; ``found``: the blocks in it, as of :meth:`Blocks.of`.
         a: [c, in]: the matrices A below each other, those of the first layer's owners, then the next layer's.
         b: of each layer [out, its columns of the c]: the matrices B beside each other.
         owners: of each layer, whose its columns are, in order; ``widths``: how many are each layer's.
@@ -81,8 +81,7 @@ class Part:
     """
 
     span: slice
-    rows: torch.Tensor
-    mask: torch.Tensor | None
+    found: list[tuple[int, int, int, Adapter]]
     a: torch.Tensor
     b: list[torch.Tensor]
     owners: list[list[tuple[Adapter, str]]]
@@ -108,6 +107,7 @@ class Blocks:
     input: torch.Tensor | None = None  # what the last layer read
     masks: dict[int, torch.Tensor] = field(default_factory=dict)  # dropout's of it, by block
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of it, by layers that have yet to be called
+    plan: tuple[Any, dict[tuple[str, ...], list[Part]]] = (None, {})  # of the present sizes, by layers
     stacks: dict[Any, Any] = field(default_factory=dict)  # matrices beside each other, by layers and whose
     scales: dict[Any, torch.Tensor] = field(default_factory=dict)  # of stacks' columns, by row
 
@@ -133,17 +133,26 @@ class Blocks:
         """Forget the last input, and what was made of it."""
         self.input, self.masks, self.outputs = None, {}, {}
 
-    def parts(self, x: torch.Tensor, names: list[str]) -> list[Part]:
+    def parts(self, x: torch.Tensor, names: tuple[str, ...]) -> list[Part]:
         """The rows of ``x`` by whose they are; or all of them as one, where a call costs more than what it multiplies.
 
         That is so in decoding, and on anything but a CPU. A NaN in one member's rows is then one for all.
         """
-        found = [each for each in self.of(len(x)) if any(name in each[3].a for name in names)]
-        if len(found) > 1 and (len(x) <= FEW or x.device.type != "cpu"):
-            return [self.part(x, slice(0, len(x)), found, names)]
-        return [self.part(x, slice(each[1], each[2]), [each], names) for each in found]
+        key = (len(x), tuple(self.sizes), self.drawing is None)
+        if self.plan[0] != key:
+            self.plan = key, {}
+        known = self.plan[1]
+        if names not in known:
+            found = [each for each in self.of(len(x)) if any(name in each[3].a for name in names)]
+            if len(found) > 1 and (len(x) <= FEW or x.device.type != "cpu"):
+                known[names] = [self.part(x, slice(0, len(x)), found, names)]
+            else:
+                known[names] = [self.part(x, slice(each[1], each[2]), [each], names) for each in found]
+        return known[names]
 
-    def part(self, x: torch.Tensor, span: slice, found: list[tuple[int, int, int, Adapter]], names: list[str]) -> Part:
+    def part(
+        self, x: torch.Tensor, span: slice, found: list[tuple[int, int, int, Adapter]], names: tuple[str, ...]
+    ) -> Part:
         """The rows of ``x`` in ``span``, which belong to the blocks ``found``."""
         key = (*names, *(number for number, *_ in found))
         if key not in self.stacks:
@@ -153,17 +162,17 @@ class Blocks:
             b = [torch.cat([own.b[name] for own, name in each], dim=1) if each else a[:0] for each in owners]
             self.stacks[key] = a, b, owners, widths
         a, b, owners, widths = self.stacks[key]
-        rows, mask = self.dropped(x, span, found, names)
-        scales = [own.scale / (1 - own.dropout if self.drops(own) else 1) for *_, own in found]
+        scales = [own.scale if self.drawing is None else own.scale / (1 - own.dropout) for *_, own in found]
         if len(found) == 1:
-            return Part(span, rows, mask, a, b, owners, widths, scales[0])
-        columns = [
-            (n, len(own.a[name]), scale)
-            for name in names
-            for (n, _, _, own), scale in zip(found, scales, strict=True)
-            if name in own.a
-        ]
-        return Part(span, rows, mask, a, b, owners, widths, self.scale(x, columns))
+            return Part(span, found, a, b, owners, widths, scales[0])
+        of_found = list(zip(found, scales, strict=True))
+        columns = [(n, len(own.a[name]), s) for name in names for (n, _, _, own), s in of_found if name in own.a]
+        return Part(span, found, a, b, owners, widths, self.scale(x, columns))
+
+    def changed(self) -> None:
+        """Told when the adapters' numbers may have changed."""
+        self.stacks.clear()
+        self.plan = None, {}
 
     def scale(self, x: torch.Tensor, columns: list[tuple[int, int, float]]) -> torch.Tensor:
         """[rows, c] for blocks, numbers of columns, and scales in order."""
@@ -177,18 +186,13 @@ class Blocks:
             self.scales = {**now, key: torch.where(rows == numbers, scales, 0.0).to(x.device, x.dtype)}
         return self.scales[key]
 
-    def drops(self, adapter: Adapter) -> bool:
-        return bool(adapter.dropout) and self.drawing is not None
-
-    def dropped(
-        self, x: torch.Tensor, span: slice, found: list[tuple[int, int, int, Adapter]], names: list[str]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Rows with some numbers zeroed, and the mask that made it so. The rest is not scaled up yet.
+    def dropped(self, x: torch.Tensor, part: Part, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A part's rows, in training with some numbers zeroed, and the mask that made it so. The rest is not scaled up.
 
         A draw is a function of the adapter's seed, the place in its training, and the name of its first layer that
         reads the input: the same in any pack, when a forward is computed again, and after a resume.
         """
-        rows = x[span]
+        rows, found = x[part.span], part.found
         if self.drawing is None or not any(own.dropout for *_, own in found):
             return rows, None
         for number, begin, end, own in found:
@@ -202,32 +206,6 @@ class Blocks:
             for number, begin, end, _ in found:
                 mask[begin:end] = self.masks[number]
         return masked(rows, mask), mask
-
-
-def kept(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
-    """Bits of each number of ``rows``: all zero with probability ``dropout``, or else all one.
-
-    torch's dropout draws 64 random bits a number, and on a CPU the generator is one thread's. Where few numbers are
-    dropped, their places are drawn: Poisson's number of them, each anywhere, so that a number is missed by all of them
-    with probability ``1 - dropout``, whatever becomes of the others. Else 16 bits a number, compared in place.
-    """
-    generator, count = torch.Generator(rows.device).manual_seed(seed), rows.numel()
-    whole = torch.int16 if rows.element_size() == 2 else torch.int32
-    if dropout <= FEW_DROPPED:
-        expected = torch.tensor(-math.log1p(-dropout) * count, dtype=torch.float64)
-        hits = int(torch.poisson(expected, generator=torch.Generator().manual_seed(seed)))
-        places = torch.randint(count, (hits,), generator=generator, device=rows.device)
-        return torch.full((count,), -1, dtype=whole, device=rows.device).index_fill_(0, places, 0).view(rows.shape)
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=rows.device)
-    words.random_(-(1 << 63), None, generator=generator)
-    bits = words.view(torch.int16)[:count].view(rows.shape)
-    below = round((1 - dropout) * 32768) - 16384
-    return bits.bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(15).to(whole)
-
-
-def masked(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """``rows`` where the bits of ``mask`` are one, and zero elsewhere."""
-    return rows.view(mask.dtype).bitwise_and(mask).view(rows.dtype)
 
 
 class PackedLinear(torch.nn.Module):
@@ -269,13 +247,15 @@ class Product(torch.autograd.Function):
             weight, bias = layer.dense()
             ys.append(y.clone() if weight is None else functional.linear(x, weight, bias))
             ctx.weights.append(weight)
-        for part in blocks.parts(x, [layer.name for layer in layers]):
-            low = functional.linear(part.rows, part.a).mul_(part.scale)
+        names = tuple(layer.name for layer in layers)
+        for part in blocks.parts(x, names):
+            rows, mask = blocks.dropped(x, part, names)
+            low = functional.linear(rows, part.a).mul_(part.scale)
             lows = torch.split(low, part.widths, dim=1)
             for y, own, b in zip(ys, lows, part.b, strict=True):
                 if own.shape[1]:
                     y[part.span].addmm_(own, b.T)
-            ctx.parts.append((part, lows))
+            ctx.parts.append((part, rows, mask, lows))
         return tuple(ys)
 
     @staticmethod
@@ -285,18 +265,18 @@ class Product(torch.autograd.Function):
             if weight is not None:
                 grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
         grad_x = gradients[0].new_zeros(ctx.shape) if grad_x is None else grad_x
-        for part, lows in ctx.parts:
+        for part, rows, mask, lows in ctx.parts:
             parts = [grad[part.span] for grad in gradients]
             grad_low = torch.cat([of_y @ b for of_y, b in zip(parts, part.b, strict=True) if len(b)], dim=1)
             grad_low.mul_(part.scale)
-            grad_as = torch.split(grad_low.T @ part.rows, part.widths)
+            grad_as = torch.split(grad_low.T @ rows, part.widths)
             for of_y, low, grad_a, owners in zip(parts, lows, grad_as, part.owners, strict=True):
                 if owners:
                     add_gradients(owners, grad_a, low.T @ of_y)
-            if part.mask is None:
+            if mask is None:
                 grad_x[part.span].addmm_(grad_low, part.a)
             else:
-                grad_x[part.span].add_(masked(grad_low @ part.a, part.mask))
+                grad_x[part.span].add_(masked(grad_low @ part.a, mask))
         ctx.parts = []
         of_begun = [None if w is not None else g for g, w in zip(gradients, ctx.weights, strict=True)]
         return grad_x, None, None, *of_begun
@@ -321,38 +301,44 @@ def product(x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks) -> 
 
 @contextlib.contextmanager
 def packed(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[Blocks]:
-    """Within this, ``base`` has the adapters; who owns which rows is for the caller to say in what this yields."""
+    """Within this, ``base`` has the adapters; who owns which rows is for the caller to say in what this yields.
+
+    Looks once which layers read one input, so that they are made together from the first time on: a training that
+    goes on from a checkpoint makes the same products as one that was never interrupted.
+    """
     blocks = Blocks(list(adapters))
     names = dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.a)
     layers = {name: base.get_submodule(name) for name in names}
     try:
         for name, layer in layers.items():
             replace(base, name, PackedLinear(name, layer, blocks))
+        blocks.readers = readers(base)
+        blocks.let_go()
         yield blocks
     finally:
         for name, layer in layers.items():
             replace(base, name, layer)
 
 
-def find_readers(base: Any, blocks: Blocks) -> None:
+def readers(base: Any) -> dict[str, list[PackedLinear]]:
     """See in a forward of one token which layers read one and the same input: q, k and v; gate and up.
 
-    Before a training's first step, so that one that goes on from a checkpoint makes the same products.
+    Returns:
+        By the name of the first layer to read an input, all that do.
     """
     seen: list[tuple[torch.Tensor, PackedLinear]] = []
     layers = [module for module in base.modules() if isinstance(module, PackedLinear)]
     hooks = [layer.register_forward_pre_hook(lambda layer, read: seen.append((read[0], layer))) for layer in layers]
-    blocks.sizes = [0] * len(blocks.adapters)
     with torch.no_grad():
-        base.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=base.device), use_cache=False)
+        if layers:
+            base.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=base.device), use_cache=False)
     for hook in hooks:
         hook.remove()
     groups: list[list[PackedLinear]] = []
     for before, (x, layer) in zip([None, *(x for x, _ in seen)], seen, strict=False):
         groups += [[]] if x is not before else []
         groups[-1].append(layer)
-    blocks.readers = {group[0].name: group for group in groups}
-    blocks.let_go()
+    return {group[0].name: group for group in groups}
 
 
 def replace(base: Any, name: str, layer: torch.nn.Module) -> None:

@@ -129,7 +129,8 @@ def test_training_lowers_the_loss_and_counts_what_it_saw(rows: Any, tokenizer: A
     assert trained.tokens == 4 * sum(len(row.input_ids) for row in rows)
     assert trained.losses[-1]["loss"] < trained.losses[0]["loss"] - 0.2
     assert set(trained.losses[0]) == {"step", "loss", "learning_rate", "grad_norm", "epoch"}
-    assert trained.gpu_utilization_percent is None
+    if HERE.type == "cpu":
+        assert trained.gpu_utilization_percent is None
 
 
 def test_accumulation_is_one_larger_batch(rows: Any, tokenizer: Any, tmp_path: Any) -> None:

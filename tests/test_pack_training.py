@@ -14,12 +14,12 @@ from lora_sweep.adapters import as_tensors, attach_adapter, fresh_adapter
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
+from lora_sweep.dropout import kept, masked
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Trained, as_dataset, finetune, sft_config
 from lora_sweep.model import base_signature, load_base, load_tokenizer
 from lora_sweep.pack_generation import flat_trouble
 from lora_sweep.pack_training import Member, needs_trl, train_pack
-from lora_sweep.packed import kept, masked
 from lora_sweep.prompts import Example, examples
 
 DATA = Data(name="tiny", tiny=60, train_rows=16)
@@ -191,7 +191,7 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
     train_pack(base, [one], HERE, tmp_path)
     settings = Train(max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0)
     finetune(model, rows, tokenizer, settings, 4, HERE, tmp_path)
-    after = {name.replace(".default", ""): p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    after = {name.replace(".default", ""): p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
     ours = as_tensors(one.adapter)
     for name, weight in weights.items():
         assert torch.linalg.vector_norm(after[name] - ours[name]) <= 1e-5 * torch.linalg.vector_norm(
@@ -267,7 +267,7 @@ def test_dropout_is_of_the_seed_the_step_and_the_share_that_was_asked_for(rows: 
         losses(alone(None, {"lora": {"dropout": dropout}, "seed": seed}, rows, tmp_path)[1])
         for dropout, seed in ((0.0, 0), (0.5, 0), (0.5, 0), (0.5, 1))
     )
-    assert one == again
+    assert one == (again if HERE.type == "cpu" else pytest.approx(again, rel=1e-5))  # atomic sums there
     assert one[1:] != pytest.approx(plain[1:], rel=1e-6)
     assert one != other
     x = torch.ones(1000, 1000)
@@ -286,7 +286,9 @@ def test_gradient_checkpointing_changes_no_number(rows: Any, tmp_path: Path) -> 
         alone(None, {**kind, "gradient_checkpointing": saving}, rows, tmp_path)[0].adapter.numbers
         for saving in (False, True)
     )
-    assert torch.equal(kept_all, spared)
+    if HERE.type == "cpu":
+        assert torch.equal(kept_all, spared)
+    torch.testing.assert_close(kept_all, spared, rtol=1e-4, atol=1e-6)
 
 
 def test_the_parts_of_a_batch_change_no_number(rows: Any, tmp_path: Path) -> None:
