@@ -43,7 +43,7 @@ class Flat:
         spans: of each sequence its first token, its length, the first token of its prefix, and that one's length.
         padded: how the attention sees the sequences beside each other; None on a CPU, which takes one after another.
         kept: [n]: positions whose logits are needed; ``wanted`` [n]: the tokens they are to predict.
-        weights: [n]: of these in the loss; ``owners`` [n]: the blocks they belong to.
+        weights: [n]: of these in the loss; ``owners`` [n]: the blocks they belong to; ``labelled``: how many of each.
     """
 
     input_ids: torch.Tensor
@@ -55,6 +55,7 @@ class Flat:
     wanted: torch.Tensor
     weights: torch.Tensor
     owners: torch.Tensor
+    labelled: list[int]
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def flatten(blocks: Sequence[Block], loss_on: Sequence[str], device: str, dtype:
         tensor([token for _, _, token in losses]),
         tensor(list(losses.values()), torch.float32),
         tensor([number for number, _, _ in losses]),
+        [sum(number == of for of, _, _ in losses) for number in range(len(blocks))],
     )
 
 

@@ -381,7 +381,7 @@ def forward_backward(
         hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
         states = hidden.last_hidden_state[0].index_select(0, flat.kept)
         tokens, blocks.sizes = blocks.sizes, [0] * len(runs)
-        for place, count in zip(owners, torch.bincount(flat.owners.cpu(), minlength=len(group)).tolist(), strict=True):
+        for place, count in zip(owners, flat.labelled, strict=True):
             blocks.sizes[place] = count
         loss, each = head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
         blocks.sizes = tokens  # layers may be computed again on the way back

@@ -129,11 +129,10 @@ DIFFERENT: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(params=["stacked", "by block", "one micro-batch"])
+@pytest.fixture(params=["stacked", "by block"])
 def forwards(request: Any, monkeypatch: Any) -> None:
-    """How a forward for several members is made: as on an accelerator, as on a CPU with room, and as on a CPU."""
-    if request.param != "one micro-batch":
-        monkeypatch.setattr(pack_training, "room", lambda *seen: 10**9)
+    """How a forward for several members is made: as on an accelerator, or as on a CPU, and both with all members."""
+    monkeypatch.setattr(pack_training, "room", lambda *seen: 10**9)
     monkeypatch.setattr(packed, "FEW", 0 if request.param == "by block" else 10**9)
 
 
