@@ -119,6 +119,12 @@ def free_memory(device: Device) -> int | None:
     return max(0, free)
 
 
+def wait_for(device: Device) -> None:
+    """Until the device has computed what it was told to: a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
 def gpu_utilization(device: Device) -> float | None:
     """Percent of the last sample period in which the GPU computed; None where it cannot be read."""
     if device.type != "cuda":

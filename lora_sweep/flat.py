@@ -75,6 +75,12 @@ class Padded:
     places: torch.Tensor
 
 
+def short_window(base: Any, longest: int) -> str | None:
+    """Why rows of so many tokens cannot be laid out flat: our attention looks back over all of a row."""
+    window = getattr(base.config, "sliding_window", None)
+    return f"a base that looks back {window} tokens" if window and longest > window else None
+
+
 def common_prefix(rows: Sequence[Example]) -> int:
     """How many tokens all rows begin with, less than the shortest prompt: a prompt's last token is each row's own."""
     first = rows[0].input_ids
@@ -219,10 +225,12 @@ def attention(
     scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
     if q.device.type == "cpu":
         return attention_by_products(q, k, v, mask, scaling)
-    grouped, size = q.shape[1] != k.shape[1], v.shape[-1]
+    shared, size = q.shape[1] // k.shape[1], v.shape[-1]
+    if shared > 1:  # with a mask and enable_gqa most GPUs are left with the kernel that keeps all probabilities
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
     if beyond := -q.shape[-1] % MULTIPLE:  # OpenLLaMA-3B's heads have 100: no fused kernel takes that
         q, k, v = (functional.pad(each, (0, beyond)) for each in (q, k, v))
-    out = functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=grouped)
+    out = functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
     return out[..., :size]
 
 
@@ -254,7 +262,7 @@ class BySequence(torch.autograd.Function):
     ) -> torch.Tensor:
         heads, groups = query.shape[1], key.shape[1]
         out = query.new_zeros(query.shape[2], heads, value.shape[3])
-        ctx.spans, ctx.scaling, ctx.seen = spans, scaling, []
+        ctx.spans, ctx.scaling, saved = spans, scaling, []
         ctx.shapes = query.shape, key.shape, value.shape
         for start, length, prefix_start, shared in spans:
             own, before = slice(start, start + length), slice(prefix_start, prefix_start + shared)
@@ -265,14 +273,18 @@ class BySequence(torch.autograd.Function):
             scores.view(heads, length, -1).add_(later)
             seen = torch.softmax(scores, dim=-1)
             out[own] = torch.bmm(seen, v).view(heads, length, -1).transpose(0, 1)
-            ctx.seen.append((q, k, v, seen))
+            saved += q, k, v, seen
+        end = spans[-1][0] + spans[-1][1]
+        out[end:] = out[end - 1]  # what fills up is a copy of the last token
+        ctx.save_for_backward(*saved)
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (grad,) = gradients
         grad_q, grad_k, grad_v = (grad.new_zeros(shape) for shape in ctx.shapes)
-        for (start, length, prefix_start, shared), (q, k, v, seen) in zip(ctx.spans, ctx.seen, strict=True):
+        saved = [ctx.saved_tensors[at::4] for at in range(4)]
+        for (start, length, prefix_start, shared), q, k, v, seen in zip(ctx.spans, *saved, strict=True):
             own, before = slice(start, start + length), slice(prefix_start, prefix_start + shared)
             part = grad[0, own].transpose(0, 1).reshape(len(k), -1, v.shape[2])
             slope = torch._softmax_backward_data(torch.bmm(part, v.transpose(1, 2)), seen, -1, seen.dtype)
@@ -283,7 +295,6 @@ class BySequence(torch.autograd.Function):
             ):
                 to[0, :, own] += found[:, shared:]
                 to[0, :, before] += found[:, :shared]
-        ctx.seen = []
         return grad_q, grad_k, grad_v, None, None
 
 

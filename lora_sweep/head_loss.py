@@ -1,4 +1,4 @@
-"""The loss of hidden states under an output head, in chunks: the logits of all tokens are never there at once."""
+"""The loss of hidden states under an output head; of a frozen one the logits of all tokens are never there at once."""
 
 from typing import Any
 

@@ -21,10 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from lora_sweep.adapters import as_tensors, read_tensors
 from lora_sweep.checkpoints import folder_of, last_valid, prune, seal
 from lora_sweep.config import Lora, Train
-from lora_sweep.device import Device, free_memory, gpu_utilization
+from lora_sweep.device import Device, free_memory, gpu_utilization, wait_for
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Progress, Trained, sft_config
-from lora_sweep.flat import ATTENTION, Block, attending, common_prefix, flatten
+from lora_sweep.flat import ATTENTION, Block, attending, common_prefix, flatten, short_window
 from lora_sweep.head_loss import head_loss
 from lora_sweep.packed import Adapter, Blocks, packed
 from lora_sweep.prompts import Example
@@ -43,7 +43,6 @@ def needs_trl(train: Train, lora: Lora, base: Any, rows: Sequence[Example]) -> s
     """Why a training must take TRL's own way; None where this one gives the same."""
     further = [key for key in train.sft if key not in SFT_KEYS]
     longest = max(len(row.input_ids) for row in rows)
-    window = getattr(base.config, "sliding_window", None)
     dropout = [module.p for module in base.modules() if isinstance(module, torch.nn.Dropout)]
     dropout += [getattr(base.config, name, None) or 0.0 for name in ("attention_dropout", "attn_pdrop")]
     reasons = {
@@ -53,9 +52,8 @@ def needs_trl(train: Train, lora: Lora, base: Any, rows: Sequence[Example]) -> s
         f"train.lr_scheduler_type={train.lr_scheduler_type}": train.lr_scheduler_type == "reduce_lr_on_plateau",
         f"train.sft.{further[0] if further else ''}": bool(further),
         "a base with dropout of its own": any(dropout),
-        f"a base that looks back {window} tokens": bool(window) and longest > (window or 0),
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, holds in reasons.items() if holds), short_window(base, longest))
 
 
 @dataclass
@@ -120,7 +118,7 @@ class Pace:
 
     def __init__(self, joint: bool | None) -> None:
         self.joint = joint
-        self.seconds: list[float] = []  # a token: of a joint step, which also warms up, another, and one apart
+        self.seconds: list[float] = []  # a token: of two joint steps, the first of which warms up, and two apart
 
     @contextlib.contextmanager
     def step(self, tokens: int) -> Iterator[bool]:
@@ -131,8 +129,8 @@ class Pace:
         begun = time.perf_counter()
         yield len(self.seconds) < 2
         self.seconds.append((time.perf_counter() - begun) / tokens)
-        if len(self.seconds) == 3:
-            self.joint = self.seconds[1] < WORTH * self.seconds[2]
+        if len(self.seconds) == 4:
+            self.joint = self.seconds[1] < WORTH * self.seconds[3]
 
 
 class Training:
@@ -387,6 +385,7 @@ def forward_backward(
         blocks.sizes = tokens  # layers may be computed again on the way back
         torch.autograd.backward(loss)
     blocks.let_go()
+    wait_for(device)  # else its time would be another's
     losses = torch.zeros(len(group), device=device.type).index_add_(0, flat.owners, each * flat.weights)
     seconds = time.perf_counter() - begun
     for number, (run, _) in enumerate(group):

@@ -108,6 +108,7 @@ class Blocks:
     masks: dict[int, torch.Tensor] = field(default_factory=dict)  # dropout's of it, by block
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of it, by layers that have yet to be called
     plan: tuple[Any, dict[tuple[str, ...], list[Part]]] = (None, {})  # of the present sizes, by layers
+    whose: list[bool] = field(default_factory=list)  # blocks that have rows, when the stacks were made
     stacks: dict[Any, Any] = field(default_factory=dict)  # matrices beside each other, by layers and whose
     scales: dict[Any, torch.Tensor] = field(default_factory=dict)  # of stacks' columns, by row
 
@@ -141,6 +142,9 @@ class Blocks:
         key = (len(x), tuple(self.sizes), self.drawing is None)
         if self.plan[0] != key:
             self.plan = key, {}
+            if self.whose != (whose := [bool(size) for size in self.sizes]):  # an author's last text is written
+                self.whose = whose
+                self.stacks.clear()
         known = self.plan[1]
         if names not in known:
             found = [each for each in self.of(len(x)) if any(name in each[3].a for name in names)]
@@ -175,15 +179,17 @@ class Blocks:
         self.plan = None, {}
 
     def scale(self, x: torch.Tensor, columns: list[tuple[int, int, float]]) -> torch.Tensor:
-        """[rows, c] for blocks, numbers of columns, and scales in order."""
+        """[rows, c], in fp32, for blocks, numbers of columns, and scales in order."""
         key = (len(x), tuple(self.sizes), tuple(columns))
         if key not in self.scales:
-            rows = torch.full((len(x), 1), -1)
+            rows = torch.full((len(x), 1), -1, device=x.device)
             for number, begin, end, _ in self.of(len(x)):
                 rows[begin:end] = number
-            numbers, scales = (torch.tensor([each[at] for each in columns for _ in range(each[1])]) for at in (0, 2))
+            numbers, scales = (
+                torch.tensor([each[at] for each in columns for _ in range(each[1])], device=x.device) for at in (0, 2)
+            )
             now = {known: found for known, found in self.scales.items() if known[:2] == key[:2]}
-            self.scales = {**now, key: torch.where(rows == numbers, scales, 0.0).to(x.device, x.dtype)}
+            self.scales = {**now, key: torch.where(rows == numbers, scales, 0.0)}
         return self.scales[key]
 
     def dropped(self, x: torch.Tensor, part: Part, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -242,7 +248,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks, *begun: Any) -> Any:
-        ys, ctx.weights, ctx.shape, ctx.parts = [], [], x.shape, []
+        ys, saved, ctx.weights, ctx.shape, ctx.parts = [], [], [], x.shape, []
         for y, layer in zip(begun, layers, strict=True):
             weight, bias = layer.dense()
             ys.append(y.clone() if weight is None else functional.linear(x, weight, bias))
@@ -251,11 +257,12 @@ class Product(torch.autograd.Function):
         for part in blocks.parts(x, names):
             rows, mask = blocks.dropped(x, part, names)
             low = functional.linear(rows, part.a).mul_(part.scale)
-            lows = torch.split(low, part.widths, dim=1)
-            for y, own, b in zip(ys, lows, part.b, strict=True):
+            for y, own, b in zip(ys, torch.split(low, part.widths, dim=1), part.b, strict=True):
                 if own.shape[1]:
                     y[part.span].addmm_(own, b.T)
-            ctx.parts.append((part, rows, mask, lows))
+            ctx.parts.append(part)
+            saved += rows, mask, low
+        ctx.save_for_backward(*saved)  # not as attributes, which gradient checkpointing would not see
         return tuple(ys)
 
     @staticmethod
@@ -265,7 +272,9 @@ class Product(torch.autograd.Function):
             if weight is not None:
                 grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
         grad_x = gradients[0].new_zeros(ctx.shape) if grad_x is None else grad_x
-        for part, rows, mask, lows in ctx.parts:
+        saved = ctx.saved_tensors
+        for part, rows, mask, low_of_all in zip(ctx.parts, saved[::3], saved[1::3], saved[2::3], strict=True):
+            lows = torch.split(low_of_all, part.widths, dim=1)
             parts = [grad[part.span] for grad in gradients]
             grad_low = torch.cat([of_y @ b for of_y, b in zip(parts, part.b, strict=True) if len(b)], dim=1)
             grad_low.mul_(part.scale)
@@ -277,7 +286,6 @@ class Product(torch.autograd.Function):
                 grad_x[part.span].addmm_(grad_low, part.a)
             else:
                 grad_x[part.span].add_(masked(grad_low @ part.a, mask))
-        ctx.parts = []
         of_begun = [None if w is not None else g for g, w in zip(gradients, ctx.weights, strict=True)]
         return grad_x, None, None, *of_begun
 

@@ -18,6 +18,7 @@ from lora_sweep.data import Row
 from lora_sweep.device import Device, peak_memory
 from lora_sweep.errors import Preempted
 from lora_sweep.finetune import Trained, finetune
+from lora_sweep.flat import short_window
 from lora_sweep.generate import Written, generate, neutral_loss, reference_losses
 from lora_sweep.identity import eval_identity, short_hash
 from lora_sweep.jobs import Job, Voice
@@ -289,7 +290,9 @@ class Trial:
         if self.job.kind == "trial" and (config.lora.use_dora or config.lora.bias != "none"):
             self.why_trl = "its adapter is more than LoRA's matrices"
         else:
-            self.why_trl = self.shared.no_packs(self.reference_rows)
+            longest = max(map(len, [*self.prompts, *(row.input_ids for row in self.reference_rows)]), default=0)
+            window = short_window(base, longest + self.job.decoding.max_new_tokens)
+            self.why_trl = window or self.shared.no_packs(self.reference_rows)
         self.voice.phase("writing")
         if self.why_trl:
             self.voice.say(f"{self.job.label}: writes as PEFT does: {self.why_trl}")

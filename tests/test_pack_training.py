@@ -1,6 +1,7 @@
 """Packs: the same losses as TRL's at every step, and each member as if it trained alone, whatever the others do."""
 
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lora_sweep.device import Device
 from lora_sweep.dropout import kept, masked
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Trained, as_dataset, finetune, sft_config
+from lora_sweep.head_loss import head_loss
 from lora_sweep.model import base_signature, load_base, load_tokenizer
 from lora_sweep.pack_generation import flat_trouble
 from lora_sweep.pack_training import Member, needs_trl, train_pack
@@ -288,6 +290,29 @@ def test_gradient_checkpointing_changes_no_number(rows: Any, tmp_path: Path) -> 
     if HERE.type == "cpu":
         assert torch.equal(kept_all, spared)
     torch.testing.assert_close(kept_all, spared, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_gradient_checkpointing_keeps_no_layers_inputs(
+    saving: bool, rows: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    made: list[Any] = []
+    alive: list[int] = []
+
+    def drawn(*arguments: Any) -> torch.Tensor:
+        mask = kept(*arguments)
+        made.append(weakref.ref(mask))
+        return mask
+
+    def loss(*arguments: Any) -> Any:
+        alive.append(sum(mask() is not None for mask in made))
+        return head_loss(*arguments)
+
+    monkeypatch.setattr(packed, "kept", drawn)
+    monkeypatch.setattr(pack_training, "head_loss", loss)
+    kind: dict[str, Any] = {"lora": {"dropout": 0.3}, "targets": ALL, "gradient_checkpointing": saving, "max_steps": 2}
+    alone(None, kind, rows, tmp_path)
+    assert alive == ([1, 1] if saving else [8, 8])  # of two layers with four inputs; the last is not let go of yet
 
 
 def test_the_parts_of_a_batch_change_no_number(rows: Any, tmp_path: Path) -> None:

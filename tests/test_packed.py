@@ -5,9 +5,10 @@ import torch
 from here import HERE
 
 from lora_sweep.config import Model, Quant
-from lora_sweep.flat import MULTIPLE, Block, _padded, flatten
+from lora_sweep.flat import MULTIPLE, Block, _padded, attending, flatten
 from lora_sweep.model import load_base
-from lora_sweep.packed import Adapter, packed
+from lora_sweep.pack_generation import reading
+from lora_sweep.packed import Adapter, Blocks, packed
 from lora_sweep.prompts import Example
 
 
@@ -57,6 +58,32 @@ def test_a_sequence_is_filled_up_with_its_last_token_which_is_of_no_block() -> N
     assert flat.position_ids[0, 12:].tolist() == [5] * 4
     assert _padded(flat.spans, 16, "cpu", torch.float32).places[12:].unique().numel() == 1
     assert max(flat.kept.tolist()) < 12
+
+
+def test_what_fills_a_sequence_up_is_the_last_token_in_every_layer() -> None:
+    base = load_base(Model(name="tiny", tiny="llama"), Quant(None), HERE)
+    rows = [Example(list(range(10, 10 + length)), 3, False) for length in (7, 6)]
+    flat = flatten([Block(rows, 2, 1.0)], ["response"], HERE.type, torch.float32)
+    with reading(base, [], HERE), attending(flat):
+        states = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)[0][0]
+    (tokens,) = flat.sizes
+    assert tokens == 11
+    torch.testing.assert_close(states[tokens:], states[tokens - 1 : tokens].expand(5, -1))
+
+
+def test_matrices_of_those_who_have_no_rows_left_are_not_kept() -> None:
+    adapters = [Adapter({"x": torch.ones(2, 8)}, {"x": torch.ones(6, 2)}, 2 / 0.95, 0.0, 0) for _ in range(3)]
+    blocks, x = Blocks(list(adapters)), torch.ones(6, 8, dtype=torch.bfloat16)
+    for sizes in ([2, 2, 2], [3, 0, 3], [6, 0, 0]):
+        blocks.sizes = sizes
+        (part,) = blocks.parts(x, ("x",))
+        assert len(part.a) == 2 * sum(map(bool, sizes))
+        assert len(blocks.stacks) == 1
+    blocks.sizes = [4, 2, 0]
+    (part,) = blocks.parts(x, ("x",))
+    assert isinstance(part.scale, torch.Tensor)
+    of_both = [[2 / 0.95] * 2 + [0.0] * 2] * 4 + [[0.0] * 2 + [2 / 0.95] * 2] * 2
+    assert torch.equal(part.scale, torch.tensor(of_both)), "rounded to bf16"
 
 
 @pytest.mark.parametrize(

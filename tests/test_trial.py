@@ -319,3 +319,21 @@ def test_a_fault_of_one_member_is_its_own(tmp_path: Path, monkeypatch: Any) -> N
     jobs, statuses, _ = run_together([config(), config(lora=Lora(r=2)), wild], tmp_path)
     assert statuses == ["complete", "complete", "failed", "diverged"]
     assert outcome(jobs[2], tmp_path).reason == "ValueError: as the test says"
+
+
+def test_a_base_that_looks_back_a_few_tokens_is_trained_by_trl_and_writes_as_peft_does(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    own = shared.load_base
+
+    def short_sighted(*arguments: Any) -> Any:
+        base = own(*arguments)
+        base.config.sliding_window = 20
+        return base
+
+    monkeypatch.setattr(shared, "load_base", short_sighted)
+    _, statuses, said = run_together([config()], tmp_path)
+    assert statuses == ["complete", "complete"]
+    reason = "a base that looks back 20 tokens"
+    assert sum(text.endswith(f": trains as TRL does: {reason}") for text in said) == 1
+    assert sum(text.endswith(f": writes as PEFT does: {reason}") for text in said) == 2
