@@ -262,7 +262,8 @@ class BySequence(torch.autograd.Function):
     ) -> torch.Tensor:
         heads, groups = query.shape[1], key.shape[1]
         out = query.new_zeros(query.shape[2], heads, value.shape[3])
-        ctx.spans, ctx.scaling, saved = spans, scaling, []
+        ctx.spans, ctx.scaling = spans, scaling
+        saved: list[torch.Tensor] = []
         ctx.shapes = query.shape, key.shape, value.shape
         for start, length, prefix_start, shared in spans:
             own, before = slice(start, start + length), slice(prefix_start, prefix_start + shared)
@@ -283,7 +284,8 @@ class BySequence(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (grad,) = gradients
         grad_q, grad_k, grad_v = (grad.new_zeros(shape) for shape in ctx.shapes)
-        saved = [ctx.saved_tensors[at::4] for at in range(4)]
+        tensors = ctx.saved_tensors  # asked for once: a checkpoint gives them out once
+        saved = [tensors[at::4] for at in range(4)]
         for (start, length, prefix_start, shared), q, k, v, seen in zip(ctx.spans, *saved, strict=True):
             own, before = slice(start, start + length), slice(prefix_start, prefix_start + shared)
             part = grad[0, own].transpose(0, 1).reshape(len(k), -1, v.shape[2])

@@ -248,7 +248,8 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks, *begun: Any) -> Any:
-        ys, saved, ctx.weights, ctx.shape, ctx.parts = [], [], [], x.shape, []
+        ys, ctx.weights, ctx.shape, ctx.parts = [], [], x.shape, []
+        saved: list[torch.Tensor | None] = []
         for y, layer in zip(begun, layers, strict=True):
             weight, bias = layer.dense()
             ys.append(y.clone() if weight is None else functional.linear(x, weight, bias))

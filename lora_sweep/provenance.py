@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", 
 # The modules that make a trial's numbers. Left out is what a trial's id stands for already (config, targets), and what
 # only carries files and words about (results, tracking, fetch, worker).
 CODE = (
-    "data", "prompts", "device", "tiny", "model", "materialize", "packed", "flat", "head_loss", "adapters",
+    "data", "prompts", "device", "tiny", "model", "materialize", "dropout", "packed", "flat", "head_loss", "adapters",
     "checkpoints", "finetune", "pack_training", "generate", "pack_generation", "scorers", "score", "shared",
     "trial", "line",
 )  # fmt: skip

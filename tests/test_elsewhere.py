@@ -45,8 +45,8 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("launcher", "ranks"),
     [
-        ("basic", "2"),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("joblib", "2,4"), ("submitit_local", "2"))),
+        pytest.param(*each, marks=pytest.mark.slow)
+        for each in (("basic", "2"), ("joblib", "2,4"), ("submitit_local", "2"))
     ],
 )
 def test_another_launcher_gives_the_same_results(launcher: str, ranks: str, ours: Path, tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_signal_before_anything_runs_ends_the_command_as_an_interruption(tmp_p
     assert done.stdout.endswith("Go on with:\n  python -m lora_sweep.train lora.r=8\n")
 
 
-@pytest.mark.parametrize(("pack", "saved"), [("1", 1), ("auto", 5)])
+@pytest.mark.parametrize(("pack", "saved"), [pytest.param("1", 1, marks=pytest.mark.slow), ("auto", 5)])
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(pack: str, saved: int, tmp_path: Path) -> None:
     command = [*SMOKE, "tracking=none", f"launch.pack={pack}"]
     with subprocess.Popen(
@@ -282,6 +282,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(pack: str, saved
     )
 
 
+@pytest.mark.slow
 def test_each_model_is_compared_with_its_own_baseline(tmp_path: Path, tiny_folder: Any) -> None:
     small = ["data=tiny", "train.max_steps=1", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
     models = f"model.path={tiny_folder('llama')},{tiny_folder('gpt2')}"

@@ -15,7 +15,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "ac
 
 # Inside a trial: a module imports modules of rows above its own, and none of its own row.
 ROWS = (
-    ("errors", "crashes", "metrics", "device", "intervals", "tracking_tables"),
+    ("errors", "crashes", "metrics", "device", "dropout", "intervals", "tracking_tables"),
     ("results", "claims"),
     ("config", "checkpoints"),
     ("fetch", "composition_errors", "scorers", "jobs", "tracking_wandb", "tracking_mlflow", "tracking_trackio"),
