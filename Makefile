@@ -52,7 +52,7 @@ test: $(READY) ## Run the tests (ARGS="-k report" some of them)
 test-slow: $(READY) ## Train the real default model, with every core
 	@$(VENV) -m pytest -m slow $(ARGS)
 
-bench: $(READY) ## Measure the orchestration, then training and texts against a plain loop over TRL (35 minutes)
+bench: $(READY) ## Measure the orchestration, then training and texts against a plain loop over TRL (50 minutes)
 	@$(VENV) benchmarks/orchestration.py
 	@$(VENV) benchmarks/fast.py $(ARGS)
 

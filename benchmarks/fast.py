@@ -1,6 +1,6 @@
 """Ours against the plain loop, on the same rows: `make bench`. Writes results.json and prints it as Markdown.
 
-    python benchmarks/fast.py             # about 30 minutes on two cores
+    python benchmarks/fast.py             # 48 minutes on two cores
     python benchmarks/fast.py --quick     # a few steps, to try it out: writes nothing
     python benchmarks/fast.py --float32   # both sides in fp32, under the key ``float32`` of the same file
     python benchmarks/fast.py --keys 4bit/all_linear none/attn --rounds 1 --to other.json   # less, another file
