@@ -206,6 +206,7 @@ def test_one_trial_without_m_and_an_unpublished_key(tmp_path: Path) -> None:
     assert (tmp_path / "runs/sweeps/one/report.csv").is_file()
 
 
+@pytest.mark.slow
 def test_two_evaluations_of_one_sweep_are_rows_of_their_own(tmp_path: Path) -> None:
     small = ["model=tiny", "data=tiny", "train.max_steps=1", "eval.prompts=1", "tracking=none", "sweep_name=two"]
     done = run([sys.executable, "-m", "lora_sweep.train", *small, "eval.max_new_tokens=2,3"], tmp_path)
