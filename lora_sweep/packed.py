@@ -137,7 +137,7 @@ class Blocks:
     def parts(self, x: torch.Tensor, names: tuple[str, ...]) -> list[Part]:
         """The rows of ``x`` by whose they are; or all of them as one, where a call costs more than what it multiplies.
 
-        That is so for few rows, as in decoding, and on anything but a CPU. A NaN in one member's rows is then one for all.
+        That is so for few rows, as in decoding, and on anything but a CPU. A NaN of one member is then one for all.
         """
         key = (len(x), tuple(self.sizes), self.drawing is None)
         if self.plan[0] != key:
