@@ -172,13 +172,13 @@ def test_a_full_memory_is_an_outcome_of_one_trial_and_half_a_batch_may_fit(tmp_p
     plan = real_plan(config(tmp_path), config(tmp_path, train=huge))
     script = tmp_path / "worker.py"
     script.write_text(
-        "from lora_sweep import trial, worker\n"
-        "finetune = trial.finetune\n"
-        "def hungry(model, rows, tokenizer, train, *rest, **more):\n"
+        "from lora_sweep import line, worker\n"
+        "train_pack = line.train_pack\n"
+        "def hungry(base, members, *rest):\n"
         "    import torch\n"
-        "    if train.per_device_train_batch_size == 8: torch.ones(1 << 42)\n"
-        "    return finetune(model, rows, tokenizer, train, *rest, **more)\n"
-        "trial.finetune = hungry\n"
+        "    if any(member.train.per_device_train_batch_size == 8 for member in members): torch.ones(1 << 42)\n"
+        "    return train_pack(base, members, *rest)\n"
+        "line.train_pack = hungry\n"
         "worker.main()\n"
     )
     outcomes = launch(plan, [], [sys.executable, str(script)])
