@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.cost_model import TARGETS, Layout, Shape, train_operations  # noqa: E402
 from benchmarks.tables import as_markdown  # noqa: E402
 from lora_sweep.config import Config, register_schema  # noqa: E402
+from sweep.machine import allocator  # noqa: E402
 from sweep.plan import make_plan  # noqa: E402
 from sweep.trials import Plan, Planned  # noqa: E402
 from sweep.workers import ENVIRONMENT  # noqa: E402
@@ -154,7 +155,7 @@ class Bench:
         command += [] if name is None else [self.file(name, "work.json")]
         for option, value in options.items():
             command += [f"--{option.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
-        found = run([*command, *(["--float32"] if self.float32 else [])], ENVIRONMENT)
+        found = run([*command, *(["--float32"] if self.float32 else [])], {**ENVIRONMENT, **allocator()})
         self.say(f"ours {what} {name or ''}: {json.dumps(found.get('seconds', {}))}")
         return found
 

@@ -182,6 +182,7 @@ def machine(device: Device) -> dict[str, Any]:
         "dtype": str(device.compute_dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "allocator": "tcmalloc" if "tcmalloc" in os.environ.get("LD_PRELOAD", "") else "the C library's",
         "peak": 2 * 2048**3 / best(lambda: one @ one, device, 12),
         "bandwidth": 2 * many.numel() * 4 / best(lambda: other.copy_(many), device, 6),
         "call_seconds": best(lambda: [tiny.add_(1) for _ in range(1000)], device, 6) / 1000,

@@ -9,10 +9,12 @@ QUANTS = {"none": "none", "4bit": "4 bits", "8bit": "8 bits"}
 def as_markdown(found: dict[str, Any]) -> str:
     """Training by bits and targets, the grid, texts and packs, with the machine named."""
     machine, size = found["machine"], found["size"]
+    allocator = machine.get("allocator", "the C library's")
     head = (
         f"{machine['name']}, {machine['cores']} cores, {machine['dtype']}, torch {machine['torch']}; "
         f"SmolLM2-135M, {size['steps']} steps of 4 rows; medians of {size['rounds']} rounds (lowest to highest), "
-        f"{found['date']}. Products of large matrices reach {machine['peak'] / 1e9:.0f} GFLOP/s here."
+        f"{found['date']}. Products of large matrices reach {machine['peak'] / 1e9:.0f} GFLOP/s here; our workers' "
+        f"allocator is {allocator}, the plain loop's the C library's."
     )
     return "\n\n".join([head, training(found), whole(found), packs(found)])
 

@@ -5,6 +5,7 @@ the tokens of the sequence one by one; the attention is ours, and reads from the
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -270,8 +271,7 @@ class BySequence(torch.autograd.Function):
             q = (query[0, :, own] * scaling).reshape(groups, -1, query.shape[3])
             k, v = (torch.cat([each[0, :, before], each[0, :, own]], dim=1) for each in (key, value))
             scores = torch.bmm(q, k.transpose(1, 2))
-            later = scores.new_full((length, shared + length), float("-inf")).triu_(shared + 1)
-            scores.view(heads, length, -1).add_(later)
+            scores.view(heads, length, -1).add_(_later(length, shared, scores.dtype))
             seen = torch.softmax(scores, dim=-1)
             out[own] = torch.bmm(seen, v).view(heads, length, -1).transpose(0, 1)
             saved += q, k, v, seen
@@ -298,6 +298,12 @@ class BySequence(torch.autograd.Function):
                 to[0, :, own] += found[:, shared:]
                 to[0, :, before] += found[:, :shared]
         return grad_q, grad_k, grad_v, None, None
+
+
+@functools.lru_cache(maxsize=32)  # the sequences of a forward: its layers ask for the same
+def _later(length: int, shared: int, dtype: torch.dtype) -> torch.Tensor:
+    """[length, shared + length]: minus infinity where a token would look ahead, and else 0."""
+    return torch.full((length, shared + length), float("-inf"), dtype=dtype).triu_(shared + 1)
 
 
 def _gather(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-CHUNK = 128  # tokens: 49,152 fp32 logits of each are 25 MB
+CHUNK = 256  # tokens whose logits are there at once: 49,152 of each are 25 MB in bf16
+AT_ONCE = 16  # of them in fp32 on a CPU: 3 MB, which its caches hold from one pass to the next
 
 
 def head_loss(
@@ -34,16 +35,21 @@ class FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, states: Any, weight: Any, bias: Any, wanted: Any, weights: Any) -> Any:
         each = torch.empty(len(states), dtype=torch.float32, device=states.device)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        at_once = AT_ONCE if states.device.type == "cpu" else CHUNK
         for begin in range(0, len(states), CHUNK):
             part = slice(begin, begin + CHUNK)
-            likely = functional.linear(states[part], weight, bias).log_softmax(1, dtype=torch.float32)
-            named = wanted[part, None]
-            each[part] = -likely.gather(1, named)[:, 0]
+            logits = functional.linear(states[part], weight, bias)
+            for rows, named, losses in zip(
+                *(t.split(at_once) for t in (logits, wanted[part], each[part])), strict=True
+            ):
+                likely = rows.log_softmax(1, dtype=torch.float32)
+                torch.neg(likely.gather(1, named[:, None])[:, 0], out=losses)
+                if gradient is not None:
+                    slope = likely.exp_()
+                    slope.scatter_add_(1, named[:, None], torch.full_like(slope[:, :1], -1))
+                    rows.copy_(slope)  # the logits are not needed any more
             if gradient is not None:
-                slope = likely.exp_()
-                slope.scatter_add_(1, named, torch.full_like(slope[:, :1], -1))
-                slope *= weights[part, None]
-                torch.mm(slope.to(states.dtype), weight, out=gradient[part])
+                torch.mm(logits, weight, out=gradient[part]).mul_(weights[part, None])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(each)
         return (each * weights).sum(), each

@@ -26,6 +26,7 @@ from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Progress, Trained, sft_config
 from lora_sweep.flat import ATTENTION, Block, attending, common_prefix, flatten, short_window
 from lora_sweep.head_loss import head_loss
+from lora_sweep.norms import norms_as_nodes
 from lora_sweep.packed import Adapter, Blocks, packed
 from lora_sweep.prompts import Example
 
@@ -86,7 +87,7 @@ def train_pack(
     attention = base.config._attn_implementation
     most = room(base, runs, device)
     pace = Pace(together if len(runs) > 1 else False)
-    with packed(base, [member.adapter for member in members]) as blocks:
+    with norms_as_nodes(base), packed(base, [member.adapter for member in members]) as blocks:
         base.set_attn_implementation(ATTENTION)
         base.enable_input_require_grads()
         if checkpointing:

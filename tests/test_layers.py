@@ -23,7 +23,7 @@ ROWS = (
     ("facts",),
     ("targets", "footprint", "prompts"),
     ("tiny",),
-    ("model", "packed", "flat", "head_loss"),
+    ("model", "packed", "flat", "head_loss", "norms"),
     ("adapters", "materialize"),
     ("finetune", "generate", "score"),
     ("pack_training", "pack_generation"),

@@ -1,8 +1,10 @@
 """This machine: devices and their cache, the environment of a worker, memory limits, kills and disk."""
 
+import ctypes.util
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from sweep.machine import Place, environment, free_bytes, memory_bytes, oom_kill
 
 RAM = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 TWO = [{"type": "cuda", "index": i, "name": "big", "memory_bytes": 80 << 30} for i in (0, 1)]
-VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "LORA_SWEEP_DEVICE", "OMP_NUM_THREADS")
+VISIBLE = (
+    "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "LORA_SWEEP_DEVICE", "OMP_NUM_THREADS",
+    "LD_PRELOAD",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +28,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LORA_SWEEP_CACHE", str(tmp_path / "cache"))
     for name in VISIBLE:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
 
 
 @pytest.fixture
@@ -190,6 +196,18 @@ def test_workers_on_the_cpu_share_its_cores(workers: int, cores: int, threads: s
 def test_threads_that_were_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert environment(Place("cpu", None, "cpu", None), 2, 8) == {"LORA_SWEEP_DEVICE": "cpu"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is preloaded elsewhere")
+def test_workers_on_the_cpu_take_tcmalloc_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place("cpu", None, "cpu", None)
+    assert "LD_PRELOAD" not in environment(place, 1, 8)
+    monkeypatch.setattr(ctypes.util, "find_library", {"tcmalloc": "libtcmalloc.so.4"}.get)
+    assert environment(place, 1, 8)["LD_PRELOAD"] == "libtcmalloc.so.4"
+    monkeypatch.setenv("LD_PRELOAD", "libother.so")
+    assert environment(place, 1, 8)["LD_PRELOAD"] == "libtcmalloc.so.4:libother.so"
+    monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
+    assert "LD_PRELOAD" not in environment(place, 1, 8), "an allocator was chosen already"
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
