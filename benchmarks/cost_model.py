@@ -24,7 +24,7 @@ DECODE_CALLS = 515
 # Numbers a token that a layer writes and reads again besides its products, in units of its width: norms, positions,
 # residuals and the activation, forward and backward.
 TRAIN_TRAFFIC = 120
-LOGIT_TRAFFIC = 8  # passes over the logits of a chunk in fp32: softmax, exponential, minus one, times weights, to bf16
+LOGIT_TRAFFIC = 8  # passes over the logits of a chunk in fp32: softmax, exponential, minus one, to bf16; a GPU's
 
 
 @dataclass(frozen=True)

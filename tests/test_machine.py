@@ -4,6 +4,7 @@ import ctypes.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lora_sweep.errors import Refused
 from sweep import machine
 from sweep.machine import Place, environment, free_bytes, memory_bytes, oom_kills, places
 
+INSTALLED = next(filter(None, map(ctypes.util.find_library, machine.TCMALLOC)), None)
 RAM = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 TWO = [{"type": "cuda", "index": i, "name": "big", "memory_bytes": 80 << 30} for i in (0, 1)]
 VISIBLE = (
@@ -208,6 +210,15 @@ def test_workers_on_the_cpu_take_tcmalloc_where_it_is(monkeypatch: pytest.Monkey
     assert environment(place, 1, 8)["LD_PRELOAD"] == "libtcmalloc.so.4:libother.so"
     monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
     assert "LD_PRELOAD" not in environment(place, 1, 8), "an allocator was chosen already"
+
+
+@pytest.mark.skipif(INSTALLED is None, reason="no tcmalloc is installed")
+def test_a_process_has_the_allocator_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: INSTALLED)
+    variables = environment(Place("cpu", None, "cpu", None), 1, 8)
+    command = [sys.executable, "-c", "print('tcmalloc' in open('/proc/self/maps').read())"]
+    found = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=True)
+    assert (found.stdout, found.stderr) == ("True\n", "")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
