@@ -1,6 +1,6 @@
-"""A frozen base's RMS norms, each as one node of the graph: half the time on a CPU, and a third of what is kept.
+"""A frozen base's RMS norms, each as one node of the graph: half the time on a CPU, and states kept in their own dtype.
 
-A step has two a layer, and transformers' own is six operations forward and a dozen back, in fp32.
+A step has two a layer, and transformers' own is a row of small operations in fp32, each a node with what it keeps.
 """
 
 import contextlib

@@ -293,8 +293,8 @@ def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path, monkeypatch:
     for job, other in zip(jobs, alone, strict=True):
         mine, theirs = outcome(job, tmp_path / "pack"), outcome(other, tmp_path / "alone")
         assert [row["text"] for row in mine.generations] == [row["text"] for row in theirs.generations]
-        assert mine.evaluation["validation_loss"] == pytest.approx(theirs.evaluation["validation_loss"], rel=1e-3)
-        assert [step["loss"] for step in mine.losses] == pytest.approx([s["loss"] for s in theirs.losses], rel=1e-2)
+        assert mine.evaluation["validation_loss"] == pytest.approx(theirs.evaluation["validation_loss"], rel=1e-5)
+        assert [step["loss"] for step in mine.losses] == pytest.approx([s["loss"] for s in theirs.losses], rel=1e-5)
 
 
 @pytest.mark.parametrize("what", ["train_pack", "write_pack"])
