@@ -40,6 +40,8 @@ def pick_device() -> Device:
     """The accelerator that torch finds, or the CPU."""
     kind = accelerator()
     if kind is not None:
+        if kind.type == "cuda":  # cuDNN's attention makes a plan for each new length: texts took twice as long (H200)
+            torch.backends.cuda.enable_cudnn_sdp(False)
         name = torch.cuda.get_device_name() if kind.type == "cuda" else kind.type
         native = kind.type == "xpu" or (kind.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
         return Device(kind.type, name, torch.bfloat16 if native else torch.float32)

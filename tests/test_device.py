@@ -63,3 +63,15 @@ def test_the_command_prints_them_as_json() -> None:
         check=False,
     )
     assert (done.returncode, json.loads(done.stdout)) == (0, []), done.stderr
+
+
+def test_cudnn_plans_no_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", told.append)
+    monkeypatch.setattr(device, "accelerator", lambda: None)
+    device.pick_device()
+    monkeypatch.setattr(device, "accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "big")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert device.pick_device() == device.Device("cuda", "big", torch.bfloat16)
+    assert told == [False]
