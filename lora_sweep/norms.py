@@ -35,7 +35,15 @@ class Norm(torch.autograd.Function):
 @contextlib.contextmanager
 def norms_as_nodes(base: Any) -> Iterator[None]:
     """Within this, the norms of ``base`` that are such ones are made by :class:`Norm`."""
-    norms = [module for module in base.modules() if is_rms_norm(module)]
+    known: dict[Any, bool] = {}
+    norms = []
+    for module in base.modules():
+        weight = getattr(module, "weight", None)
+        like = (weight.shape, weight.dtype, weight.requires_grad) if isinstance(weight, torch.Tensor) else None
+        kind = type(module), like
+        if kind not in known:
+            known[kind] = is_rms_norm(module)
+        norms += [module] if known[kind] else []
     for norm in norms:
         norm.forward = partial(_forward, norm)
     try:
