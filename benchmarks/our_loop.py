@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("what", choices=("machine", "train", "write"))
     parser.add_argument("work", type=Path, nargs="?")
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--members", type=int, default=1, help="trainings in one pack, which differ in their seed")
+    parser.add_argument("--members", type=int, default=1, help="trainings in one pack, of adapters drawn anew")
     parser.add_argument("--adapters", type=Path, nargs="*", default=[])
     parser.add_argument("--prompts", type=int, default=14)
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -76,20 +76,21 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
     loaded = time.perf_counter() - STARTED
     settings = dataclasses.replace(config.train, max_steps=steps)
     pack = [
-        pack_training.Member(fresh_adapter(base, config.lora, target_modules, seed)[0], rows, settings, seed)
+        pack_training.Member(fresh_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
         for seed in range(members)
     ]
     reset_peak_memory(device)
     before = peak_memory(device)
     with tempfile.TemporaryDirectory() as scratch, layouts() as seen:
         begun = time.perf_counter()
-        outcomes = pack_training.train_pack(base, pack, device, Path(scratch), together=None)
+        outcomes = pack_training.train_pack(base, pack, device, Path(scratch))
         spent = time.perf_counter() - begun
     done = [outcome for outcome in outcomes if isinstance(outcome, Trained)]
     if len(done) != members:
         raise RuntimeError(f"a training ended early: {outcomes}")
     return {
         "seconds": {"load": loaded, "train": spent},
+        "members": members,
         "tokens": sum(each.tokens for each in done),
         "row_tokens": [len(row.input_ids) for row in rows],
         "steps": steps,

@@ -117,7 +117,7 @@ def training(base: Any, rows: list[Example], device: Device, adapters: list[Adap
         pack.append(Member(adapter, rows, settings, seed, on_step))
     reset_peak_memory(device)
     with tempfile.TemporaryDirectory() as scratch:
-        ended = train_pack(base, pack, device, Path(scratch), together)
+        ended = train_pack(base, pack, device, Path(scratch), "joint" if together else "apart")
     if not all(isinstance(each, Trained) for each in ended):
         raise RuntimeError(f"a training ended early: {ended}")
     step = statistics.median(after - before for before, after in itertools.pairwise(marks[1:]))

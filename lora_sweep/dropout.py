@@ -7,20 +7,22 @@ import torch
 FEW = 0.15  # of an input's numbers: their places are drawn in half the time of bits for all; from 0.2 on in more
 
 
-def kept(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
-    """Bits of each number of ``rows``: all zero with probability ``dropout``, or else all one.
+def draw(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
+    """Which numbers of ``rows`` are dropped, each with probability ``dropout``.
 
     torch's dropout draws 64 random bits a number, and on a CPU the generator is one thread's. Where few numbers are
     dropped, their places are drawn: Poisson's number of them, each anywhere, so that a number is missed by all of them
     with probability ``1 - dropout``, whatever becomes of the others. Else 16 bits a number, compared in place.
+
+    Returns:
+        The places of the dropped in the flat rows; or bits like ``rows``, of each number all zero or else all one.
     """
     generator, count = torch.Generator(rows.device).manual_seed(seed), rows.numel()
-    whole = torch.int16 if rows.element_size() == 2 else torch.int32
     if dropout <= FEW:
         expected = torch.tensor(-math.log1p(-dropout) * count, dtype=torch.float64)
         hits = int(torch.poisson(expected, generator=torch.Generator().manual_seed(seed + 1)))
-        places = torch.randint(count, (hits,), generator=generator, device=rows.device)
-        return torch.full((count,), -1, dtype=whole, device=rows.device).index_fill_(0, places, 0).view(rows.shape)
+        return torch.randint(count, (hits,), generator=generator, device=rows.device)
+    whole = torch.int16 if rows.element_size() == 2 else torch.int32
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=rows.device)
     words.random_(-(1 << 63), None, generator=generator)
     bits = words.view(torch.int16)[:count].view(rows.shape)
@@ -28,6 +30,22 @@ def kept(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
     return bits.bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(15).to(whole)
 
 
-def masked(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """``rows`` where the bits of ``mask`` are one, and zero elsewhere."""
-    return rows.view(mask.dtype).bitwise_and(mask).view(rows.dtype)
+def masked(rows: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """``rows`` with zeros where ``drawn``, as of :func:`draw`, says that they are dropped."""
+    if drawn.dtype == torch.int64:
+        return rows.reshape(-1).index_fill(0, drawn, 0).view(rows.shape)
+    return rows.view(drawn.dtype).bitwise_and(drawn).view(rows.dtype)
+
+
+def joined(rows: torch.Tensor, drawn: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
+    """What was drawn for some ``rows``, from one to before another, as one draw for all of them."""
+    if all(each.dtype == torch.int64 for *_, each in drawn):
+        return torch.cat([each + begin * rows.shape[1] for begin, _, each in drawn])
+    whole = torch.int16 if rows.element_size() == 2 else torch.int32
+    bits = torch.full(rows.shape, -1, dtype=whole, device=rows.device)
+    for begin, end, each in drawn:
+        if each.dtype == torch.int64:
+            bits[begin:end].view(-1).index_fill_(0, each, 0)
+        else:
+            bits[begin:end] = each
+    return bits

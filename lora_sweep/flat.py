@@ -5,15 +5,15 @@ the tokens of the sequence one by one; the attention is ours, and reads from the
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from lora_sweep.lanes import lane
 from lora_sweep.prompts import IGNORED, Example
 
 ATTENTION = "lora_sweep_flat"  # the name of our attention among transformers'
@@ -45,6 +45,7 @@ class Flat:
         padded: how the attention sees the sequences beside each other; None on a CPU, which takes one after another.
         kept: [n]: positions whose logits are needed; ``wanted`` [n]: the tokens they are to predict.
         weights: [n]: of these in the loss; ``owners`` [n]: the blocks they belong to; ``labelled``: how many of each.
+        sequences: how a CPU's attention sees the sequences, by :func:`sequences_of`'s further arguments.
     """
 
     input_ids: torch.Tensor
@@ -57,6 +58,7 @@ class Flat:
     weights: torch.Tensor
     owners: torch.Tensor
     labelled: list[int]
+    sequences: dict[Any, "Sequences"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,17 +170,18 @@ class Batch:
     mask: torch.Tensor
 
 
-_attended: list[Flat | Batch] = []
+_attended: dict[int, list[Flat | Batch]] = {}  # by lane, the innermost last
 
 
 @contextlib.contextmanager
 def attending(layout: Flat | Batch) -> Iterator[None]:
     """Within this, our attention reads this layout."""
-    _attended.append(layout)
+    layouts = _attended.setdefault(lane(), [])
+    layouts.append(layout)
     try:
         yield
     finally:
-        _attended.pop()
+        layouts.pop()
 
 
 def flat_attention(
@@ -198,13 +201,14 @@ def flat_attention(
     Returns:
         [1, T, heads, size], or [B, new tokens, heads, size].
     """
-    layout = _attended[-1]
+    layout = _attended[lane()][-1]
     if isinstance(layout, Batch):
         return attention(query, key, value, layout.mask, scaling).transpose(1, 2), None
     padded = layout.padded
     if padded is None:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        each: torch.Tensor = BySequence.apply(query, key, value, layout.spans, scaling)  # type: ignore[no-untyped-call]
+        found = sequences_of(layout, query.shape[1], key.shape[1], query.dtype)
+        each: torch.Tensor = BySequence.apply(query, key, value, found, scaling)  # type: ignore[no-untyped-call]
         return each, None
     rows, longest = padded.queries.shape
     q, k, v = (
@@ -251,6 +255,59 @@ def attention_by_products(
     return torch.bmm(seen.view(groups, -1, k.shape[1]), v).view(rows, heads, length, -1)
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """Where the R sequences of a flat sequence lie one after another, with a head's tokens beside each other.
+
+    A row is one head's of one token. Query heads that share a key head stand below each other.
+
+    Attributes:
+        queries: [n]: which rows of the queries, in order; ``keys`` [m]: which of keys and values, a prefix in front of
+            each of its sequences.
+        parts: of each sequence its rows among the n and among the m.
+        masks: of each sequence [its query rows a key head, its keys]: minus infinity where a token would look ahead.
+        query_places, key_places: of each row of the flat sequence among the n and the m; of a prefix its own.
+        prefixes: of each sequence that has one: where its prefix begins, its length, and the sequence's number.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    parts: list[tuple[slice, slice]]
+    masks: list[torch.Tensor]
+    query_places: torch.Tensor
+    key_places: torch.Tensor
+    prefixes: list[tuple[int, int, int]]
+
+
+def sequences_of(layout: Flat, heads: int, groups: int, dtype: torch.dtype) -> Sequences:
+    """Of a layout, with so many query heads and key heads; made once, for all layers of a forward."""
+    key = heads, groups, dtype
+    if key not in layout.sequences:
+        layout.sequences[key] = _sequences(layout.spans, heads, groups, dtype)
+    return layout.sequences[key]
+
+
+def _sequences(spans: list[tuple[int, int, int, int]], heads: int, groups: int, dtype: torch.dtype) -> Sequences:
+    queries, keys, parts, masks, prefixes = [], [], [], [], []
+    end = spans[-1][0] + spans[-1][1]
+    query_places, key_places = torch.empty(end, heads, dtype=torch.long), torch.empty(end, groups, dtype=torch.long)
+    n = m = 0
+    for number, (start, length, prefix_start, shared) in enumerate(spans):
+        own = torch.arange(start, start + length)
+        seen = torch.cat([torch.arange(prefix_start, prefix_start + shared), own])
+        queries.append((own * heads + torch.arange(heads)[:, None]).flatten())
+        keys.append((seen * groups + torch.arange(groups)[:, None]).flatten())
+        query_places[own] = n + torch.arange(heads * length).view(heads, length).T
+        key_places[own] = m + torch.arange(groups * len(seen)).view(groups, -1).T[shared:]
+        parts.append((slice(n, n + len(queries[-1])), slice(m, m + len(keys[-1]))))
+        ahead = torch.full((length, len(seen)), float("-inf"), dtype=dtype).triu_(shared + 1)
+        masks.append(ahead.repeat(heads // groups, 1))
+        prefixes += [(prefix_start, shared, number)] if shared else []
+        n, m = parts[-1][0].stop, parts[-1][1].stop
+    places = query_places.flatten(), key_places.flatten()
+    return Sequences(torch.cat(queries), torch.cat(keys), parts, masks, *places, prefixes)
+
+
 class BySequence(torch.autograd.Function):
     """The attention of a flat sequence on a CPU: one of its sequences after another, none of them padded.
 
@@ -259,51 +316,68 @@ class BySequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Any, scaling: float
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, found: Sequences, scaling: float
     ) -> torch.Tensor:
-        heads, groups = query.shape[1], key.shape[1]
-        out = query.new_zeros(query.shape[2], heads, value.shape[3])
-        ctx.spans, ctx.scaling = spans, scaling
-        saved: list[torch.Tensor] = []
-        ctx.shapes = query.shape, key.shape, value.shape
-        for start, length, prefix_start, shared in spans:
-            own, before = slice(start, start + length), slice(prefix_start, prefix_start + shared)
-            q = (query[0, :, own] * scaling).reshape(groups, -1, query.shape[3])
-            k, v = (torch.cat([each[0, :, before], each[0, :, own]], dim=1) for each in (key, value))
-            scores = torch.bmm(q, k.transpose(1, 2))
-            scores.view(heads, length, -1).add_(_later(length, shared, scores.dtype))
-            seen = torch.softmax(scores, dim=-1)
-            out[own] = torch.bmm(seen, v).view(heads, length, -1).transpose(0, 1)
-            saved += q, k, v, seen
-        end = spans[-1][0] + spans[-1][1]
+        groups, tokens = key.shape[1], query.shape[2]
+        q = _rows(query).index_select(0, found.queries).mul_(scaling)
+        k, v = (_rows(each).index_select(0, found.keys) for each in (key, value))
+        made, saved = q.new_empty(len(q), v.shape[1]), [q, k, v]
+        for (of_q, of_k), mask in zip(found.parts, found.masks, strict=True):
+            its_q, its_k, its_v = _by_group(groups, q[of_q], k[of_k], v[of_k])
+            seen = torch.softmax(torch.baddbmm(mask, its_q, its_k.transpose(1, 2)), dim=-1)
+            torch.bmm(seen, its_v, out=_by_group(groups, made[of_q])[0])
+            saved.append(seen)
+        out = _at_places(made, found.query_places, tokens, query.shape[1])
+        end = len(found.query_places) // query.shape[1]
         out[end:] = out[end - 1]  # what fills up is a copy of the last token
         ctx.save_for_backward(*saved)
+        ctx.found, ctx.groups, ctx.tokens, ctx.heads, ctx.scaling = found, groups, tokens, query.shape[1], scaling
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (grad,) = gradients
-        grad_q, grad_k, grad_v = (grad.new_zeros(shape) for shape in ctx.shapes)
-        tensors = ctx.saved_tensors  # asked for once: a checkpoint gives them out once
-        saved = [tensors[at::4] for at in range(4)]
-        for (start, length, prefix_start, shared), q, k, v, seen in zip(ctx.spans, *saved, strict=True):
-            own, before = slice(start, start + length), slice(prefix_start, prefix_start + shared)
-            part = grad[0, own].transpose(0, 1).reshape(len(k), -1, v.shape[2])
-            slope = torch._softmax_backward_data(torch.bmm(part, v.transpose(1, 2)), seen, -1, seen.dtype)
-            grad_q[0, :, own] = torch.bmm(slope, k).view(-1, length, k.shape[2]).mul_(ctx.scaling)
-            for to, found in (
-                (grad_k, torch.bmm(slope.transpose(1, 2), q)),
-                (grad_v, torch.bmm(seen.transpose(1, 2), part)),
-            ):
-                to[0, :, own] += found[:, shared:]
-                to[0, :, before] += found[:, :shared]
-        return grad_q, grad_k, grad_v, None, None
+        found, groups = ctx.found, ctx.groups
+        q, k, v, *every_seen = ctx.saved_tensors  # asked for once: a checkpoint gives them out once
+        grad = gradients[0].reshape(-1, v.shape[1]).index_select(0, found.queries)
+        grad_q, grad_k, grad_v = (torch.empty_like(each) for each in (q, k, v))
+        for (of_q, of_k), seen in zip(found.parts, every_seen, strict=True):
+            its_q, its_k, its_v, its_grad = _by_group(groups, q[of_q], k[of_k], v[of_k], grad[of_q])
+            to_q, to_k, to_v = _by_group(groups, grad_q[of_q], grad_k[of_k], grad_v[of_k])
+            slope = torch._softmax_backward_data(torch.bmm(its_grad, its_v.transpose(1, 2)), seen, -1, seen.dtype)
+            torch.bmm(slope, its_k, out=to_q)
+            torch.bmm(slope.transpose(1, 2), its_q, out=to_k)
+            torch.bmm(seen.transpose(1, 2), its_grad, out=to_v)
+        of_query = _at_places(grad_q.mul_(ctx.scaling), found.query_places, ctx.tokens, ctx.heads, 0)
+        of_both = []
+        for each in (grad_k, grad_v):
+            out = _at_places(each, found.key_places, ctx.tokens, groups, 0)
+            for begin, shared, number in found.prefixes:
+                (its_rows,) = _by_group(groups, each[found.parts[number][1]])
+                out[begin : begin + shared] += its_rows[:, :shared].transpose(0, 1)
+            of_both.append(out)
+        return *(each[None].transpose(1, 2) for each in (of_query, *of_both)), None, None
 
 
-@functools.lru_cache(maxsize=32)  # the sequences of a forward: its layers ask for the same
-def _later(length: int, shared: int, dtype: torch.dtype) -> torch.Tensor:
-    """[length, shared + length]: minus infinity where a token would look ahead, and else 0."""
-    return torch.full((length, shared + length), float("-inf"), dtype=dtype).triu_(shared + 1)
+def _rows(states: torch.Tensor) -> torch.Tensor:
+    """[1, heads, T, size] as [T * heads, size]."""
+    return states[0].transpose(0, 1).reshape(-1, states.shape[3])
+
+
+def _by_group(groups: int, *rows: torch.Tensor) -> list[torch.Tensor]:
+    """Rows of one sequence [n, size], each as [groups, n / groups, size]."""
+    return [each.view(groups, -1, each.shape[1]) for each in rows]
+
+
+def _at_places(
+    rows: torch.Tensor, places: torch.Tensor, tokens: int, heads: int, beyond: float | None = None
+) -> torch.Tensor:
+    """[tokens, heads, size]: ``rows`` where ``places`` says; after those ``beyond``, or anything."""
+    out = rows.new_empty(tokens, heads, rows.shape[1])
+    end = len(places) // heads
+    torch.index_select(rows, 0, places, out=out[:end].view(len(places), -1))
+    if beyond is not None:
+        out[end:] = beyond
+    return out
 
 
 def _gather(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

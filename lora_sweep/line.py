@@ -113,9 +113,8 @@ class StraightLine:
         packed = [(trial, trial.member) for trial in waiting if trial.member is not None]
         if not packed:
             return
-        measure = None if first.job.config.launch.pack == "auto" else True
         with self.common(first.shared), tempfile.TemporaryDirectory() as scratch:
-            ended = train_pack(base, [member for _, member in packed], self.device, Path(scratch), measure)
+            ended = train_pack(base, [member for _, member in packed], self.device, Path(scratch))
         for (trial, _), outcome in zip(packed, ended, strict=True):
             trial.trained, trial.pack = outcome, len(packed)
 

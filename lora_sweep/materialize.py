@@ -12,6 +12,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
 from lora_sweep.config import Quant
 from lora_sweep.device import Device, free_memory
+from lora_sweep.lanes import lane
 from lora_sweep.packed import replace
 
 SHARE = 0.5  # of the memory that is free after loading: the rest is the training's
@@ -40,6 +41,12 @@ def materialize(base: Any, quant: Quant, device: Device) -> bool:
             base, name, as_linear(layer, dense) if isinstance(layer, Linear4bit) else EightBit(layer, dense, inputs)
         )
     return True
+
+
+def is_materialized(base: Any) -> bool:
+    """Whether no layer of ``base`` is bitsandbytes' own, whose forwards note things in the layer."""
+    own = {id(layer.layer) for layer in base.modules() if isinstance(layer, EightBit)}
+    return not any(isinstance(layer, Linear4bit | Linear8bitLt) and id(layer) not in own for layer in base.modules())
 
 
 def dequantized(layer: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -105,15 +112,15 @@ def on_cpu(x: torch.Tensor, layer: EightBit) -> torch.Tensor:
 
 
 class Inputs:
-    """The last input as whole numbers: q, k and v, or gate and up, read the same one."""
+    """A lane's last input as whole numbers: q, k and v, or gate and up, read the same one."""
 
     def __init__(self) -> None:
-        self.seen: tuple[torch.Tensor, int, Any] | None = None
+        self.seen: dict[int, tuple[torch.Tensor, int, Any]] = {}  # by lane
 
     def quantized(self, x: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x [rows, in] as int8, what a row's 127 stands for [rows, 1], and the columns to multiply as they are."""
-        if self.seen is not None:
-            known, version, found = self.seen  # holds its memory, so that no other tensor can be where it is
+        if lane() in self.seen:
+            known, version, found = self.seen[lane()]  # holds its memory, so that no other tensor can be where it is
             if known.data_ptr() == x.data_ptr() and known.shape == x.shape and version == x._version:
                 return found  # type: ignore[no-any-return]
         plain = x.to(torch.float16).float()  # bitsandbytes rounds to fp16 first
@@ -125,7 +132,7 @@ class Inputs:
         rows = size.amax(dim=1, keepdim=True)
         whole = plain.mul_(127.0 / rows).round_().to(torch.int8)
         whole[:, outliers] = 0
-        self.seen = x, x._version, (whole, rows, outliers)
+        self.seen[lane()] = x.detach(), x._version, (whole, rows, outliers)
         return whole, rows, outliers
 
 

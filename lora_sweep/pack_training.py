@@ -4,11 +4,10 @@ The loop is ours; the order of rows, the optimizer and the schedule are made by 
 do, :func:`needs_trl` says, and ``finetune`` does. Knows nothing of a runs folder, of prompts or of scores.
 """
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from lora_sweep.finetune import Progress, Trained, sft_config
 from lora_sweep.flat import ATTENTION, Block, attending, common_prefix, flatten, short_window
 from lora_sweep.head_loss import head_loss
 from lora_sweep.norms import norms_as_nodes
+from lora_sweep.pack_ways import LANES, Lanes, Pace, Way, ways
 from lora_sweep.packed import Adapter, Blocks, packed
 from lora_sweep.prompts import Example
 
@@ -35,7 +35,6 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 SFT_KEYS = (  # of SFTConfig, which transformers' Trainer obeys when it makes order, optimizer and schedule
     "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs", "dataloader_drop_last",
 )  # fmt: skip
-WORTH = 0.95  # of the time of one after another: what a forward for all must stay below to be used
 SHARE = 0.5  # of the free memory, for the activations of a forward for several members
 OURS = "packed.pt"  # a checkpoint of this loop
 
@@ -71,22 +70,28 @@ class Member:
 
 
 def train_pack(
-    base: Any, members: Sequence[Member], device: Device, scratch: Path, together: bool | None = True
+    base: Any, members: Sequence[Member], device: Device, scratch: Path, way: Way | None = None
 ) -> list[Trained | Diverged | Preempted]:
     """Train the adapters of ``members`` in place, from their last checkpoints on, and say how each ended.
 
     A step of the pack is a step of every member that has one left. At any time there are the activations of
-    :func:`room` tokens at most.
+    :func:`room` tokens at most, in each of :data:`LANES` threads where members train beside each other.
 
     Args:
         scratch: a folder for the trainer's own files.
-        together: whether a forward takes rows of several members where there is room; None: what is faster here.
+        way: how; None: the faster of :func:`ways`, as the first steps say.
     """
     runs = [Training(member, device, scratch) for member in members]
     checkpointing = any(member.train.gradient_checkpointing for member in members)
     attention = base.config._attn_implementation
     most = room(base, runs, device)
-    pace = Pace(together if len(runs) > 1 else False)
+    pace = Pace(ways(base, len(runs), device) if way is None or len(runs) < 2 else [way])
+    lanes = Lanes()
+
+    def forwards(alive: Sequence[Training], most: int = 0, share: float = 1.0) -> None:
+        for group in grouped(alive, most):
+            forward_backward(base, blocks, runs, group, device, share)
+
     with norms_as_nodes(base), packed(base, [member.adapter for member in members]) as blocks:
         base.set_attn_implementation(ATTENTION)
         base.enable_input_require_grads()
@@ -95,43 +100,26 @@ def train_pack(
             base.activation_checkpointing_enable({"use_reentrant": False})
         try:
             while alive := [run for run in runs if run.outcome is None]:
-                with pace.step(sum(run.step_tokens() for run in alive)) as joint:
-                    for group in grouped(alive, most if joint else 0):
-                        forward_backward(base, blocks, runs, group, device)
-                    if joint and not all(run.is_finite() for run in alive):  # a NaN of one can be in all
+                with pace.step(sum(run.step_tokens() for run in alive)) as now:
+                    if now == "beside" and len(alive) >= LANES:  # who is left over has all cores
+                        many = len(alive) // LANES * LANES if pace.measures else len(alive)
+                        lanes.steps(alive[:many], lambda run, share: forwards([run], share=share), once=pace.measures)
+                        alive = alive[many:]
+                    forwards(alive, most if now == "joint" else 0)
+                    if now == "joint" and not all(run.is_finite() for run in alive):  # a NaN of one can be in all
                         for run in alive:
                             run.forget()
-                        for group in grouped(alive, 0):
-                            forward_backward(base, blocks, runs, group, device)
+                        forwards(alive)
                     for run in alive:
                         run.take_step()
         finally:
+            lanes.close()
             if checkpointing:
                 base.activation_checkpointing_disable()
                 base.eval()
             base.disable_input_require_grads()
             base.set_attn_implementation(attention)
     return [run.outcome for run in runs if run.outcome is not None]
-
-
-class Pace:
-    """Whether forwards for several members at once are worth it: told, or measured in the first steps."""
-
-    def __init__(self, joint: bool | None) -> None:
-        self.joint = joint
-        self.seconds: list[float] = []  # a token: of two joint steps, the first of which warms up, and two apart
-
-    @contextlib.contextmanager
-    def step(self, tokens: int) -> Iterator[bool]:
-        """Around a step of so many tokens; says whether it is to be joint."""
-        if self.joint is not None:
-            yield self.joint
-            return
-        begun = time.perf_counter()
-        yield len(self.seconds) < 2
-        self.seconds.append((time.perf_counter() - begun) / tokens)
-        if len(self.seconds) == 4:
-            self.joint = self.seconds[1] < WORTH * self.seconds[3]
 
 
 class Training:
@@ -245,6 +233,11 @@ class Training:
         self.progress.train_seconds += time.perf_counter() - begun
         self.tell(values)
         self.end() if self.at == len(self.order) else self.keep()
+
+    @property
+    def left(self) -> int:
+        """Steps that it has yet to make."""
+        return len(self.order) - self.at
 
     def is_finite(self) -> bool:
         """Whether the loss and the gradient of the next step are numbers."""
@@ -360,10 +353,19 @@ def grouped(alive: Sequence[Training], most: int) -> list[list[tuple[Training, l
 
 
 def forward_backward(
-    base: Any, blocks: Blocks, runs: Sequence[Training], group: list[tuple[Training, list[Example]]], device: Device
+    base: Any,
+    blocks: Blocks,
+    runs: Sequence[Training],
+    group: list[tuple[Training, list[Example]]],
+    device: Device,
+    share: float = 1.0,
 ) -> None:
-    """Add a micro-batch's gradients and losses to those of its members' steps."""
-    begun = time.perf_counter()
+    """Add a micro-batch's gradients and losses to those of its members' steps.
+
+    Args:
+        share: of the time that passes, what is this group's.
+    """
+    begun, blocks = time.perf_counter(), blocks.mine()
     owners = [next(place for place, run in enumerate(runs) if run is owner) for owner, _ in group]
     flat = flatten(
         [run.block(rows) for run, rows in group],
@@ -388,7 +390,7 @@ def forward_backward(
     blocks.let_go()
     wait_for(device)  # else its time would be another's
     losses = torch.zeros(len(group), device=device.type).index_add_(0, flat.owners, each * flat.weights)
-    seconds = time.perf_counter() - begun
+    seconds = share * (time.perf_counter() - begun)
     for number, (run, _) in enumerate(group):
         run.loss = run.loss + losses[number]
         run.progress.train_seconds += seconds * flat.sizes[number] / sum(flat.sizes)

@@ -4,6 +4,7 @@ Owns the adapters' numbers and their products. Knows nothing of rows of data, of
 """
 
 import contextlib
+import functools
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,8 @@ import torch
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lora_sweep.dropout import kept, masked
+from lora_sweep.dropout import draw, joined, masked
+from lora_sweep.lanes import lane
 
 FEW = 512  # rows of decoding; of more, as of prompts, the zeros of stacked adapters are much to multiply
 
@@ -95,22 +97,30 @@ class Blocks:
 
     Attributes:
         adapters: of the members of the pack; None for one that has none, as a baseline.
+        readers: by the first layer to read an input, all that do.
         sizes: rows of each, in order; rows are tokens of a flat sequence, or sequences of a batch.
         drawing: names each block's place in its training, for its dropout; None: no dropout.
-        readers: by the first layer to read an input, all that do.
     """
 
     adapters: list[Adapter | None]
+    readers: dict[str, list["PackedLinear"]]
     sizes: list[int] = field(default_factory=list)
     drawing: list[int] | None = None
-    readers: dict[str, list["PackedLinear"]] = field(default_factory=dict)
     input: torch.Tensor | None = None  # what the last layer read
-    masks: dict[int, torch.Tensor] = field(default_factory=dict)  # dropout's of it, by block
+    drawn: dict[int, torch.Tensor] = field(default_factory=dict)  # which numbers of it are dropped, by block
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of it, by layers that have yet to be called
     plan: tuple[Any, dict[tuple[str, ...], list[Part]]] = (None, {})  # of the present sizes, by layers
     whose: list[bool] = field(default_factory=list)  # blocks that have rows, when the stacks were made
     stacks: dict[Any, Any] = field(default_factory=dict)  # matrices beside each other, by layers and whose
     scales: dict[Any, torch.Tensor] = field(default_factory=dict)  # of stacks' columns, by row
+    others: dict[int, "Blocks"] = field(default_factory=dict)  # of the lanes but 0, by lane
+
+    def mine(self) -> "Blocks":
+        """Those of the present thread's lane: each has a forward of its own."""
+        number = lane()
+        if number and number not in self.others:
+            self.others[number] = Blocks(self.adapters, self.readers)
+        return self.others[number] if number else self
 
     def of(self, rows: int) -> list[tuple[int, int, int, Adapter]]:
         """Number, first row, end and adapter of each block with an adapter, for an input of so many rows."""
@@ -132,7 +142,7 @@ class Blocks:
 
     def let_go(self) -> None:
         """Forget the last input, and what was made of it."""
-        self.input, self.masks, self.outputs = None, {}, {}
+        self.input, self.drawn, self.outputs = None, {}, {}
 
     def parts(self, x: torch.Tensor, names: tuple[str, ...]) -> list[Part]:
         """The rows of ``x`` by whose they are; or all of them as one, where a call costs more than what it multiplies.
@@ -162,8 +172,8 @@ class Blocks:
         if key not in self.stacks:
             owners = [[(own, name) for *_, own in found if name in own.a] for name in names]
             widths = [sum(len(own.a[name]) for own, name in each) for each in owners]
-            a = torch.cat([own.a[name] for each in owners for own, name in each])
-            b = [torch.cat([own.b[name] for own, name in each], dim=1) if each else a[:0] for each in owners]
+            a = beside([own.a[name] for each in owners for own, name in each], 0)
+            b = [beside([own.b[name] for own, name in each], 1) if each else a[:0] for each in owners]
             self.stacks[key] = a, b, owners, widths
         a, b, owners, widths = self.stacks[key]
         scales = [own.scale if self.drawing is None else own.scale / (1 - own.dropout) for *_, own in found]
@@ -193,7 +203,7 @@ class Blocks:
         return self.scales[key]
 
     def dropped(self, x: torch.Tensor, part: Part, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A part's rows, in training with some numbers zeroed, and the mask that made it so. The rest is not scaled up.
+        """A part's rows, in training with some numbers zeroed, and which those are. The rest is not scaled up.
 
         A draw is a function of the adapter's seed, the place in its training, and the name of its first layer that
         reads the input: the same in any pack, when a forward is computed again, and after a resume.
@@ -202,16 +212,14 @@ class Blocks:
         if self.drawing is None or not any(own.dropout for *_, own in found):
             return rows, None
         for number, begin, end, own in found:
-            if number not in self.masks:
+            if number not in self.drawn:
                 first = next(name for name in names if name in own.a)
                 seed = zlib.crc32(f"{own.seed} {self.drawing[number]} {first}".encode())
-                self.masks[number] = kept(x[begin:end], own.dropout, seed)
-        mask = self.masks[found[0][0]]
+                self.drawn[number] = draw(x[begin:end], own.dropout, seed)
+        drawn = self.drawn[found[0][0]]
         if len(found) > 1:
-            mask = torch.full_like(rows.view(mask.dtype), -1)
-            for number, begin, end, _ in found:
-                mask[begin:end] = self.masks[number]
-        return masked(rows, mask), mask
+            drawn = joined(rows, [(begin, end, self.drawn[number]) for number, begin, end, _ in found])
+        return masked(rows, drawn), drawn
 
 
 class PackedLinear(torch.nn.Module):
@@ -228,7 +236,7 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        y = self.blocks.output(x, self)
+        y = self.blocks.mine().output(x, self)
         return y.view(*x.shape[:-1], y.shape[1])
 
     def dense(self) -> tuple[Any, Any]:
@@ -256,13 +264,13 @@ class Product(torch.autograd.Function):
             ctx.weights.append(weight)
         names = tuple(layer.name for layer in layers)
         for part in blocks.parts(x, names):
-            rows, mask = blocks.dropped(x, part, names)
+            rows, drawn = blocks.dropped(x, part, names)
             low = functional.linear(rows, part.a).mul_(part.scale)
             for y, own, b in zip(ys, torch.split(low, part.widths, dim=1), part.b, strict=True):
                 if own.shape[1]:
                     y[part.span].addmm_(own, b.T)
             ctx.parts.append(part)
-            saved += rows, mask, low
+            saved += rows, drawn, low
         ctx.save_for_backward(*saved)  # not as attributes, which gradient checkpointing would not see
         return tuple(ys)
 
@@ -274,7 +282,7 @@ class Product(torch.autograd.Function):
                 grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
         grad_x = gradients[0].new_zeros(ctx.shape) if grad_x is None else grad_x
         saved = ctx.saved_tensors
-        for part, rows, mask, low_of_all in zip(ctx.parts, saved[::3], saved[1::3], saved[2::3], strict=True):
+        for part, rows, drawn, low_of_all in zip(ctx.parts, saved[::3], saved[1::3], saved[2::3], strict=True):
             lows = torch.split(low_of_all, part.widths, dim=1)
             parts = [grad[part.span] for grad in gradients]
             grad_low = torch.cat([of_y @ b for of_y, b in zip(parts, part.b, strict=True) if len(b)], dim=1)
@@ -283,10 +291,10 @@ class Product(torch.autograd.Function):
             for of_y, low, grad_a, owners in zip(parts, lows, grad_as, part.owners, strict=True):
                 if owners:
                     add_gradients(owners, grad_a, low.T @ of_y)
-            if mask is None:
+            if drawn is None:
                 grad_x[part.span].addmm_(grad_low, part.a)
             else:
-                grad_x[part.span].add_(masked(grad_low @ part.a, mask))
+                grad_x[part.span].add_(masked(grad_low @ part.a, drawn))
         of_begun = [None if w is not None else g for g, w in zip(gradients, ctx.weights, strict=True)]
         return grad_x, None, None, *of_begun
 
@@ -308,6 +316,11 @@ def product(x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks) -> 
     return ys
 
 
+def beside(matrices: list[torch.Tensor], dim: int) -> torch.Tensor:
+    """As one matrix."""
+    return matrices[0] if len(matrices) == 1 else torch.cat(matrices, dim)
+
+
 @contextlib.contextmanager
 def packed(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[Blocks]:
     """Within this, ``base`` has the adapters; who owns which rows is for the caller to say in what this yields.
@@ -315,13 +328,13 @@ def packed(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[Blocks]:
     Looks once which layers read one input, so that they are made together from the first time on: a training that
     goes on from a checkpoint makes the same products as one that was never interrupted.
     """
-    blocks = Blocks(list(adapters))
+    blocks = Blocks(list(adapters), {})
     names = dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.a)
     layers = {name: base.get_submodule(name) for name in names}
     try:
         for name, layer in layers.items():
             replace(base, name, PackedLinear(name, layer, blocks))
-        blocks.readers = readers(base)
+        blocks.readers.update(readers(base))
         blocks.let_go()
         yield blocks
     finally:
@@ -332,17 +345,26 @@ def packed(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[Blocks]:
 def readers(base: Any) -> dict[str, list[PackedLinear]]:
     """See in a forward of one token which layers read one and the same input: q, k and v; gate and up.
 
+    They multiply nothing then, so that this costs little.
+
     Returns:
         By the name of the first layer to read an input, all that do.
     """
     seen: list[tuple[torch.Tensor, PackedLinear]] = []
     layers = [module for module in base.modules() if isinstance(module, PackedLinear)]
-    hooks = [layer.register_forward_pre_hook(lambda layer, read: seen.append((read[0], layer))) for layer in layers]
+
+    def see(layer: PackedLinear, x: torch.Tensor) -> torch.Tensor:
+        seen.append((x, layer))
+        b = next(own.b[layer.name] for own in layer.blocks.adapters if own is not None and layer.name in own.b)
+        return x.new_zeros(*x.shape[:-1], len(b))
+
+    for layer in layers:
+        layer.forward = functools.partial(see, layer)  # type: ignore[method-assign]
     with torch.no_grad():
         if layers:
             base.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=base.device), use_cache=False)
-    for hook in hooks:
-        hook.remove()
+    for layer in layers:
+        del layer.forward
     groups: list[list[PackedLinear]] = []
     for before, (x, layer) in zip([None, *(x for x, _ in seen)], seen, strict=False):
         groups += [[]] if x is not before else []

@@ -19,9 +19,9 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", 
 # The modules that make a trial's numbers. Left out is what a trial's id stands for already (config, targets), and what
 # only carries files and words about (results, tracking, fetch, worker).
 CODE = (
-    "data", "prompts", "device", "tiny", "model", "materialize", "dropout", "packed", "flat", "head_loss", "norms",
-    "adapters", "checkpoints", "finetune", "pack_training", "generate", "pack_generation", "scorers", "score",
-    "shared", "trial", "line",
+    "data", "prompts", "device", "tiny", "model", "materialize", "dropout", "lanes", "packed", "flat", "head_loss",
+    "norms", "adapters", "checkpoints", "finetune", "pack_ways", "pack_training", "generate", "pack_generation",
+    "scorers", "score", "shared", "trial", "line",
 )  # fmt: skip
 # Read at once, for a file can be edited while a worker that has imported it trains.
 SOURCES = {name: Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in CODE}

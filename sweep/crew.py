@@ -147,7 +147,7 @@ class Crew:
         share = packer.even_share(len(self.queue.waiting), len(running), workers, workers - busy)
         most = packer.most_members(self.settings.pack, room, share)
         pack = []
-        for item in self.queue.take(loaded, running, time.monotonic(), most, room):
+        for item in self.queue.take(loaded, running, time.monotonic(), most, room, packer.at_a_time(place)):
             if store.deaths(store.setbacks_of(item.trial, self.runs)) < MAX_DEATHS:
                 pack.append(item)
             else:  # the orchestrator died before it could say so

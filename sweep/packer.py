@@ -1,7 +1,7 @@
 """How many trials of one base run together in a worker, and which: arithmetic over memory forecasts.
 
 A pack needs the base once, every member's adapter with its optimizer's states, and the activations and logits of one
-member at a time.
+member at a time; on a CPU of two, which train beside each other there.
 """
 
 import math
@@ -11,6 +11,7 @@ from lora_sweep.footprint import Forecast
 from sweep.machine import Place
 
 MOST = 8  # a worker's death costs all members what they did since their last checkpoints
+LANES = 2  # as lora_sweep.pack_ways has it
 CPU_PEAK = 2  # a CPU process takes two to three times its forecast, and the rest of the machine needs some too
 ACCELERATOR_SHARE = 0.85  # of its memory: the context, and what the allocator cannot use
 
@@ -54,17 +55,22 @@ def at_once(asked: int | str) -> int:
     return asked if isinstance(asked, int) else MOST
 
 
-def pack_bytes(forecasts: Sequence[Forecast]) -> int:
-    """What trials of one base need together."""
+def at_a_time(place: Place) -> int:
+    """Of how many members a pack has activations at once."""
+    return LANES if place.type == "cpu" else 1
+
+
+def pack_bytes(forecasts: Sequence[Forecast], at_a_time: int) -> int:
+    """What trials of one base need together, with the activations of so many at a time."""
     return (
         max(each.base for each in forecasts)
         + sum(each.adapter for each in forecasts)
-        + max(each.activations for each in forecasts)
-        + max(each.logits for each in forecasts)
+        + sum(sorted(each.activations for each in forecasts)[-at_a_time:])
+        + sum(sorted(each.logits for each in forecasts)[-at_a_time:])
     )
 
 
-def packed(forecasts: Sequence[Forecast], most: int, room: int | None) -> list[int]:
+def packed(forecasts: Sequence[Forecast], most: int, room: int | None, at_a_time: int) -> list[int]:
     """Which of these trials of one base to run together: their places in ``forecasts``, the first of which is set.
 
     Whoever would not fit beside those before is left out; the first is not, for alone it has to be tried.
@@ -74,6 +80,6 @@ def packed(forecasts: Sequence[Forecast], most: int, room: int | None) -> list[i
         if len(chosen) >= most:
             break
         together = [forecasts[each] for each in [*chosen, place]]
-        if room is None or pack_bytes(together) <= room:
+        if room is None or pack_bytes(together, at_a_time) <= room:
             chosen.append(place)
     return chosen

@@ -51,13 +51,20 @@ class Queue:
     waiting: list[Waiting] = field(default_factory=list)
 
     def take(
-        self, loaded: str | None, running: Iterable[Waiting], now: float, most: int = 1, room: int | None = None
+        self,
+        loaded: str | None,
+        running: Iterable[Waiting],
+        now: float,
+        most: int = 1,
+        room: int | None = None,
+        at_a_time: int = 1,
     ) -> list[Waiting]:
         """The next pack for a worker that has ``loaded`` in memory, taken out; empty where nothing may start now.
 
         First one for the base at hand, so that a base is loaded once; then one whose base will not be asked for again
         when others have trained; then one whose base no other worker has. Two evaluations of one trial never run
-        at once. With it come those that need the same stages on the same base, up to ``most`` that fit ``room`` bytes.
+        at once. With it come those that need the same stages on the same base, up to ``most`` that fit ``room`` bytes
+        with the activations of so many ``at_a_time``.
         """
         running = list(running)
         busy = {each.trial.trial_id for each in running}
@@ -68,7 +75,8 @@ class Queue:
         if first is None:
             return []
         candidates = companions(first, free) if most > 1 else [first]
-        pack = [candidates[place] for place in packed([each.trial.forecast for each in candidates], most, room)]
+        forecasts = [each.trial.forecast for each in candidates]
+        pack = [candidates[place] for place in packed(forecasts, most, room, at_a_time)]
         for each in pack:
             self.waiting.remove(each)
         return pack

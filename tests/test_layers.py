@@ -15,7 +15,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "ac
 
 # Inside a trial: a module imports modules of rows above its own, and none of its own row.
 ROWS = (
-    ("errors", "crashes", "metrics", "device", "dropout", "intervals", "tracking_tables"),
+    ("errors", "crashes", "metrics", "device", "dropout", "lanes", "intervals", "tracking_tables"),
     ("results", "claims"),
     ("config", "checkpoints"),
     ("fetch", "composition_errors", "scorers", "jobs", "tracking_wandb", "tracking_mlflow", "tracking_trackio"),
@@ -25,7 +25,7 @@ ROWS = (
     ("tiny",),
     ("model", "packed", "flat", "head_loss", "norms"),
     ("adapters", "materialize"),
-    ("finetune", "generate", "score"),
+    ("finetune", "generate", "score", "pack_ways"),
     ("pack_training", "pack_generation"),
     ("shared",),
     ("trial",),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lora_sweep.adapters import as_tensors, attach_adapter, fresh_adapter
 from lora_sweep.config import Data, Lora, Model, Quant, Train
 from lora_sweep.data import load_split
 from lora_sweep.device import Device
-from lora_sweep.dropout import kept, masked
+from lora_sweep.dropout import draw, joined, masked
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.finetune import Trained, as_dataset, finetune, sft_config
 from lora_sweep.head_loss import head_loss
@@ -27,6 +28,7 @@ from lora_sweep.prompts import Example, examples
 DATA = Data(name="tiny", tiny=60, train_rows=16)
 ATTN = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTN, "gate_proj", "up_proj", "down_proj"]
+WAYS = ["joint", "beside"] if HERE.type == "cpu" else ["joint"]
 TARGETS = {  # by the shape of the model: of its attention, and all linear ones
     "llama": (ATTN, ALL),
     "gpt2": (["c_attn"], ["c_attn", "c_fc", "c_proj"]),
@@ -140,12 +142,12 @@ def forwards(request: Any, monkeypatch: Any) -> None:
 
 @pytest.mark.usefixtures("forwards")
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("together", [True, None])
-def test_each_member_trains_as_if_alone(bits: int | None, together: bool | None, rows: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [*WAYS, None])
+def test_each_member_trains_as_if_alone(bits: int | None, way: Any, rows: Any, tmp_path: Path) -> None:
     base = load(bits)
     before = base_signature(base)
     members = copies(base, DIFFERENT, rows)
-    ended = train_pack(base, members, HERE, tmp_path, together)
+    ended = train_pack(base, members, HERE, tmp_path, way)
     assert base_signature(base) == before
     assert base.config._attn_implementation != "lora_sweep_flat"
     for kind, one, trained in zip(DIFFERENT, members, ended, strict=True):
@@ -161,15 +163,16 @@ def test_each_member_trains_as_if_alone(bits: int | None, together: bool | None,
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("r", [2, 8])
 @pytest.mark.parametrize("targets", [ATTN, ALL], ids=["attn", "all_linear"])
+@pytest.mark.parametrize("way", WAYS)
 def test_the_gradients_are_those_of_training_alone(
-    r: int, targets: list[str], bits: int | None, rows: Any, tmp_path: Path
+    way: Any, r: int, targets: list[str], bits: int | None, rows: Any, tmp_path: Path
 ) -> None:
     kinds = [{"lora": {"r": r}, "targets": targets, "seed": seed} for seed in (1, 2)] + [{"targets": ["v_proj"]}]
     settings = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}  # a step is the gradient
     base = load(bits)
     members = copies(base, [{**kind, **settings} for kind in kinds], rows)
     starts = [one.adapter.numbers.normal_(0, 0.05).clone() for one in members]
-    train_pack(base, members, HERE, tmp_path)
+    train_pack(base, members, HERE, tmp_path, way)
     for kind, one, start in zip(kinds, members, starts, strict=True):
         base = load(bits)
         (lonely,) = copies(base, [{**kind, **settings}], rows)
@@ -202,22 +205,26 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
 
 
 @pytest.mark.usefixtures("forwards")
-def test_a_member_that_diverges_leaves_and_the_others_go_on(rows: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_member_that_diverges_leaves_and_the_others_go_on(way: Any, rows: Any, tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [
         {},
         {"learning_rate": 1e30, "targets": ["gate_proj", "up_proj", "down_proj"]},
         {"seed": 1},
     ]
     base = load()
-    first, wild, last = train_pack(base, copies(base, kinds, rows), HERE, tmp_path)
+    first, wild, last = train_pack(base, copies(base, kinds, rows), HERE, tmp_path, way)
     assert isinstance(wild, Diverged)
     assert "at step" in str(wild)
     assert losses(first) == pytest.approx(losses(alone(None, kinds[0], rows, tmp_path)[1]), rel=1e-5)
     assert losses(last) == pytest.approx(losses(alone(None, kinds[2], rows, tmp_path)[1]), rel=1e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_members_stop_save_and_go_on_alone_or_in_another_pack(dropout: float, rows: Any, tmp_path: Path) -> None:
+def test_members_stop_save_and_go_on_alone_or_in_another_pack(
+    dropout: float, way: Any, rows: Any, tmp_path: Path
+) -> None:
     kinds: list[dict[str, Any]] = [{"lora": {"dropout": dropout}, "seed": seed, "max_steps": 8} for seed in (0, 1)]
     base, asked = load(), []
 
@@ -228,7 +235,7 @@ def test_members_stop_save_and_go_on_alone_or_in_another_pack(dropout: float, ro
     halted = copies(
         base, [{**kind, "checkpoints": tmp_path / str(i), "stop": stop} for i, kind in enumerate(kinds)], rows
     )
-    for outcome in train_pack(base, halted, HERE, tmp_path):
+    for outcome in train_pack(base, halted, HERE, tmp_path, way):
         assert isinstance(outcome, Preempted)
         assert "saved at step" in str(outcome)
     whole = [alone(None, kind, rows, tmp_path)[0].adapter.numbers for kind in kinds]
@@ -236,11 +243,13 @@ def test_members_stop_save_and_go_on_alone_or_in_another_pack(dropout: float, ro
     (first,) = copies(base, [{**kinds[0], "checkpoints": tmp_path / "0"}], rows)
     (trained,) = train_pack(base, [first], HERE, tmp_path)
     assert isinstance(trained, Trained)
-    assert (trained.resumed_from, trained.steps, len(trained.losses)) == (4, 8, 8)
+    assert trained.resumed_from is not None
+    assert trained.resumed_from == 4 if way == "joint" else 0 < trained.resumed_from < 8
+    assert (trained.steps, len(trained.losses)) == (8, 8)
     second, other = copies(
         base, [{**kinds[1], "checkpoints": tmp_path / "1"}, {"targets": ["o_proj"], "seed": 9}], rows
     )
-    again, _ = train_pack(base, [second, other], HERE, tmp_path)
+    again, _ = train_pack(base, [second, other], HERE, tmp_path, way)
     assert isinstance(again, Trained)
     assert again.resumed_from is not None
     for one, numbers in ((first, whole[0]), (second, whole[1])):
@@ -273,12 +282,25 @@ def test_dropout_is_of_the_seed_the_step_and_the_share_that_was_asked_for(rows: 
     assert one != other
     x = torch.ones(1000, 1000)
     for dtype in (torch.float32, torch.bfloat16):
-        masks = [kept(x.to(dtype), 0.05, seed) for seed in (1, 2)]
+        masks = [draw(x.to(dtype), 0.05, seed) for seed in (1, 2)]
         kept_numbers = [masked(x.to(dtype), mask).float() for mask in masks]
         assert kept_numbers[0].unique().tolist() == [0.0, 1.0]
         assert float(kept_numbers[0].mean()) == pytest.approx(0.95, abs=0.001)  # 5 standard errors
         both = float((kept_numbers[0] * kept_numbers[1]).mean())
         assert both == pytest.approx(0.95**2, abs=0.0015), "two seeds drop the same numbers"
+
+
+@pytest.mark.parametrize("shares", [(0.1, 0.05), (0.1, 0.5), (0.5, 0.3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_drawn_for_some_rows_is_dropped_of_all(shares: tuple[float, float], dtype: torch.dtype) -> None:
+    rows = torch.randn(12, 40, dtype=dtype, device=HERE.type)
+    spans = ((2, 5), (5, 12))
+    drawn = [draw(rows[begin:end], share, begin) for (begin, end), share in zip(spans, shares, strict=True)]
+    found = masked(rows, joined(rows, [(*span, each) for span, each in zip(spans, drawn, strict=True)]))
+    assert torch.equal(found[:2], rows[:2])
+    for (begin, end), each in zip(spans, drawn, strict=True):
+        assert torch.equal(found[begin:end], masked(rows[begin:end], each))
+        assert 0 < int((found[begin:end] == 0).sum()) < found[begin:end].numel()
 
 
 def test_gradient_checkpointing_changes_no_number(rows: Any, tmp_path: Path) -> None:
@@ -292,6 +314,23 @@ def test_gradient_checkpointing_changes_no_number(rows: Any, tmp_path: Path) -> 
     torch.testing.assert_close(kept_all, spared, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("way", ["joint", "apart"])
+def test_layers_are_computed_again_in_whatever_thread_autograd_has(
+    way: Any, rows: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    kinds: list[dict[str, Any]] = [
+        {"lora": {"dropout": 0.3}, "targets": ALL, "gradient_checkpointing": True, "seed": seed} for seed in (0, 1)
+    ]
+    expected = [alone(None, kind, rows, tmp_path)[0].adapter.numbers for kind in kinds]
+    backward, base = torch.autograd.backward, load()
+    members = copies(base, kinds, rows)
+    with ThreadPoolExecutor(1) as threads:  # as on a GPU
+        monkeypatch.setattr(torch.autograd, "backward", lambda loss: threads.submit(backward, loss).result())
+        train_pack(base, members, HERE, tmp_path, way)
+    for one, numbers in zip(members, expected, strict=True):
+        torch.testing.assert_close(one.adapter.numbers, numbers, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("saving", [False, True])
 def test_gradient_checkpointing_keeps_no_layers_inputs(
     saving: bool, rows: Any, tmp_path: Path, monkeypatch: Any
@@ -300,7 +339,7 @@ def test_gradient_checkpointing_keeps_no_layers_inputs(
     alive: list[int] = []
 
     def drawn(*arguments: Any) -> torch.Tensor:
-        mask = kept(*arguments)
+        mask = draw(*arguments)
         made.append(weakref.ref(mask))
         return mask
 
@@ -308,7 +347,7 @@ def test_gradient_checkpointing_keeps_no_layers_inputs(
         alive.append(sum(mask() is not None for mask in made))
         return head_loss(*arguments)
 
-    monkeypatch.setattr(packed, "kept", drawn)
+    monkeypatch.setattr(packed, "draw", drawn)
     monkeypatch.setattr(pack_training, "head_loss", loss)
     kind: dict[str, Any] = {"lora": {"dropout": 0.3}, "targets": ALL, "gradient_checkpointing": saving, "max_steps": 2}
     alone(None, kind, rows, tmp_path)
@@ -366,6 +405,7 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
         copies(base, [{"seed": size, "per_device_train_batch_size": size} for size in (4, 1, 1, 1, 1)], rows),
         HERE,
         tmp_path,
+        "joint",
     )
     longest = max(len(row.input_ids) for row in rows)
     assert max(sizes) <= 4 * longest

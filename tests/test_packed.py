@@ -73,7 +73,7 @@ def test_what_fills_a_sequence_up_is_the_last_token_in_every_layer() -> None:
 
 def test_matrices_of_those_who_have_no_rows_left_are_not_kept() -> None:
     adapters = [Adapter({"x": torch.ones(2, 8)}, {"x": torch.ones(6, 2)}, 2 / 0.95, 0.0, 0) for _ in range(3)]
-    blocks, x = Blocks(list(adapters)), torch.ones(6, 8, dtype=torch.bfloat16)
+    blocks, x = Blocks(list(adapters), {}), torch.ones(6, 8, dtype=torch.bfloat16)
     for sizes in ([2, 2, 2], [3, 0, 3], [6, 0, 0]):
         blocks.sizes = sizes
         (part,) = blocks.parts(x, ("x",))
@@ -96,9 +96,11 @@ def test_matrices_of_those_who_have_no_rows_left_are_not_kept() -> None:
 def test_layers_that_read_one_input_are_found(shape: str, groups: list[list[str]]) -> None:
     base = load_base(Model(name="tiny", tiny=shape), Quant(None), HERE)
     names = [name for name, module in base.named_modules() if any(name.rpartition(".")[2] in group for group in groups)]
-    matrices = {name: torch.zeros(1, 1) for name in names}
-    with packed(base, [Adapter(matrices, matrices, 1.0, 0.0, 0)]) as blocks:
+    a = {name: torch.zeros(1, base.get_submodule(name).in_features) for name in names}
+    b = {name: torch.zeros(base.get_submodule(name).out_features, 1) for name in names}
+    with packed(base, [None, Adapter(a, b, 1.0, 0.0, 0)]) as blocks:
         pass
+    assert not any("forward" in vars(module) for module in base.modules())
     found = [[layer.name.rpartition(".")[2] for layer in group] for group in blocks.readers.values()]
     assert found == groups * base.config.num_hidden_layers
     assert blocks.input is None
