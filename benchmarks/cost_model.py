@@ -20,7 +20,7 @@ RESULTS = Path(__file__).with_name("results.json")
 TRAIN_CALLS = 875  # forward, backward and the updates of q's and v's adapters
 TARGET_CALLS = 8  # of each further adapted matrix
 MEMBER_CALLS = 89  # of each further member of a forward: its draws of dropout, its gradients
-DECODE_CALLS = 515
+DECODE_CALLS = 230
 # Numbers a token that a layer writes and reads again besides its products, in units of its width: norms, positions,
 # residuals and the activation, forward and backward.
 TRAIN_TRAFFIC = 120
@@ -200,7 +200,8 @@ def writing_seconds(machine: Machine, shape: Shape, prompts: Sequence[int], new_
 
 RANK = 8
 # 312 TFLOP/s in bf16 and 2.0 TB/s: NVIDIA's data sheet of the A100 80 GB SXM. Half of the peak is what well-made
-# training reaches there (arXiv 2104.04473 has 44 to 52 %); calls cost what the H200's host took for them.
+# training reaches there (arXiv 2104.04473 has 44 to 52 %); a call costs what the middle one of three H200s' hosts took
+# for it (6.6, 7.4 and 10.6 microseconds; packs_h200.json is of the last).
 A100 = Machine(peak=312e12, bandwidth=2.0e12, call_seconds=7.4e-6, efficiency=0.5, overlapped=True)
 ROWS, PREFIX, SUFFIX, RESPONSE = 4, 33, 100, 80  # of a micro-batch; tokens: the catalogue's means
 PROMPTS, PROMPT, NEW = 14, 52, 128

@@ -1,6 +1,6 @@
 """Ours against the plain loop, on the same rows: `make bench`. Writes results.json and prints it as Markdown.
 
-    python benchmarks/fast.py             # 48 minutes on two cores
+    python benchmarks/fast.py             # 55 minutes on two cores
     python benchmarks/fast.py --quick     # a few steps, to try it out: writes nothing
     python benchmarks/fast.py --float32   # both sides in fp32, under the key ``float32`` of the same file
     python benchmarks/fast.py --keys 4bit/all_linear none/attn --rounds 1 --to other.json   # less, another file
@@ -8,7 +8,8 @@
 Both sides run in processes of their own, one after another, with the environment that a user has: the plain loop in the
 shell's, ours in that of a worker. Each round measures every configuration's training on both sides, one after the
 other; which is first changes from round to round. The whole grid, with its texts, is measured once. Tokens are the
-rows' own (prompt, response, end), without padding, counted once for both sides. All ratios are ours over the plain
+rows' own (prompt, response, end), without padding, counted once for both sides. Ours trains two trials at a time, as a
+sweep does; the plain loop one, as it is made. All ratios are ours over the plain
 loop's, so that more is better: medians over rounds.
 """
 
@@ -44,7 +45,7 @@ GRID = ("lora.r=8,16", "lora.targets=attn,all_linear", "quant=4bit,8bit")  # the
 RANKS = (8, 16)
 PACKED = "4bit/all_linear"  # the configuration whose packs are measured
 PACKS = (1, 2, 4, 8)
-PACK_STEPS = 4
+PACK_STEPS = 8  # three of which measure the way
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Size:
 
     keys: tuple[str, ...] = KEYS
     rounds: int = 3
-    steps: int = 4  # of each round; the grid trains its whole epoch
+    steps: int = 6  # of each round; the grid trains its whole epoch
+    members: int = 2  # trials that ours trains at a time in a round, as a sweep's packs do on a CPU
     epoch: int = 16
     prompts: int = 14
     max_new_tokens: int = 128
@@ -182,7 +184,7 @@ def measured(bench: Bench) -> dict[str, Any]:
         bench.say(f"round {number + 1} of {bench.size.rounds}")
         rounds.append(one_round(bench, number))
     packs = [
-        {"members": k, **bench.ours("train", f"{PACKED}/8", steps=min(PACK_STEPS, bench.size.steps), members=k)}
+        {"members": k, **bench.ours("train", f"{PACKED}/8", steps=min(PACK_STEPS, bench.size.epoch), members=k)}
         for k in bench.size.packs
     ]
     name = f"{bench.size.keys[0]}/{bench.size.ranks[0]}"
@@ -215,14 +217,23 @@ def whole_grid(bench: Bench) -> dict[str, Any]:
 
 
 def epochs(bench: Bench) -> dict[str, Any]:
-    """One configuration's whole epoch, as a user trains it: what warms up is a smaller part of it."""
-    name, ours, plain = f"{PACKED}/{bench.size.ranks[0]}", [], []
+    """One configuration's whole epoch, as a user trains it: what warms up is a smaller part of it.
+
+    Ours alone, and with as many as in a round.
+    """
+    name = f"{PACKED}/{bench.size.ranks[0]}"
+    paces: dict[str, list[float]] = {"plain": [], "alone": [], "ours": []}
     for _ in range(bench.size.rounds):
-        one = bench.ours("train", name, steps=bench.size.epoch, members=1)
-        ours.append(one["tokens"] / one["seconds"]["train"])
-        plain.append(one["tokens"] / bench.plain(name, whole=True, texts=False)["seconds"]["train"])
-    ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
-    return {"of": PACKED, "steps": bench.size.epoch, "ours": ours, "plain": plain, "ratio": ratio}
+        for side, members in (("alone", 1), ("ours", bench.size.members)):
+            one = bench.ours("train", name, steps=bench.size.epoch, members=members)
+            paces[side].append(one["tokens"] / one["seconds"]["train"])
+        plain = bench.plain(name, whole=True, texts=False)["seconds"]["train"]
+        paces["plain"].append(one["tokens"] / one["members"] / plain)
+    ratios = {
+        side: statistics.median(a / b for a, b in zip(paces[side], paces["plain"], strict=True))
+        for side in ("alone", "ours")
+    }
+    return {"of": PACKED, "steps": bench.size.epoch, **paces, "ratio": ratios}
 
 
 def one_round(bench: Bench, number: int) -> dict[str, Any]:
@@ -234,7 +245,7 @@ def one_round(bench: Bench, number: int) -> dict[str, Any]:
             if side == "plain":
                 found[side][key] = bench.plain(name, whole=False)
             else:
-                found[side][key] = bench.ours("train", name, steps=bench.size.steps, members=1)
+                found[side][key] = bench.ours("train", name, steps=bench.size.steps, members=bench.size.members)
     return found
 
 
@@ -331,7 +342,7 @@ def ratios(rounds: Sequence[dict[str, Any]], peak: float, keys: Sequence[str]) -
     for key in keys:
         each = [(found["ours"][key], found["plain"][key]) for found in rounds]
         ours = [one["tokens"] / one["seconds"]["train"] for one, _ in each]
-        plain = [one["tokens"] / other["seconds"]["train"] for one, other in each]
+        plain = [one["tokens"] / one["members"] / other["seconds"]["train"] for one, other in each]
         figures["ours_tokens_per_second"][key], figures["plain_tokens_per_second"][key] = ours, plain
         figures["train_ratio"][key] = [a / b for a, b in zip(ours, plain, strict=True)]
         figures["fraction_of_peak"][key] = [operations(one, key) / one["seconds"]["train"] / peak for one, _ in each]

@@ -12,7 +12,8 @@ def as_markdown(found: dict[str, Any]) -> str:
     allocator = machine.get("allocator", "the C library's")
     head = (
         f"{machine['name']}, {machine['cores']} cores, {machine['dtype']}, torch {machine['torch']}; "
-        f"SmolLM2-135M, {size['steps']} steps of 4 rows; medians of {size['rounds']} rounds (lowest to highest), "
+        f"SmolLM2-135M, {size['steps']} steps of 4 rows, ours with {size['members']} trials at a time; "
+        f"medians of {size['rounds']} rounds (lowest to highest), "
         f"{found['date']}. Products of large matrices reach {machine['peak'] / 1e9:.0f} GFLOP/s here; our workers' "
         f"allocator is {allocator}, the plain loop's the C library's."
     )
@@ -44,11 +45,14 @@ def whole(found: dict[str, Any]) -> str:
             f"| {grid['plain']:.0f} s | {grid['ours']:.0f} s | {found['makespan_ratio']:.1f}x |"
         )
     if epoch := found.get("epoch"):
-        plain, ours = (statistics.median(epoch[side]) for side in ("plain", "ours"))
-        lines.append(
-            f"| {epoch['of'].replace('bit/', ' bits, ')}: a whole epoch of {epoch['steps']} steps, tokens/s "
-            f"| {plain:.0f} | {ours:.0f} | {epoch['ratio']:.1f}x |"
-        )
+        plain, alone, ours = (statistics.median(epoch[side]) for side in ("plain", "alone", "ours"))
+        what = f"{epoch['of'].replace('bit/', ' bits, ')}: a whole epoch of {epoch['steps']} steps"
+        for name, pace, side in (
+            (f"{found['size']['members']} trials at a time", ours, "ours"),
+            ("one alone", alone, "alone"),
+        ):
+            ratio = epoch["ratio"][side]
+            lines.append(f"| {what}, {name}, tokens/s | {plain:.0f} | {pace:.0f} | {ratio:.1f}x |")
     for quant, pace in found.get("generate_tokens_per_second", {}).items():
         lines.append(
             f"| texts at {QUANTS[quant]}, a pack of {pace['adapters']} adapters against one prompt after another, "
