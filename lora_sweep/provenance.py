@@ -60,8 +60,14 @@ def code_fingerprint() -> str:
 
 def fingerprint_of(sources: Mapping[str, str]) -> str:
     """Hex digits of the statements in ``sources``: comments, docstrings and layout do not count."""
-    plain = {name: _plain(ast.parse(source)) for name, source in sources.items()}
+    plain = {name: _statements(source) for name, source in sources.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _statements(source: str) -> str:
+    """Hex digits of a source's statements."""
+    return hashlib.sha256(json.dumps(_plain(ast.parse(source))).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -126,6 +126,7 @@ def test_an_experiment_composes_and_its_values_arrive(path: Path) -> None:
             assert plain(OmegaConf.select(OmegaConf.structured(configs[0]), key)) == plain(value), key
 
 
+@pytest.mark.slow
 def test_every_experiment_and_every_hub_model_plans_without_a_hub() -> None:
     """One test, because all their facts come from one process that imports torch.
 

@@ -74,6 +74,7 @@ def test_another_launcher_gives_the_same_results(launcher: str, ranks: str, ours
         assert adapters(tmp_path) == adapters(ours)
 
 
+@pytest.mark.slow
 def test_a_bad_point_and_a_failed_one_are_rows_and_exit_code_1(tmp_path: Path) -> None:
     done = run(tmp_path, "hydra/launcher=basic", "lora.r=2,65", "lora.targets=mlp", "train.learning_rate=1e30")
     assert done.returncode == 1, done.stdout + done.stderr

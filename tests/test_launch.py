@@ -155,6 +155,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pyt
     assert not results.trial_folder(tmp_path / "killed", trial.trial_id).checkpoints.exists()
 
 
+@pytest.mark.slow
 def test_trials_that_write_at_other_bits_load_each_base_once(tmp_path: Path) -> None:
     eight = dataclasses.replace(config(tmp_path).eval, quant="8bit")
     plan = real_plan(*(config(tmp_path, lora=Lora(r=r), eval=eight) for r in (2, 4)))

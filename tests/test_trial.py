@@ -264,6 +264,7 @@ def run_together(configs: list[Config], runs: Path) -> tuple[list[Job], list[str
     return jobs, run_pack(jobs, runs, line.StraightLine(runs, "test"), voice), said
 
 
+@pytest.mark.slow
 def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_pack = line.train_pack
     monkeypatch.setattr(line, "train_pack", lambda *args: (time.sleep(1.1), train_pack(*args))[1])

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,20 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("line", LINES)
+ALIKE = {  # is judged where another is: in the slow tier
+    "unknown key", "r negative", "r fractional", "alpha negative", "dropout > 1", "rate = 0", "rate negative",
+    "one target of the list wrong", "a template without the product", "a template with an unknown field",
+    "a trainer's key that is train's", "header alone", "misspelt column", "empty split of a column", "truncated JSON",
+    "lora.r=4,0", "train.learning_rate=1e-4,nan", "lora.r=0,4 train.optim=adamw_torc", "lora.r=4,8 lora.alpha=0",
+    "quant=4bit,4bits", "lora.r=4,eight",
+}  # fmt: skip
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in names]
+
+
+@pytest.mark.parametrize("line", cases(LINES))
 def test_a_wrong_value_is_refused(line: str, weightless: Path, tmp_path: Path) -> None:
     override, said = LINES[line]
     assert refusal(weightless, tmp_path / "runs", override).startswith(said)
@@ -158,12 +171,13 @@ SWEPT = {
 }
 
 
-@pytest.mark.parametrize("override", SWEPT)
+@pytest.mark.parametrize("override", cases(SWEPT))
 def test_one_wrong_point_refuses_a_strict_sweep(override: str, weightless: Path, tmp_path: Path) -> None:
     said = refusal(weightless, tmp_path / "runs", override, "launch.strict=true")
     assert said.startswith(SWEPT[override])
 
 
+@pytest.mark.slow
 def test_a_wrong_point_is_a_row_and_the_others_reach_a_worker(weightless: Path, tmp_path: Path) -> None:
     """The settings of the trainer are judged too, and NaN is no number that a file of results could hold."""
     runs = tmp_path / "runs"
@@ -179,17 +193,20 @@ def test_a_wrong_point_is_a_row_and_the_others_reach_a_worker(weightless: Path, 
     assert len(reasons) == 7
 
 
-@pytest.mark.parametrize("override", ["lora.r=33,34", "lora.r=0,4 train.optim=adamw_torc", "lora.r=4,8 lora.alpha=0"])
+@pytest.mark.parametrize(
+    "override", cases(["lora.r=33,34", "lora.r=0,4 train.optim=adamw_torc", "lora.r=4,8 lora.alpha=0"])
+)
 def test_a_sweep_without_a_right_point_is_refused(override: str, weightless: Path, tmp_path: Path) -> None:
     said = refusal(weightless, tmp_path / "runs", *override.split())
     assert said.startswith(("lora.r = 33: ", "lora.r = 0: ", "lora.alpha = 0.0: "))
 
 
-@pytest.mark.parametrize("override", ["lora.r=4,2.5", "lora.r=4,eight", "quant=4bit,4bits", "model=tiny,tinny"])
+@pytest.mark.parametrize("override", cases(["lora.r=4,2.5", "lora.r=4,eight", "quant=4bit,4bits", "model=tiny,tinny"]))
 def test_a_point_that_does_not_compose_refuses_the_whole_sweep(override: str, weightless: Path, tmp_path: Path) -> None:
     assert override.partition("=")[0] in refusal(weightless, tmp_path / "runs", override)
 
 
+@pytest.mark.slow
 def test_of_two_models_the_missing_one_is_rows(weightless: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     models = f"model.path={weightless},{tmp_path}/nowhere"
@@ -267,7 +284,7 @@ FILES: dict[str, tuple[str, bytes, list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("line", FILES)
+@pytest.mark.parametrize("line", cases(FILES))
 def test_a_wrong_file_is_refused(line: str, weightless: Path, tmp_path: Path) -> None:
     name, content, overrides, said = FILES[line]
     (tmp_path / name).write_bytes(content)
