@@ -184,8 +184,7 @@ def measured(bench: Bench) -> dict[str, Any]:
         bench.say(f"round {number + 1} of {bench.size.rounds}")
         rounds.append(one_round(bench, number))
     packs = [
-        {"members": k, **bench.ours("train", f"{PACKED}/8", steps=min(PACK_STEPS, bench.size.epoch), members=k)}
-        for k in bench.size.packs
+        bench.ours("train", f"{PACKED}/8", steps=min(PACK_STEPS, bench.size.epoch), members=k) for k in bench.size.packs
     ]
     name = f"{bench.size.keys[0]}/{bench.size.ranks[0]}"
     decoding = [
