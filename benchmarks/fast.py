@@ -1,6 +1,6 @@
 """Ours against the plain loop, on the same rows: `make bench`. Writes results.json and prints it as Markdown.
 
-    python benchmarks/fast.py             # 55 minutes on two cores
+    python benchmarks/fast.py             # 52 minutes on two cores
     python benchmarks/fast.py --quick     # a few steps, to try it out: writes nothing
     python benchmarks/fast.py --float32   # both sides in fp32, under the key ``float32`` of the same file
     python benchmarks/fast.py --keys 4bit/all_linear none/attn --rounds 1 --to other.json   # less, another file
@@ -9,8 +9,8 @@ Both sides run in processes of their own, one after another, with the environmen
 shell's, ours in that of a worker. Each round measures every configuration's training on both sides, one after the
 other; which is first changes from round to round. The whole grid, with its texts, is measured once. Tokens are the
 rows' own (prompt, response, end), without padding, counted once for both sides. Ours trains two trials at a time, as a
-sweep does; the plain loop one, as it is made. All ratios are ours over the plain
-loop's, so that more is better: medians over rounds.
+sweep does; the plain loop one, as it is made. All ratios are ours over the plain loop's, so that more is better:
+medians over rounds.
 """
 
 import argparse
@@ -228,11 +228,11 @@ def epochs(bench: Bench) -> dict[str, Any]:
             paces[side].append(one["tokens"] / one["seconds"]["train"])
         plain = bench.plain(name, whole=True, texts=False)["seconds"]["train"]
         paces["plain"].append(one["tokens"] / one["members"] / plain)
-    ratios = {
+    ratio = {
         side: statistics.median(a / b for a, b in zip(paces[side], paces["plain"], strict=True))
         for side in ("alone", "ours")
     }
-    return {"of": PACKED, "steps": bench.size.epoch, **paces, "ratio": ratios}
+    return {"of": PACKED, "steps": bench.size.epoch, **paces, "ratio": ratio}
 
 
 def one_round(bench: Bench, number: int) -> dict[str, Any]:

@@ -22,12 +22,11 @@ def draw(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
         expected = torch.tensor(-math.log1p(-dropout) * count, dtype=torch.float64)
         hits = int(torch.poisson(expected, generator=torch.Generator().manual_seed(seed + 1)))
         return torch.randint(count, (hits,), generator=generator, device=rows.device)
-    whole = torch.int16 if rows.element_size() == 2 else torch.int32
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=rows.device)
     words.random_(-(1 << 63), None, generator=generator)
     bits = words.view(torch.int16)[:count].view(rows.shape)
     below = round((1 - dropout) * 32768) - 16384
-    return bits.bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(15).to(whole)
+    return bits.bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(15).to(_bits(rows))
 
 
 def masked(rows: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
@@ -41,11 +40,15 @@ def joined(rows: torch.Tensor, drawn: list[tuple[int, int, torch.Tensor]]) -> to
     """What was drawn for some ``rows``, from one to before another, as one draw for all of them."""
     if all(each.dtype == torch.int64 for *_, each in drawn):
         return torch.cat([each + begin * rows.shape[1] for begin, _, each in drawn])
-    whole = torch.int16 if rows.element_size() == 2 else torch.int32
-    bits = torch.full(rows.shape, -1, dtype=whole, device=rows.device)
+    bits = torch.full(rows.shape, -1, dtype=_bits(rows), device=rows.device)
     for begin, end, each in drawn:
         if each.dtype == torch.int64:
             bits[begin:end].view(-1).index_fill_(0, each, 0)
         else:
             bits[begin:end] = each
     return bits
+
+
+def _bits(rows: torch.Tensor) -> torch.dtype:
+    """Whole numbers as wide as those of ``rows``."""
+    return torch.int16 if rows.element_size() == 2 else torch.int32

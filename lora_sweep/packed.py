@@ -103,7 +103,7 @@ class Blocks:
     """
 
     adapters: list[Adapter | None]
-    readers: dict[str, list["PackedLinear"]]
+    readers: dict[str, list["PackedLinear"]] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
     drawing: list[int] | None = None
     input: torch.Tensor | None = None  # what the last layer read
@@ -172,8 +172,8 @@ class Blocks:
         if key not in self.stacks:
             owners = [[(own, name) for *_, own in found if name in own.a] for name in names]
             widths = [sum(len(own.a[name]) for own, name in each) for each in owners]
-            a = beside([own.a[name] for each in owners for own, name in each], 0)
-            b = [beside([own.b[name] for own, name in each], 1) if each else a[:0] for each in owners]
+            a = as_one([own.a[name] for each in owners for own, name in each], 0)
+            b = [as_one([own.b[name] for own, name in each], 1) if each else a[:0] for each in owners]
             self.stacks[key] = a, b, owners, widths
         a, b, owners, widths = self.stacks[key]
         scales = [own.scale if self.drawing is None else own.scale / (1 - own.dropout) for *_, own in found]
@@ -316,8 +316,8 @@ def product(x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks) -> 
     return ys
 
 
-def beside(matrices: list[torch.Tensor], dim: int) -> torch.Tensor:
-    """As one matrix."""
+def as_one(matrices: list[torch.Tensor], dim: int) -> torch.Tensor:
+    """The only one itself, several copied into one along ``dim``."""
     return matrices[0] if len(matrices) == 1 else torch.cat(matrices, dim)
 
 
@@ -328,13 +328,13 @@ def packed(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[Blocks]:
     Looks once which layers read one input, so that they are made together from the first time on: a training that
     goes on from a checkpoint makes the same products as one that was never interrupted.
     """
-    blocks = Blocks(list(adapters), {})
+    blocks = Blocks(list(adapters))
     names = dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.a)
     layers = {name: base.get_submodule(name) for name in names}
     try:
         for name, layer in layers.items():
             replace(base, name, PackedLinear(name, layer, blocks))
-        blocks.readers.update(readers(base))
+        blocks.readers = readers(base)
         blocks.let_go()
         yield blocks
     finally:

@@ -73,7 +73,7 @@ def test_what_fills_a_sequence_up_is_the_last_token_in_every_layer() -> None:
 
 def test_matrices_of_those_who_have_no_rows_left_are_not_kept() -> None:
     adapters = [Adapter({"x": torch.ones(2, 8)}, {"x": torch.ones(6, 2)}, 2 / 0.95, 0.0, 0) for _ in range(3)]
-    blocks, x = Blocks(list(adapters), {}), torch.ones(6, 8, dtype=torch.bfloat16)
+    blocks, x = Blocks(list(adapters)), torch.ones(6, 8, dtype=torch.bfloat16)
     for sizes in ([2, 2, 2], [3, 0, 3], [6, 0, 0]):
         blocks.sizes = sizes
         (part,) = blocks.parts(x, ("x",))
