@@ -33,11 +33,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.cost_model import TARGETS, Layout, Shape, train_operations  # noqa: E402
 from benchmarks.tables import as_markdown  # noqa: E402
-from lora_sweep.config import Config, register_schema  # noqa: E402
-from sweep.machine import allocator  # noqa: E402
-from sweep.plan import make_plan  # noqa: E402
+from lora_sweep.config.schema import Config, register_schema  # noqa: E402
+from sweep.engines.local.worker_process import ENVIRONMENT  # noqa: E402
+from sweep.plan.make import make_plan  # noqa: E402
+from sweep.resources.machine import allocator  # noqa: E402
 from sweep.trials import Plan, Planned  # noqa: E402
-from sweep.workers import ENVIRONMENT  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results.json")
 KEYS = tuple(f"{quant}/{targets}" for quant in ("none", "4bit", "8bit") for targets in ("attn", "all_linear"))
@@ -289,8 +289,8 @@ def planned(points: list[list[str]]) -> Plan:
 
 def rows_of(config: Config, prompts: int) -> dict[str, Any]:
     """The rows and prompts of a trial as texts."""
-    from lora_sweep.data import load_split
-    from lora_sweep.prompts import end_marker, prompt_text
+    from lora_sweep.data.prompts import end_marker, prompt_text
+    from lora_sweep.data.rows import load_split
 
     split, template = load_split(config.data), config.data.template
     end = end_marker(config.data, template)
@@ -307,7 +307,7 @@ def rows_of(config: Config, prompts: int) -> dict[str, Any]:
 
 
 def model_folder(config: Config) -> str:
-    from lora_sweep.model import model_source
+    from lora_sweep.model.load import model_source
 
     return model_source(config.model)[0]
 

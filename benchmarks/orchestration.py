@@ -1,8 +1,8 @@
 """What the orchestration and the report cost, without any training: `make bench`. Prints a table; writes a scratch
 folder alone.
 
-A scripted trial (tests/scripted.py) takes no time of its own, so that what is measured is ours: starting it, hearing
-of it, keeping it. Each figure stands beside the limit that this project sets itself.
+A scripted trial (tests/support/scripted.py) takes no time of its own, so that what is measured is ours: starting it,
+hearing of it, keeping it. Each figure stands beside the limit that this project sets itself.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+os.environ["PYTHONPATH"] = str(ROOT / "tests")  # of the scripted workers
 
-import chromium  # noqa: E402
-import report_files  # noqa: E402
-from scripted import WORKER, plan_of  # noqa: E402
+from support import chromium, report_files  # noqa: E402
+from support.scripted import WORKER, plan_of  # noqa: E402
 
-from lora_sweep import results  # noqa: E402
+from lora_sweep.runs import files  # noqa: E402
 from sweep.launch import launch  # noqa: E402
 
 TRIALS, PROMPTS = 1000, 50
@@ -57,8 +57,8 @@ def write_finished(runs: Path) -> None:
         report_files.write_trial(runs, entry, config, training, None)
         values = [40.0 + 10 * (place > 0) + each + draw.gauss(0, 8) for each in hard]
         report_files.write_evaluation(runs, entry, training, sum(values) / PROMPTS, values=values)
-        folder = results.trial_folder(runs, entry["trial_id"])
-        results.write_jsonl(folder.losses, [{"step": n, "loss": 3.5 - n / 100} for n in range(1, 101)])
+        folder = files.trial_folder(runs, entry["trial_id"])
+        files.write_jsonl(folder.losses, [{"step": n, "loss": 3.5 - n / 100} for n in range(1, 101)])
         asked = {
             "category": "c",
             "prompt": "Describe it.",
@@ -70,7 +70,7 @@ def write_finished(runs: Path) -> None:
             {**asked, "prompt_id": f"validation-{n}", "product": f"P{n}", "text": " ".join(draw.choices(WORDS, k=70))}
             for n in range(PROMPTS)
         ]
-        results.write_jsonl(folder.evaluation(entry["eval_id"]).generations, lines)
+        files.write_jsonl(folder.evaluation(entry["eval_id"]).generations, lines)
         entries.append(entry)
     report_files.write_sweep(runs, "finished", entries)
 

@@ -27,16 +27,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch  # noqa: E402 - its import is a part of what a process costs
 
 from benchmarks.cost_model import Layout, Shape  # noqa: E402
-from lora_sweep import pack_training  # noqa: E402
-from lora_sweep.adapters import fresh_adapter, load_adapter  # noqa: E402
-from lora_sweep.config import Config, config_from_json  # noqa: E402
-from lora_sweep.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
-from lora_sweep.finetune import Trained  # noqa: E402
-from lora_sweep.jobs import Voice  # noqa: E402
-from lora_sweep.model import quiet_libraries  # noqa: E402
-from lora_sweep.pack_generation import Author, write_pack  # noqa: E402
-from lora_sweep.prompts import end_marker, prompt_ids  # noqa: E402
-from lora_sweep.shared import Shared  # noqa: E402
+from lora_sweep.config.schema import Config, config_from_json  # noqa: E402
+from lora_sweep.data.prompts import end_marker, prompt_ids  # noqa: E402
+from lora_sweep.generation.packed import Author, write_pack  # noqa: E402
+from lora_sweep.messages import Voice  # noqa: E402
+from lora_sweep.model.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
+from lora_sweep.model.load import quiet_libraries  # noqa: E402
+from lora_sweep.multi_lora.peft_format import fresh_adapter, load_adapter  # noqa: E402
+from lora_sweep.training import packed  # noqa: E402
+from lora_sweep.training.single import Trained  # noqa: E402
+from lora_sweep.worker.resident import Shared  # noqa: E402
 
 QUIET = Voice(tell=lambda event: None)
 
@@ -76,14 +76,14 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
     loaded = time.perf_counter() - STARTED
     settings = dataclasses.replace(config.train, max_steps=steps)
     pack = [
-        pack_training.Member(fresh_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
+        packed.Member(fresh_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
         for seed in range(members)
     ]
     reset_peak_memory(device)
     before = peak_memory(device)
     with tempfile.TemporaryDirectory() as scratch, layouts() as seen:
         begun = time.perf_counter()
-        outcomes = pack_training.train_pack(base, pack, device, Path(scratch))
+        outcomes = packed.train_pack(base, pack, device, Path(scratch))
         spent = time.perf_counter() - begun
     done = [outcome for outcome in outcomes if isinstance(outcome, Trained)]
     if len(done) != members:
@@ -107,18 +107,18 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
 def layouts() -> Iterator[list[Layout]]:
     """The shapes of every forward that is made within this."""
     seen: list[Layout] = []
-    own = pack_training.flatten
+    own = packed.flatten
 
     def watched(*arguments: Any) -> Any:
         flat = own(*arguments)
         seen.append(layout_of(flat))
         return flat
 
-    pack_training.flatten = watched
+    packed.flatten = watched
     try:
         yield seen
     finally:
-        pack_training.flatten = own
+        packed.flatten = own
 
 
 def layout_of(flat: Any) -> Layout:

@@ -29,15 +29,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # n
 
 from benchmarks import cost_model  # noqa: E402
 from benchmarks.our_loop import machine, shape_of  # noqa: E402
-from lora_sweep.adapters import fresh_adapter  # noqa: E402
-from lora_sweep.config import Eval, Lora, Train  # noqa: E402
-from lora_sweep.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
-from lora_sweep.finetune import Trained  # noqa: E402
-from lora_sweep.model import quiet_libraries  # noqa: E402
-from lora_sweep.pack_generation import Author, write_pack  # noqa: E402
-from lora_sweep.pack_training import Member, train_pack  # noqa: E402
-from lora_sweep.packed import Adapter  # noqa: E402
-from lora_sweep.prompts import Example  # noqa: E402
+from lora_sweep.config.schema import Eval, Lora, Train  # noqa: E402
+from lora_sweep.data.prompts import Example  # noqa: E402
+from lora_sweep.generation.packed import Author, write_pack  # noqa: E402
+from lora_sweep.model.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
+from lora_sweep.model.load import quiet_libraries  # noqa: E402
+from lora_sweep.multi_lora.linear import Adapter  # noqa: E402
+from lora_sweep.multi_lora.peft_format import fresh_adapter  # noqa: E402
+from lora_sweep.training.packed import Member, train_pack  # noqa: E402
+from lora_sweep.training.single import Trained  # noqa: E402
 
 
 class NoWords:

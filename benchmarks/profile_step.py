@@ -16,12 +16,12 @@ sys.path.insert(0, str(ROOT))
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from benchmarks.fast import planned  # noqa: E402
-from lora_sweep.adapters import fresh_adapter  # noqa: E402
-from lora_sweep.device import pick_device  # noqa: E402
-from lora_sweep.jobs import Voice  # noqa: E402
-from lora_sweep.model import quiet_libraries  # noqa: E402
-from lora_sweep.pack_training import Member, train_pack  # noqa: E402
-from lora_sweep.shared import Shared  # noqa: E402
+from lora_sweep.messages import Voice  # noqa: E402
+from lora_sweep.model.device import pick_device  # noqa: E402
+from lora_sweep.model.load import quiet_libraries  # noqa: E402
+from lora_sweep.multi_lora.peft_format import fresh_adapter  # noqa: E402
+from lora_sweep.training.packed import Member, train_pack  # noqa: E402
+from lora_sweep.worker.resident import Shared  # noqa: E402
 
 PARTS = (  # what torch calls it, and what it is
     ("products", ("aten::mm", "aten::addmm", "aten::addmm_", "aten::_int_mm", "aten::linear")),

@@ -19,7 +19,7 @@ class GridSweeper(Sweeper):
         self.params, self.rows = params, rows
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from sweep.elsewhere import run_point
+        from sweep.engines.hydra_jobs import run_point
 
         self.hydra_context, self.config = hydra_context, config
         self.is_local = config.hydra.runtime.choices["hydra/launcher"] == "local"
@@ -28,8 +28,9 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from sweep.compose import compose_points, points
-        from sweep.elsewhere import launch_points
+        from sweep.compose import compose_points
+        from sweep.launch import launch_points
+        from sweep.search.grid import points
 
         assert self.hydra_context is not None
         assert self.config is not None

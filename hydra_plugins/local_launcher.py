@@ -18,7 +18,7 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from sweep.compose import compose_points
         from sweep.launch import launch
-        from sweep.plan import make_plan
+        from sweep.plan.make import make_plan
         from sweep.trials import with_overrides
 
         of_hydra = [str(override) for override in self.config.hydra.overrides.hydra]

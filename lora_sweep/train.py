@@ -12,15 +12,15 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from lora_sweep.composition_errors import as_refused
-from lora_sweep.config import register_schema
+from lora_sweep.config.hydra_errors import as_refused
+from lora_sweep.config.schema import register_schema
 from lora_sweep.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Refused
 
 
 def run_trial(config: DictConfig) -> None:
     """What Hydra calls under another sweeper than ours, whose points nobody has planned.
 
-    Ours gives its launchers something else to call: ``sweep.elsewhere.run_point``.
+    Ours gives its launchers something else to call: ``sweep.engines.hydra_jobs.run_point``.
     """
     raise Refused("hydra/sweeper", "trials are planned by our own sweeper", ("grid",))
 

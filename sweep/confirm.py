@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lora_sweep import results
-from lora_sweep.config import Config, config_from_json
+from lora_sweep.config.schema import Config, config_from_json
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, Refused
+from lora_sweep.runs import files, results
 from sweep.launch import launch
-from sweep.plan import make_plan
-from sweep.report import newest_sweep, write_report
-from sweep.report.analysis import TEST_SUFFIX, Analysis, analyse
-from sweep.report.entries import Entry
-from sweep.report.show import plural, row_name
+from sweep.plan.make import make_plan
+from sweep.report.analysis.analysis import TEST_SUFFIX, Analysis, analyse
+from sweep.report.analysis.configurations import Entry
+from sweep.report.formats.cells import plural, row_name
+from sweep.report.write import newest_sweep, write_report
 from sweep.trials import Key, Plan
 
 SEEDS = 3  # of each tied row
@@ -51,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def confirm(runs: Path, name: str, seeds: int) -> int:
     """Train until every tied row has ``seeds`` seeds, then score the chosen one on the test split."""
-    if (results.read_json(results.sweep_file(runs, name)) or {}).get("split") == "test":
+    if (files.read_json(files.sweep_file(runs, name)) or {}).get("split") == "test":
         raise Refused(f"sweep {name}", "holds another sweep's scores on the test split: confirm that one")
-    own = results.read_json(results.sweep_file(runs, f"{name}{TEST_SUFFIX}"))
+    own = files.read_json(files.sweep_file(runs, f"{name}{TEST_SUFFIX}"))
     if own is not None and own.get("split") != "test":
         what = f"is a sweep of its own, and its name is wanted for the test scores of {name}: rename it"
         raise Refused(f"sweep {name}{TEST_SUFFIX}", what)
@@ -136,7 +136,7 @@ def score_on_test(runs: Path, analysis: Analysis, chosen: Entry, again: str) -> 
     if not rows_of_test_split(sweep.results[places[0]].training):
         print("the data has no test split (data.test_fraction=0), so nothing is scored on one")
         return True
-    before = (results.read_json(results.sweep_file(runs, name)) or {}).get("trials", [])
+    before = (files.read_json(files.sweep_file(runs, name)) or {}).get("trials", [])
     tested = {entry["trial_id"] for entry in before if entry["kind"] == "trial"}
     if tested and not tested & {row["trial_id"] for row in rows}:
         other = next((row_name(row) for row in sweep.rows if row["trial_id"] in tested), "a row that is gone")

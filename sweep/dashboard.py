@@ -1,7 +1,7 @@
 """`python -m sweep.dashboard [NAME]`: a saved W&B workspace and a W&B report of a sweep whose runs are in W&B.
 
-Owns what the two show. The numbers are in the runs already (``lora_sweep.tracking``); what is said of them is said by
-``sweep.report``. Each call saves new ones: W&B keeps what somebody changed in those of before.
+Owns what the two show. The numbers are in the runs already (``lora_sweep.tracking.run``); what is said of them is said
+by ``sweep.report``. Each call saves new ones: W&B keeps what somebody changed in those of before.
 """
 
 import argparse
@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lora_sweep import tracking
-from lora_sweep.config import Tracking, check_sweep_name
+from lora_sweep.config.schema import Tracking, check_sweep_name
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED, Refused
-from lora_sweep.tracking_tables import COSTS, charts_of
-from sweep.report.analysis import Analysis, analyse
-from sweep.report.page_data import page_data
-from sweep.report.table import dig, newest_sweep
+from lora_sweep.tracking import run
+from lora_sweep.tracking.tables import COSTS, charts_of
+from sweep.report.analysis.analysis import Analysis, analyse
+from sweep.report.analysis.load import dig, newest_sweep
+from sweep.report.formats.page_data import page_data
 
 MAX_RUNS = 100  # drawn in one panel; W&B's own limit is 10
 COLUMNS = ("quality", "quality_ci_low", "quality_ci_high", *COSTS, "validation_loss", "finished", "status")
@@ -63,7 +63,7 @@ def save(analysis: Analysis, entity: str | None, project: str) -> int:
         Refused: nobody is logged in.
     """
     packages()
-    if not tracking.is_logged_in(Tracking(mode="online")):
+    if not run.is_logged_in(Tracking(mode="online")):
         raise Refused("W&B", "nobody is logged in (wandb login); --dry-run shows what would be saved")
     try:
         entity = entity or str(importlib.import_module("wandb").Api().default_entity)
@@ -72,7 +72,7 @@ def save(analysis: Analysis, entity: str | None, project: str) -> int:
             made.save()
             print(f"{build.__name__}: {made.url}")
     except Exception as error:  # noqa: BLE001 - the network's or the server's, in one sentence
-        print(f"W&B did not take it: {tracking.brief(error)}", file=sys.stderr)
+        print(f"W&B did not take it: {run.brief(error)}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_COMPLETE
 

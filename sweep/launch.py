@@ -10,22 +10,27 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lora_sweep import results, tracking
-from lora_sweep.claims import claim, holder, remove_stale
-from lora_sweep.crashes import crash_point
+from lora_sweep.config.schema import Config
 from lora_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, Refused
-from sweep import machine, store
-from sweep.board import Board
-from sweep.crew import Crew, Stopped
-from sweep.drift import drift_notes
-from sweep.estimate import needed_bytes
-from sweep.live import screen
-from sweep.plan_table import plan_table, size
-from sweep.schedule import Queue, Waiting
-from sweep.store import State
-from sweep.trials import Key, Plan
-from sweep.workers import COMMAND
+from lora_sweep.runs import files, results
+from lora_sweep.runs.crash_points import crash_point
+from lora_sweep.runs.locks import claim, holder, remove_stale
+from lora_sweep.tracking import run
+from sweep.engines.local.supervisor import Crew, Stopped
+from sweep.engines.local.worker_process import COMMAND
+from sweep.engines.queue import Queue, Waiting
+from sweep.plan.make import make_plan
+from sweep.plan.table import plan_table, size
+from sweep.resources import machine
+from sweep.resources.estimate import needed_bytes
+from sweep.status.live import screen
+from sweep.status.progress import Board
+from sweep.store import trial_state
+from sweep.store.drift import drift_notes
+from sweep.store.trial_state import State
+from sweep.trials import Key, Plan, with_overrides
 
 Outcomes = dict[Key, results.TrialResult]
 Run = Callable[[Plan, list[Waiting], Path, str], None]  # the plan, what waits of it, the runs folder, the sweep's name
@@ -50,18 +55,20 @@ def launch(
         Refused: the sweep runs already, or its folder cannot take what it needs.
         SystemExit: 75 after a signal or where the disk takes no more, 1 where no worker starts.
     """
-    runs, name = Path(plan.trials[0].config.runs_dir), store.sweep_name(plan)
+    runs, name = Path(plan.trials[0].config.runs_dir), trial_state.sweep_name(plan)
     command = command_of(arguments)
     states = head(plan, runs, name)
     try:
-        worked = not store.is_done(plan, states, runs, name)
-        if worked or leftovers(runs, name) or not store.is_mirrored(runs, name):  # else not even a claim is written
+        worked = not trial_state.is_done(plan, states, runs, name)
+        if (
+            worked or leftovers(runs, name) or not trial_state.is_mirrored(runs, name)
+        ):  # else not even a claim is written
             work(plan, runs, name, command, run or partial(run_here, worker=worker))
         return finish(plan, runs, name, worked)
     except Stopped as stopped:
         why, code = str(stopped), EXIT_INTERRUPTED if stopped.can_go_on else EXIT_FAILED
     except OSError as error:
-        if error.errno not in results.DISK_ERRORS:
+        if error.errno not in files.DISK_ERRORS:
             raise
         why, code = f"nothing can be written: {error}", EXIT_INTERRUPTED
     print(f"\n{why}; finished trials are kept. Go on with:\n  {again or command}", flush=True)
@@ -70,7 +77,7 @@ def launch(
 
 def work(plan: Plan, runs: Path, name: str, command: str, run: Run) -> None:
     """What only the sweep's one orchestrator may do."""
-    path = results.sweep_lock(runs, name)
+    path = files.sweep_lock(runs, name)
     with claim(path) as ours:
         if not ours:
             raise Refused(f"sweep {name}", f"is run by {holder(path)}: one command at a time")
@@ -84,18 +91,18 @@ def work(plan: Plan, runs: Path, name: str, command: str, run: Run) -> None:
 
 def leftovers(runs: Path, name: str) -> bool:
     """Whether a killed orchestrator of this sweep left anything behind."""
-    folder = results.report_folder(runs, name)
+    folder = files.report_folder(runs, name)
     found = [*(runs / "locks").glob("*"), *folder.rglob(".*.tmp"), *(runs / "sweeps").glob(f".{name}.json.*.tmp")]
-    return bool(found) or results.progress_file(runs, name).exists()
+    return bool(found) or files.progress_file(runs, name).exists()
 
 
 def tidy(runs: Path, name: str) -> None:
     """Remove what an orchestrator of this sweep that was killed left behind. Only for who has the sweep's claim."""
     remove_stale(runs / "locks")
-    results.remove_leftovers(results.report_folder(runs, name))
+    files.remove_leftovers(files.report_folder(runs, name))
     for path in (runs / "sweeps").glob(f".{name}.json.*.tmp"):
         path.unlink(missing_ok=True)
-    results.progress_file(runs, name).unlink(missing_ok=True)
+    files.progress_file(runs, name).unlink(missing_ok=True)
 
 
 def command_of(arguments: list[str]) -> str:
@@ -105,9 +112,9 @@ def command_of(arguments: list[str]) -> str:
 
 def head(plan: Plan, runs: Path, name: str) -> dict[Key, State]:
     """Look at what is there, say it, and refuse what the disk cannot take."""
-    states = store.states(plan, runs)
+    states = trial_state.states(plan, runs)
     print(plan_table(plan, runs, name, states, notes=drift_notes(plan, states, runs, name)), flush=True)
-    if not store.is_done(plan, states, runs, name):
+    if not trial_state.is_done(plan, states, runs, name):
         check_disk(plan, states, runs)
     return states
 
@@ -116,21 +123,21 @@ def prepared(plan: Plan, runs: Path, name: str, command: str) -> list[Waiting]:
     """Record the sweep, move aside what is broken, and list what is left to run. Only for who has the sweep's claim."""
     tidy(runs, name)
     retry = plan.trials[0].config.launch.retry == "failed"
-    states = store.states(plan, runs)  # once more: whoever had the claim before may have gone on in between
+    states = trial_state.states(plan, runs)  # once more: whoever had the claim before may have gone on in between
     for trial in plan.trials:
-        said = store.prepare(trial, states[trial.key], runs, retry)
+        said = trial_state.prepare(trial, states[trial.key], runs, retry)
         if said:
             print(said, flush=True)
         if said or retry:
-            states[trial.key] = store.state_of(trial, runs)
+            states[trial.key] = trial_state.state_of(trial, runs)
     waiting = [
-        Waiting(trial, trained=states[trial.key].name == "trained", alone=bool(store.setbacks_of(trial, runs)))
+        Waiting(trial, trained=states[trial.key].name == "trained", alone=bool(trial_state.setbacks_of(trial, runs)))
         for trial in plan.trials
         if not states[trial.key].settled
     ]
     crash_point("prepared")
-    store.write_sweep(plan, runs, name, command, work=bool(waiting))
-    store.write_invalid(plan, runs)
+    trial_state.write_sweep(plan, runs, name, command, work=bool(waiting))
+    trial_state.write_invalid(plan, runs)
     return waiting
 
 
@@ -157,7 +164,7 @@ def workers_on(plan: Plan) -> list[machine.Place]:
 
 def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
     """Write and print the report."""
-    from sweep.report import write_report
+    from sweep.report.write import write_report
 
     print(write_report(runs, name))
     rows = [*plan.trials, *plan.invalid]
@@ -165,7 +172,7 @@ def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
     failed = sum(outcome.status not in ("complete", "invalid") for outcome in outcomes.values())
     if failed:
         print(f"{failed} failed; their logs: {runs}/trials/<id>/log.txt. To try them again: launch.retry=failed")
-    line = tracking.closing_line(plan.trials[0].config.tracking, runs)
+    line = run.closing_line(plan.trials[0].config.tracking, runs)
     if line and worked:
         print(line)
     return outcomes
@@ -173,19 +180,19 @@ def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
 
 def mirror(plan: Plan, runs: Path, name: str, command: str) -> None:
     """The sweep's own run, unless it shows the present results already."""
-    if store.is_mirrored(runs, name):
+    if trial_state.is_mirrored(runs, name):
         return
     settings = plan.trials[0].config.tracking
     if settings.backend != "none":
-        from sweep.report import write_report
-        from sweep.report.analysis import analyse
-        from sweep.report.page_data import page_data
+        from sweep.report.analysis.analysis import analyse
+        from sweep.report.formats.page_data import page_data
+        from sweep.report.write import write_report
 
         write_report(runs, name)  # its files are an artifact of the run
         analysis = analyse(runs, name)
         rows, charts = analysis.sweep.rows, page_data(analysis)[0]
-        tracking.log_sweep(settings, runs, name=name, command=command, rows=rows, charts=charts)
-    results.append_event(runs, name, "mirrored")
+        run.log_sweep(settings, runs, name=name, command=command, rows=rows, charts=charts)
+    files.append_event(runs, name, "mirrored")
 
 
 def check_disk(plan: Plan, states: dict[Key, State], runs: Path) -> None:
@@ -199,3 +206,33 @@ def check_disk(plan: Plan, states: dict[Key, State], runs: Path) -> None:
     needed, free = needed_bytes(plan, states, len(workers_on(plan))), machine.free_bytes(runs)
     if needed > free:
         raise Refused(f"runs_dir = {runs}", f"needs about {size(needed)}, and {size(free)} are free")
+
+
+def launch_points(
+    start: Callable[[list[list[str]]], Any],
+    configs: list[Config],
+    points: Sequence[Sequence[str]],
+    arguments: list[str],
+) -> tuple[list[Any], Outcomes]:
+    """Have another launcher run the points of a command that are not done.
+
+    Args:
+        start: gives a list of overrides a job to the launcher and returns what it returns.
+
+    Returns:
+        That, and every trial's result.
+    """
+    plan = with_overrides(make_plan(configs, strict=True), points)
+    returned: list[Any] = []
+
+    def run(plan: Plan, waiting: list[Waiting], runs: Path, name: str) -> None:
+        left = {item.trial.key for item in waiting}
+        baseline_of = {trial.key: trial.baseline for trial in plan.trials}
+        jobs: dict[Key, list[str]] = {}
+        for key, overrides in zip(plan.points, points, strict=True):
+            if key in left or baseline_of.get(key) in left:
+                jobs.setdefault(key, [*overrides, f"sweep_name={name}"])
+        returned.extend(start(list(jobs.values())))
+
+    outcomes = launch(plan, arguments, run=run)
+    return returned, outcomes

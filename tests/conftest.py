@@ -14,7 +14,7 @@ from typing import Any
 
 import platformdirs
 import pytest
-from chromium import browser as browser  # a fixture
+from support.chromium import browser as browser  # a fixture
 
 
 def isolate() -> None:
@@ -28,6 +28,8 @@ def isolate() -> None:
     for name in [name for name in os.environ if name.startswith(("WANDB_", "XDG_", "HF_")) or name == "NETRC"]:
         del os.environ[name]
     (scratch / "home").mkdir()
+    tests = Path(__file__).parent
+    os.environ["PYTHONPATH"] = os.pathsep.join((str(tests.parent), str(tests)))  # of processes, wherever they run
     os.environ.update(
         HOME=str(scratch / "home"),
         LORA_SWEEP_CACHE=str(scratch / "cache"),
@@ -46,14 +48,14 @@ def tiny_folder() -> Callable[..., Path]:
 
     The folder is shared: copy it before changing anything in it.
     """
-    from lora_sweep.fetch import cache_folder, made_once
-    from lora_sweep.identity import short_hash
+    from lora_sweep.config.identity import short_hash
+    from lora_sweep.runs.cache import cache_folder, made_once
 
     def make(shape: str, **changes: Any) -> Path:
         folder = cache_folder() / "test-models" / f"{shape}-{short_hash(changes)}"
         with made_once(folder) as part:
             if part is not None:
-                from lora_sweep.tiny import make_tiny_model
+                from lora_sweep.model.tiny import make_tiny_model
 
                 make_tiny_model(shape, part, **changes)
         return folder

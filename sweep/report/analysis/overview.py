@@ -1,0 +1,221 @@
+"""What is true of a whole sweep: its facts, its provenance, and where its rows differ though they should not.
+
+Owns the sentences; ``show`` owns how a number looks. A fact is (label, text), and a text that differs between rows
+lists what there is.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sweep.report.analysis.differences import differing, packages
+from sweep.report.analysis.load import Sweep, dig, number
+from sweep.report.analysis.ranking import tally
+from sweep.report.formats.cells import count, millions, setting, visible
+
+Fact = tuple[str, str]
+
+
+def facts(sweep: Sweep) -> list[Fact]:
+    """What all rows share, for the top of a report; unknown ones are left out."""
+    found = [
+        ("Rows", tally(sweep)),
+        ("Base model", _model(sweep)),
+        ("Data", _data(sweep)),
+        ("Splits", _data_counts(sweep, "{train_rows} train, {validation_rows} validation, {test_rows} test rows")),
+        ("Dropped rows", _dropped(sweep)),
+        ("Cut rows", _data_counts(sweep, "{cut_rows} of {train_rows} training responses lose their end to max_length")),
+        ("Prompt template", _spread(_configs(sweep), "data.template")),
+        ("Training", _training(sweep)),
+        ("Evaluation", _evaluation(sweep)),
+        ("Seed", _seeds(sweep)),
+        ("Device", _several(row["device"] for row in sweep.rows)),
+        ("Dtype", _dtypes(sweep)),
+        ("Setbacks", _setbacks(sweep)),
+    ]
+    return [(label, text) for label, text in found if text]
+
+
+def provenance(sweep: Sweep) -> list[Fact]:
+    """Where the numbers come from; unknown ones are left out."""
+    trainings = [result.training for result in sweep.results]
+    texts = [(visible(name), _spread(trainings, f"provenance.versions.{name}")) for name in packages(sweep)]
+    versions = ", ".join(f"{name} {text}" for name, text in texts if text)
+    found = [
+        ("Sweep started", visible(sweep.started)),
+        ("Varied", ", ".join(visible(key) for key in sweep.varied)),
+        ("Versions", versions),
+        ("Git commit", _several(_commit(training) for training in trainings)),
+        ("Code", _spread(trainings, "provenance.code")),
+        ("Platform", _spread(trainings, "provenance.platform")),
+        ("Model fingerprint", _several(_short(dig(t, "fingerprints.model")) for t in trainings)),
+        ("Rows fingerprint", _several(_short(dig(t, "data.rows_fingerprint")) for t in trainings)),
+    ]
+    return [(label, text) for label, text in found if text]
+
+
+def differences(sweep: Sweep) -> list[tuple[str, list[Fact]]]:
+    """What should be one value and is not: (name, [(value, the rows that have it)]), unknown values aside."""
+    found = []
+    for name, marks in differing(sweep, sweep.rows).items():
+        now = sweep.sources.get(name, [])
+        values = [visible(value) + " now" * (value in now) for value in marks]
+        rows = [f"row{'s' * (len(each) > 1)} {', '.join(each)}" for each in marks.values()]
+        found.append((visible(name), list(zip(values, rows, strict=True))))
+    return found
+
+
+def _model(sweep: Sweep) -> str:
+    sizes = _several(_parameters(result.training) for result in sweep.results)
+    return ", ".join(part for part in (_several(map(_source, _groups(sweep, "model"))), sizes) if part)
+
+
+def _data(sweep: Sweep) -> str:
+    read = _data_counts(sweep, "{rows_read} rows read")
+    return ", ".join(part for part in (_several(map(_source, _groups(sweep, "data"))), read) if part)
+
+
+def _source(group: dict[str, Any]) -> str | None:
+    """``catalogue (bioregistry==0.15.6)``; a folder or file by its last name, for a report has no machine's paths."""
+    if group.get("path"):
+        source = str(group["path"]).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    elif group.get("hub_id"):
+        source = f"{group['hub_id']}@{group['revision']}" if group.get("revision") else str(group["hub_id"])
+    elif dig(group, "wheel.requirement"):
+        source = str(dig(group, "wheel.requirement"))
+    else:
+        source = "made on the spot" if group.get("tiny") else ""
+    name = str(group.get("name") or "")
+    details = [detail for detail in (source if source != name else "", group.get("licence")) if name and detail]
+    return f"{name} ({'; '.join(map(str, details))})" if details else name or source or None
+
+
+def _parameters(training: dict[str, Any]) -> str | None:
+    """Of a baseline, for its total holds no adapter."""
+    total = number(training.get("total_params")) if training.get("kind") == "baseline" else None
+    return None if total is None else f"{count(total)} parameters ({millions(total)})"
+
+
+def _data_counts(sweep: Sweep, words: str) -> str:
+    """``words`` filled from the data part of each result that has all of its numbers."""
+    texts = []
+    for result in sweep.results:
+        part = dig(result.training, "data")
+        counts = {key: number(value) for key, value in part.items()} if isinstance(part, dict) else {}
+        try:
+            texts.append(words.format_map({key: count(value) for key, value in counts.items() if value is not None}))
+        except KeyError:
+            continue
+    return _several(texts)
+
+
+def _dropped(sweep: Sweep) -> str:
+    texts = []
+    for result in sweep.results:
+        reasons = dig(result.training, "data.dropped")
+        if isinstance(reasons, dict):
+            parts = [f"{count(number(n))} {reason}" for reason, n in reasons.items()]
+            texts.append(", ".join(parts) or "none")
+    return _several(texts)
+
+
+def _training(sweep: Sweep) -> str:
+    """The settings of training that no column shows, or that all rows share."""
+    configs = _configs(sweep, "trial")
+    steps = _several(count(row["steps"]) for row in sweep.rows if row.get("steps") is not None)
+    words = {
+        "batch": "train.per_device_train_batch_size",
+        "accumulation": "train.gradient_accumulation_steps",
+        "learning rate": "train.learning_rate",
+        "schedule": "train.lr_scheduler_type",
+        "alpha": "lora.alpha",
+        "dropout": "lora.dropout",
+        "max_length": "train.max_length",
+        "loss on": "train.loss_on",
+    }
+    parts = [f"{name} {text}" for name, path in words.items() if (text := _spread(configs, path))]
+    parts = [part for part in parts if part != "accumulation 1"]
+    return ", ".join(([f"{steps} steps"] if steps else []) + parts)
+
+
+def _evaluation(sweep: Sweep) -> str:
+    configs = _configs(sweep)
+    prompts = _spread(configs, "eval.prompts")
+    if not prompts:
+        return ""
+    fixed_prompts = [dig(config, "eval.fixed_prompts") for config in configs]
+    fixed = _several(str(len(prompts)) for prompts in fixed_prompts if isinstance(prompts, list)) or "no"
+    decoding = _several("sampled" if dig(config, "eval.do_sample") else "greedy" for config in configs)
+    bits = _spread(configs, "eval.quant")
+    by = "" if scorer(sweep) == "text" else f", scored by {scorer(sweep)}"
+    return (
+        f"{prompts} held-out and {fixed} fixed prompts, {decoding}, at most "
+        f"{_spread(configs, 'eval.max_new_tokens')} new tokens, base in "
+        f"{'the same bits as in training' if bits == 'same' else bits}{by}"
+    )
+
+
+def scorer(sweep: Sweep) -> str:
+    """What says what quality is; of an older sweep, the text's own."""
+    return _spread(_configs(sweep), "eval.scorer") or "text"
+
+
+def _seeds(sweep: Sweep) -> str:
+    seeds = _spread(_configs(sweep, "trial"), "seed")
+    return seeds + ("" if " / " in seeds or not seeds else " (one seed: its noise is not measured)")
+
+
+def _dtypes(sweep: Sweep) -> str:
+    trainings = [result.training for result in sweep.results]
+    base, adapter = _spread(trainings, "provenance.dtype"), _spread(trainings, "provenance.adapter_dtype")
+    return f"{base} (adapter {adapter})" if base and adapter else base
+
+
+def _commit(training: dict[str, Any]) -> str | None:
+    commit = dig(training, "provenance.git_commit")
+    if commit is None:
+        return None
+    return f"{str(commit)[:12]} with uncommitted changes" if dig(training, "provenance.git_dirty") else str(commit)[:12]
+
+
+def _setbacks(sweep: Sweep) -> str:
+    """``row 3: its worker died twice; row 5: batch halved once (out of memory)``"""
+    found = []
+    for row, result in zip(sweep.rows, sweep.results, strict=True):
+        training, evaluation = result.training, result.evaluation
+        step = number(training.get("resumed_from"))
+        words = [
+            ("its worker died {}", _times(training.get("setbacks"))),
+            ("batch halved {} (out of memory)", _times(training.get("halved"))),
+            ("batch of its evaluation halved {} (out of memory)", _times(evaluation.get("halved"))),
+            ("resumed from step {}", count(step) if step else ""),
+        ]
+        said = ", ".join(text.format(value) for text, value in words if value)
+        found += [f"row {row['mark']}: {said}"] if said else []
+    return "; ".join(found)
+
+
+def _times(value: Any) -> str:
+    amount = number(value) or 0
+    return "" if amount < 1 else {1: "once", 2: "twice"}.get(int(amount), f"{count(amount)} times")
+
+
+def _short(fingerprint: Any) -> str | None:
+    return None if fingerprint is None else str(fingerprint)[:12]
+
+
+def _configs(sweep: Sweep, kind: str | None = None) -> list[dict[str, Any]]:
+    pairs = zip(sweep.rows, sweep.results, strict=True)
+    return [result.config for row, result in pairs if kind in (None, row["kind"])]
+
+
+def _groups(sweep: Sweep, group: str) -> list[dict[str, Any]]:
+    return [part for config in _configs(sweep) if isinstance(part := dig(config, group), dict)]
+
+
+def _spread(trees: Iterable[dict[str, Any]], path: str) -> str:
+    return _several(setting(value) for tree in trees if (value := dig(tree, path)) is not None)
+
+
+def _several(texts: Iterable[str | None]) -> str:
+    """The different texts, in order of first appearance: ``a / b``."""
+    return " / ".join(dict.fromkeys(visible(str(text)) for text in texts if text))

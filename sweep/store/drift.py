@@ -1,0 +1,147 @@
+"""What changed since a finished trial: its model, its data, or the code that made its numbers.
+
+Another model or other data give a trial another id, so nothing old is ever reused; but a sweep's name keeps its old
+rows, and those are no rivals of the new ones. Other code keeps the id: what is done stays done, and is said to differ.
+Pure but for :func:`drift_notes`, which reads result files. Whatever a file holds, unknown is no drift.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_sweep.runs import files
+from sweep.trials import plan_sources
+
+if TYPE_CHECKING:  # a report uses this module too, and plans nothing
+    from sweep.store.trial_state import State
+    from sweep.trials import Key, Plan
+
+KINDS = {"model": "another model", "data": "other data"}
+NOT_RECORDED = "not recorded"
+Sources = dict[str, list[str]]  # "data catalogue": its fingerprints; several where a plan varies the source itself
+
+
+def read_sources(recorded: Any) -> Sources:
+    """The ``sources`` of a sweep's file; {} for an older file, which has none."""
+    if not isinstance(recorded, dict):
+        return {}
+    return {
+        str(name): [str(each) for each in (value if isinstance(value, list) else [value])]
+        for name, value in recorded.items()
+        if value
+    }
+
+
+def made_from(config: dict[str, Any], training: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """``{"data": ("data catalogue", fingerprint)}`` of a row, and likewise its model; without what is unknown."""
+    found = {}
+    for kind in KINDS:
+        name, fingerprint = _dict(config.get(kind)).get("name"), _dict(training.get("fingerprints")).get(kind)
+        if isinstance(name, str) and isinstance(fingerprint, str):
+            found[kind] = (f"{kind} {name}", fingerprint)
+    return found
+
+
+def source_changes(config: dict[str, Any], training: dict[str, Any], sources: Sources) -> dict[str, str]:
+    """``{"data": "catalogue: file:ab12… then, file:cd34… now"}`` of a row that was made from something else."""
+    changes = {}
+    for kind, (name, then) in made_from(config, training).items():
+        now = sources.get(name)
+        if now and then not in now:
+            meant = " or ".join(short(each) for each in now)
+            changes[kind] = f"{name.partition(' ')[2]}: {short(then)} then, {meant} now"
+    return changes
+
+
+def code_changes(then: Any, now: Any) -> dict[str, tuple[str, str]]:
+    """(then, now) of each library, and of ``our code``, that differs between two provenances."""
+    if not isinstance(then, dict) or not isinstance(now, dict) or not then or not now:
+        return {}
+    before, after = _dict(then.get("versions")), _dict(now.get("versions"))
+    pairs = {str(name): (str(before[name]), str(after[name])) for name in after if name in before}
+    if now.get("code"):
+        pairs["our code"] = (str(then.get("code") or NOT_RECORDED), str(now["code"]))
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def row_drift(
+    config: dict[str, Any], training: dict[str, Any], evaluation: dict[str, Any], sources: Sources, now: Any
+) -> list[str]:
+    """Which of ``model``, ``data`` and ``code`` are not those that the sweep last ran with."""
+    code = any(code_changes(result.get("provenance"), now) for result in (training, evaluation))
+    return [*source_changes(config, training, sources), *(["code"] if code else [])]
+
+
+def short(fingerprint: str) -> str:
+    """``file:ab12cd34…``"""
+    return re.sub(r"([0-9a-f]{8})[0-9a-f]{3,}", r"\1…", fingerprint)
+
+
+def from_what(kinds: list[str]) -> str:
+    """``another model and other data``"""
+    return " and ".join(words for kind, words in KINDS.items() if kind in kinds)
+
+
+# --- before a run ------------------------------------------------------------------------------------------------
+
+
+def drift_notes(
+    plan: "Plan", states: "dict[Key, State]", runs: Path, name: str, now: dict[str, Any] | None = None
+) -> list[str]:
+    """Lines for a plan's head on what is finished already and was made from, or by, something else.
+
+    Args:
+        states: of the plan's trials, by their key.
+        name: of the sweep; a name used before has rows beside the plan's.
+        now: ``provenance.versions_and_code()`` of this process, where the caller has it already.
+    """
+    return [*_source_notes(plan, runs, name), *_code_notes(plan, states, runs, now)]
+
+
+def _source_notes(plan: "Plan", runs: Path, name: str) -> Iterator[str]:
+    sources = read_sources(plan_sources(plan))
+    planned = {trial.trial_id for trial in plan.trials}
+    entries = (files.read_json(files.sweep_file(runs, name)) or {}).get("trials", [])
+    counts: dict[str, int] = {}
+    details: dict[str, dict[str, None]] = {}
+    for trial_id in [entry["trial_id"] for entry in entries if entry["trial_id"] not in planned]:
+        folder = files.trial_folder(runs, trial_id)
+        training = files.read_json(folder.result) or {}
+        if training.get("status") == "complete":
+            config = _dict((files.read_json(folder.config) or {}).get("config"))
+            changes = source_changes(config, training, sources)
+            what = from_what(list(changes))
+            counts[what] = counts.get(what, 0) + 1
+            details.setdefault(what, {}).update(dict.fromkeys(changes.values()))
+    for what in filter(None, counts):
+        rows, they = ("row was", "it stays") if counts[what] == 1 else ("rows were", "they stay")
+        yield (
+            f"drift: {counts[what]} finished {rows} made from {what} ({'; '.join(details[what])}): "
+            f"{they} in the report, out of its ranking"
+        )
+
+
+def _code_notes(plan: "Plan", states: "dict[Key, State]", runs: Path, now: dict[str, Any] | None) -> Iterator[str]:
+    done = [trial for trial in plan.trials if states[trial.key].name in ("done", "trained")]
+    if done and now is None:
+        from lora_sweep.runs.provenance import versions_and_code  # of this moment, which a report must not know
+
+        now = versions_and_code()
+    count, seen = 0, dict[str, tuple[dict[str, None], str]]()
+    for trial in done:
+        folder = files.trial_folder(runs, trial.trial_id)
+        made = [files.read_json(path) or {} for path in (folder.result, folder.evaluation(trial.eval_id).result)]
+        changes = [code_changes(result.get("provenance"), now) for result in made]
+        count += any(changes)
+        for what, (before, after) in (item for each in changes for item in each.items()):
+            seen.setdefault(what, ({}, after))[0][before] = None
+    if count:
+        libraries = [f"{what} {' / '.join(then)} then, {after} now" for what, (then, after) in seen.items()]
+        ours = ["our code changed"] if "our code" in seen else []
+        said = "; ".join([text for text in libraries if not text.startswith("our code ")] + ours)
+        yield f"drift: {count} done trial{' was' if count == 1 else 's were'} made by other code ({said})"
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

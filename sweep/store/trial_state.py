@@ -1,0 +1,174 @@
+"""What is on disk for the trials of a plan, and the sweep's own file.
+
+The trials' files belong to ``lora_sweep.runs.results``; this file owns runs/sweeps/<name>.json, and decides from the
+files which trials are done, which need work, and which cannot be trusted.
+"""
+
+import dataclasses
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_sweep.config.identity import short_hash
+from lora_sweep.runs import files, results
+from lora_sweep.runs.locks import claim
+from lora_sweep.runs.provenance import made_with
+from sweep.trials import Plan, Planned, invalid_id, plan_sources
+
+
+@dataclass(frozen=True)
+class State:
+    """What the files say of a trial with its evaluation.
+
+    Attributes:
+        name: ``done`` (complete), ``new``, ``trained`` (only the evaluation is left), ``saved`` (a checkpoint),
+            ``broken`` (its files are not as they were written), or the status with which it ended otherwise.
+        why: of a broken or failed one.
+        settled: whether a run of the command leaves it alone.
+    """
+
+    name: str
+    why: str | None = None
+    settled: bool = False
+
+
+def state_of(trial: Planned, runs: Path) -> State:
+    """The state of one trial from its files; reads and hashes, writes nothing."""
+    folder = files.trial_folder(runs, trial.trial_id)
+    evaluation = folder.evaluation(trial.eval_id)
+    for path in (folder.result, evaluation.result):
+        why = results.broken(path)
+        if why:
+            return State("broken", why)
+    outcome = results.read_outcome(runs, *trial.key)
+    status = outcome.get("status")
+    if status == "complete":
+        if outcome.get("adapter") != results.adapter_of(files.read_json(folder.result) or {}):
+            return State("broken", "its evaluation is of another adapter")  # a person deleted the training's result
+        return State("done", settled=True)
+    if status is not None:
+        return State(str(status), outcome.get("reason"), settled=status in results.SETTLED)
+    if trial.kind == "trial" and folder.result.exists():
+        return State("trained")
+    return State("saved" if any(folder.checkpoints.glob("checkpoint-*")) else "new")
+
+
+def states(plan: Plan, runs: Path) -> dict[tuple[str, str], State]:
+    """The state of every trial of the plan, by its key."""
+    return {trial.key: state_of(trial, runs) for trial in plan.trials}
+
+
+def prepare(trial: Planned, state: State, runs: Path, retry: bool) -> str | None:
+    """Make a trial ready to be run: move aside what is broken, and forget a failure that is to be tried again.
+
+    Returns:
+        A line to say, where something was moved aside. A trial that another process runs is left alone.
+    """
+    if state.name != "broken" and not (retry and state.name not in ("done", "invalid")):
+        return None
+    folder = files.trial_folder(runs, trial.trial_id)
+    evaluation = folder.evaluation(trial.eval_id)
+    with claim(files.trial_lock(runs, trial.trial_id)) as ours:
+        if not ours:
+            return None
+        state = state_of(trial, runs)  # once more: another sweep may have moved it aside and run it again
+        if state.name == "broken":
+            path = folder.path if results.broken(folder.result) else evaluation.path
+            place = files.quarantine(runs, path, str(state.why))
+            return f"{trial.label}: {state.why}; kept as {place.relative_to(runs)}, and run again"
+        if retry and state.name not in ("done", "invalid"):
+            folder.setbacks.unlink(missing_ok=True)
+            results.forget_failure(folder, trial.eval_id)
+    return None
+
+
+def setbacks_of(trial: Planned, runs: Path) -> list[dict[str, Any]]:
+    """A line for each death of the trial's worker, and each time that memory ran out."""
+    return files.read_jsonl(files.trial_folder(runs, trial.trial_id).setbacks)
+
+
+def deaths(setbacks: list[dict[str, Any]]) -> int:
+    """How many of a trial's setbacks are deaths of its worker."""
+    return sum(each.get("how") == "death" for each in setbacks)
+
+
+def is_trained(trial: Planned, runs: Path) -> bool:
+    """Whether only its evaluation is left."""
+    return (files.read_json(files.trial_folder(runs, trial.trial_id).result) or {}).get("status") == "complete"
+
+
+def result_hash(trial: Planned, runs: Path) -> str | None:
+    """The sha256 of the result.json that holds the trial's outcome."""
+    folder = files.trial_folder(runs, trial.trial_id)
+    for path in (folder.evaluation(trial.eval_id).result, folder.result):
+        if path.exists():
+            return files.file_hashes(path.parent, [path.name])[path.name]
+    return None
+
+
+def is_done(plan: Plan, states: dict[tuple[str, str], State], runs: Path, name: str) -> bool:
+    """Whether a run of the plan would change nothing: every trial settled, and the sweep's file as it would be."""
+    sweep = files.read_json(files.sweep_file(runs, name)) or {}
+    entries, sources = sweep.get("trials", []), sweep.get("sources") or {}
+    if not plan_sources(plan).items() <= sources.items():  # data changed, and changed back
+        return False
+    listed = {(entry["trial_id"], entry["eval_id"], entry["label"]) for entry in entries}
+    wanted = {(*row.key, row.label) for row in [*plan.trials, *plan.invalid]}
+    retry = plan.trials[0].config.launch.retry == "failed"
+    again = ("done", "invalid") if retry else ()
+    return wanted <= listed and all(s.settled and (s.name in again or not retry) for s in states.values())
+
+
+def is_mirrored(runs: Path, name: str) -> bool:
+    """Whether the sweep's own run of W&B is of its last run here; a kill can come in between."""
+    events = [event.get("event") for event in files.read_jsonl(files.events_file(runs, name))]
+    worked = [place for place, event in enumerate(events) if event == "begin"]
+    return not worked or "mirrored" in events[worked[-1] :]
+
+
+def write_invalid(plan: Plan, runs: Path) -> None:
+    """A result for each point that cannot work, so that it is a row of the report."""
+    for point in plan.invalid:
+        if results.read_outcome(runs, *point.key).get("reason") != point.reason:
+            ids = {"trial_id": point.trial_id, "eval_id": point.eval_id, "kind": "trial"}
+            results.write_failure(runs, ids, dataclasses.asdict(point.config), {}, "invalid", point.reason)
+
+
+def sweep_name(plan: Plan) -> str:
+    """The name given in the config, or a short hash of the sorted trial ids."""
+    given = plan.trials[0].config.sweep_name
+    return given or f"sweep-{short_hash(sorted({trial.trial_id for trial in plan.trials}), 8)}"
+
+
+def write_sweep(plan: Plan, runs: Path, name: str, command: str, work: bool) -> None:
+    """Record the sweep; a name used before keeps its other trials. An unchanged sweep without work changes no file.
+
+    A trial that is evaluated anew is listed with its new evaluation: two evaluations cannot be ranked together. What
+    the plan's models and data are now is recorded, and with what the last run that had work was made: rows of before
+    can differ in both.
+    """
+    path = files.sweep_file(runs, name)
+    before = files.read_json(path) or {}
+    entries: list[dict[str, Any]] = []
+    for trial in plan.trials:
+        entry = {field: getattr(trial, field) for field in ("trial_id", "eval_id", "kind", "label")}
+        baseline, overrides = list(trial.baseline) if trial.baseline else None, plan.overrides.get(trial.key, [])
+        entries.append({**entry, "baseline": baseline, "overrides": overrides})
+    for point in plan.invalid:
+        ids = {"trial_id": point.trial_id, "eval_id": point.eval_id}
+        entries.append({**ids, "kind": "trial", "label": point.label, "baseline": None})
+    planned = {entry["trial_id"] for entry in entries}
+    planned |= {invalid_id(trial.config) for trial in plan.trials}  # what could not work then, and can now
+    entries = [entry for entry in before.get("trials", []) if entry["trial_id"] not in planned] + entries
+    ordered = sorted(entries, key=lambda entry: str(entry["kind"]))  # stable: baseline < trial
+    sources = {**before.get("sources", {}), **plan_sources(plan)}
+    if (ordered, sources) == (before.get("trials"), before.get("sources")) and not work:
+        return
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    varied = list(dict.fromkeys([*before.get("varied", []), *plan.varied]))
+    sweep = {"name": name, "command": command, "started": started, "varied": varied, "sources": sources}
+    made = made_with() if work else before.get("provenance")
+    split = plan.trials[0].config.eval.split  # written where it is the test split: ``sweep.confirm``'s own sweep
+    more = {**({"split": split} if split != "validation" else {}), **({"provenance": made} if made else {})}
+    files.write_json(path, {**sweep, **more, "trials": ordered})

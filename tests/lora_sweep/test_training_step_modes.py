@@ -1,0 +1,121 @@
+"""Members that train beside each other, and how it is found out what is faster."""
+
+import itertools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.here import HERE
+from test_pack_training import DATA, alone, copies, load, losses
+
+from lora_sweep.config.schema import Model, Quant
+from lora_sweep.data.prompts import Example, examples
+from lora_sweep.data.rows import load_split
+from lora_sweep.model.device import Device
+from lora_sweep.model.load import base_signature, load_tokenizer
+from lora_sweep.multi_lora.dequantize import materialize
+from lora_sweep.training import packed, step_modes
+from lora_sweep.training.packed import train_pack
+from lora_sweep.training.step_modes import Pace, ways
+from sweep.resources import pack_size
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Example]:
+    return examples(load_split(DATA).train, DATA, load_tokenizer(Model(name="tiny", tiny="llama")), 128)
+
+
+def dequantized(bits: int | None) -> Any:
+    base = load(bits)
+    materialize(base, Quant(bits, materialize="always"), HERE)
+    return base
+
+
+@pytest.mark.parametrize("first", ["joint", "beside"])
+@pytest.mark.parametrize(("shorter", "used"), [(0.5, True), (0.99, False), (2.0, False)])
+def test_the_faster_way_is_found_in_the_first_steps(
+    first: Any, shorter: float, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace, clock, made = Pace([first, "apart"]), 0.0, []
+    monkeypatch.setattr(step_modes.time, "perf_counter", lambda: clock)
+    for step in range(8):
+        with pace.step(10) as way:
+            made.append(way)
+            clock += 100.0 if step == 0 else shorter if way == first else 1.0  # the first warms up
+    measured = [first, first, "apart"] if first == "beside" else [first, first, "apart", "apart"]
+    assert made == [*measured, *[first if used else "apart"] * (8 - len(measured))]
+    assert not pace.measures
+
+
+def test_the_cores_of_a_cpu_are_shared_where_layers_allow_it(rows: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    cpu, gpu = (Device(kind, kind, torch.float32) for kind in ("cpu", "cuda"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert ways(load(), 2, cpu) == ["beside", "apart"]
+    assert ways(dequantized(8), 2, cpu) == ["beside", "apart"]
+    assert ways(load(), 2, gpu) == ["joint", "apart"]
+    assert ways(load(), 1, cpu) == ["apart"]
+    assert ways(load(8), 2, cpu) == ["joint", "apart"], "its layers note things in themselves"
+    scaled = load()
+    scaled.model.rotary_emb.rope_type = "longrope"
+    assert ways(scaled, 2, cpu) == ["joint", "apart"], "a forward of long rows would change those of short ones"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert ways(load(), 2, cpu) == ["joint", "apart"]
+    assert pack_size.LANES == step_modes.LANES
+
+
+@pytest.mark.skipif(HERE.type != "cpu", reason="only a CPU has cores to share")
+@pytest.mark.parametrize(("bits", "saving"), [(None, False), (8, False), (None, True)])
+def test_two_train_at_once_and_whoever_is_left_has_all_cores(
+    bits: int | None, saving: bool, rows: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    at_work: list[int] = []
+    most: list[int] = []
+    forward = packed.forward_backward
+
+    def seen(*arguments: Any) -> None:
+        at_work.append(threading.get_ident())
+        most.append(len(at_work))
+        shares.append((len(arguments[3]), arguments[-1]))
+        forward(*arguments)
+        at_work.remove(threading.get_ident())
+
+    shares: list[tuple[int, float]] = []
+    monkeypatch.setattr(packed, "forward_backward", seen)
+    threads = torch.get_num_threads()
+    kinds: list[dict[str, Any]] = [
+        {"lora": {"dropout": 0.2}, "gradient_checkpointing": saving, "seed": seed, "max_steps": steps}
+        for seed, steps in ((0, 3), (1, 3), (2, 9))
+    ]
+    base = dequantized(bits)
+    ended = train_pack(base, copies(base, kinds, rows), HERE, tmp_path, "beside")
+    assert max(most) == 2
+    beside = shares.count((1, 0.5))
+    assert beside >= 6, "who has most left is next"
+    assert shares == [(1, 0.5)] * beside + [(1, 1.0)] * (15 - beside)
+    assert torch.get_num_threads() == threads
+    for kind, trained in zip(kinds, ended, strict=True):
+        assert losses(trained) == pytest.approx(losses(alone(bits, kind, rows, tmp_path)[1]), rel=1e-5)
+
+
+@pytest.mark.skipif(HERE.type != "cpu", reason="only a CPU has cores to share")
+def test_an_error_of_one_ends_all_and_leaves_the_base_as_it_was(rows: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    forward, calls, seen = packed.forward_backward, itertools.count(1), []
+
+    def broken(*arguments: Any) -> None:
+        seen.append(number := next(calls))
+        if number == 3:
+            raise RuntimeError("out of luck")
+        time.sleep(0.1)
+        forward(*arguments)
+
+    monkeypatch.setattr(packed, "forward_backward", broken)
+    base = load()
+    before = base_signature(base)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        train_pack(base, copies(base, [{}, {"seed": 1}], rows), HERE, tmp_path, "beside")
+    assert len(seen) <= 4
+    assert base_signature(base) == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]

@@ -1,0 +1,164 @@
+"""Sweeps whose trials are scripts instead of trainings, for the tests that need a thousand of them or many deaths.
+
+Everything but the trial is real: the orchestrator, its workers, their claims, files and signals. In processes of
+their own: ``python tests/scripted.py sweep RUNS NAME COUNT [KEY=VALUE of launch ...]`` and, started by it,
+``python tests/scripted.py worker RUNS SWEEP``. SCRIPT, a JSON object in the environment, says what a trial of some
+label does: see :func:`act`; ``"*"`` stands for all, ``"ms"`` is the time that a stage takes, and ``"together"`` is why
+what a pack of several does together fails. Of a plan's trials each runs alone, unless ``pack`` says otherwise.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lora_sweep.config.identity import short_hash
+from lora_sweep.config.schema import Config, Data, Launch, Model, Tracking, Train
+from lora_sweep.errors import Apart, Diverged, Preempted
+from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts
+from lora_sweep.facts.memory import Forecast
+from lora_sweep.messages import Job, Voice
+from lora_sweep.runs import files, results
+from lora_sweep.worker import loop
+from sweep.launch import launch
+from sweep.trials import Plan, Planned
+
+HERE = Path(__file__)
+WORKER = (sys.executable, str(HERE), "worker")
+STEPS = 4  # of a scripted training: it can stop, and go on, at each
+
+
+def plan_of(runs: Path, name: str, count: int, **settings: Any) -> Plan:
+    """``count`` trials t0, t1, ... that a script can run; the same count gives the same ids."""
+    model = ModelFacts(
+        "model-1", "llama", [Linear("q_proj", 8, 8, False)], ["q_proj"], [], None, False, 64, 0, 8, 1, 16
+    )
+    data = DataFacts("data-1", "rows-1", rows_read=8, train_rows=4, validation_rows=2, test_rows=2, train_tokens=64)
+    facts = Facts(model, data, 4)
+    trials = []
+    for number in range(count):
+        config = Config(
+            model=Model(name="scripted", tiny="llama"),
+            data=Data(name="scripted", tiny=8),
+            train=Train(max_steps=STEPS),
+            tracking=Tracking(backend="none"),
+            launch=Launch(**{"pack": 1, **settings}),
+            seed=number,
+            runs_dir=str(runs),
+            sweep_name=name,
+        )
+        identity = {"kind": "trial", "model": "model-1", "quant": {}, "data": {}, "seed": number}
+        forecast = Forecast(0, 0, 0, 0)
+        trials.append(
+            Planned(
+                short_hash(identity), "e0", "trial", f"t{number}", config, facts, ["q_proj"], 32, forecast, identity
+            )
+        )
+    return Plan(trials, [trial.key for trial in trials], ["seed"])
+
+
+class Script:
+    """A ``jobs.Line``: writes the files that a training would, of content that its seed alone decides."""
+
+    def __init__(self, runs: Path, sweep: str) -> None:
+        self.runs = runs
+        self.script = json.loads(os.environ.get("SCRIPT", "{}"))
+        self.pack: list[Job] = []
+
+    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
+        self.pack = jobs
+
+    def train(self, job: Job, voice: Voice) -> None:
+        folder = files.trial_folder(self.runs, job.trial_id)
+        files.write_json(
+            folder.config, {"trial_id": job.trial_id, "kind": job.kind, "config": {"seed": job.config.seed}}
+        )
+        if "together" in self.script and len(self.pack) > 1:
+            raise Apart(self.script["together"])
+        act(self.what(job), job, folder)
+        voice.phase("training")
+        saved = folder.checkpoints / "checkpoint-1" / "step"
+        first = int(saved.read_text()) if saved.exists() else 0
+        for step in range(first + 1, STEPS + 1):
+            time.sleep(self.script.get("ms", 0) / 1000 / STEPS)
+            voice.step(step, STEPS, loss=1 / step)
+            files.write_atomic(saved, str(step).encode())
+            if voice.stop() and step < STEPS:
+                raise Preempted(f"saved at step {step} of {STEPS}")
+        files.write_jsonl(folder.losses, [{"step": step, "loss": 1 / step} for step in range(1, STEPS + 1)])
+        files.write_atomic(folder.adapter / "adapter.bin", random.Random(job.config.seed).randbytes(2048))
+        hashes = files.file_hashes(folder.path, ["config.json", "losses.jsonl", "adapter"])
+        result = {"trial_id": job.trial_id, "kind": job.kind, "status": "complete", "reason": None, **job.facts}
+        results.write_result(
+            folder.result, {**result, "setbacks": job.setbacks, "halved": job.halvings, "files": hashes}
+        )
+        saved.unlink()
+        saved.parent.rmdir()
+        folder.checkpoints.rmdir()
+
+    def evaluate(self, job: Job, voice: Voice) -> None:
+        folder = files.trial_folder(self.runs, job.trial_id)
+        act(self.what(job).removeprefix("evaluate "), job, folder, "evaluate " in self.what(job))
+        evaluation = folder.evaluation(job.eval_id)
+        voice.phase("writing")
+        if voice.stop():
+            raise Preempted("while it was writing; the adapter is kept")
+        scores = {"prompts": [], "means": {"quality": float(job.config.seed)}, "references": {}}
+        files.write_jsonl(evaluation.generations, [{"prompt_id": "validation-0", "text": f"text {job.config.seed}"}])
+        files.write_json(evaluation.scores, scores)
+        result = {"eval_id": job.eval_id, "status": "complete", "reason": None, "metrics": scores["means"]}
+        result["adapter"] = results.adapter_of(files.read_json(folder.result) or {})
+        hashes = files.file_hashes(evaluation.path, ["generations.jsonl", "scores.json"])
+        results.write_result(evaluation.result, {**result, "files": hashes})
+
+    def failed(self, job: Job, status: str, reason: str) -> None:
+        pass
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
+
+    def what(self, job: Job) -> str:
+        return str(self.script.get(job.label, self.script.get("*", "")))
+
+
+def act(what: str, job: Job, folder: files.TrialFolder, now: bool = True) -> None:
+    """What a script says: fail, diverge, oom, die, die once, exit, hang, disk, spawn (a grandchild); or nothing."""
+    if not now or what.startswith("evaluate "):
+        return
+    if what == "fail":
+        raise ValueError("as the script says")
+    if what == "diverge":
+        raise Diverged("loss is nan at step 2 of 4")
+    if what == "oom" or (what.startswith("oom until ") and sum(job.halvings.values()) < int(what.split()[-1])):
+        raise MemoryError("as the script says")
+    if what == "die" or (what == "die once" and not job.setbacks):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "exit":
+        os._exit(3)
+    if what == "hang":
+        time.sleep(3600)
+    if what == "disk":
+        raise OSError(28, "No space left on device")
+    if what == "spawn":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        (folder.path / "grandchild").write_text(str(child.pid))
+        time.sleep(3600)
+
+
+def main() -> None:
+    if sys.argv[1] == "worker":
+        del sys.argv[1]
+        loop.main(Script)
+    _, _, runs, name, count, *settings = sys.argv
+    values = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in settings)}
+    outcomes = launch(plan_of(Path(runs), name, int(count), **values), sys.argv[2:], WORKER)
+    sys.exit(any(outcome.status != "complete" for outcome in outcomes.values()))
+
+
+if __name__ == "__main__":
+    main()

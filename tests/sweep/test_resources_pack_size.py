@@ -1,0 +1,106 @@
+"""How many trials share a worker, and which: nothing that does not fit, and no worker without."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_sweep.facts.memory import Forecast
+from sweep.resources.machine import Place
+from sweep.resources.pack_size import (
+    LANES,
+    MOST,
+    at_a_time,
+    at_once,
+    even_share,
+    most_members,
+    pack_bytes,
+    packed,
+    room_bytes,
+)
+
+SMALL = Forecast(weights=100, adapter=10, activations=20, logits=5)
+sizes = st.integers(0, 1000)
+forecasts = st.lists(st.builds(Forecast, st.just(100), sizes, sizes, sizes), min_size=1, max_size=30)
+
+
+def test_a_pack_needs_one_base_all_adapters_and_the_largest_steps() -> None:
+    wide = Forecast(weights=100, adapter=7, activations=50, logits=1)
+    assert pack_bytes([SMALL], 2) == pack_bytes([SMALL], 1) == SMALL.total
+    assert pack_bytes([SMALL, wide, SMALL], 1) == 100 + (10 + 7 + 10) + 50 + 5
+    assert pack_bytes([SMALL, wide, SMALL], 2) == 100 + (10 + 7 + 10) + (50 + 20) + (5 + 5)
+
+
+def test_copies_of_the_base_count_where_they_are_made_in_any_case() -> None:
+    assert pack_bytes([Forecast(100, 10, 20, 5, materialized=400)] * 2, 1) == 145
+    assert pack_bytes([Forecast(100, 10, 20, 5, materialized=400, always=True)] * 2, 1) == 545
+
+
+@pytest.mark.parametrize(("room", "members"), [(0, 1), (134, 1), (135, 1), (144, 1), (145, 2), (164, 3), (1000, 9)])
+def test_as_many_as_fit_run_together_and_one_in_any_case(room: int, members: int) -> None:
+    assert packed([SMALL] * 9, 9, room, 1) == list(range(members))
+
+
+def test_who_does_not_fit_makes_room_for_who_does() -> None:
+    assert packed([SMALL, Forecast(100, 500, 20, 5), SMALL], 8, 145, 1) == [0, 2]
+
+
+def test_on_a_cpu_two_members_have_activations_at_once() -> None:
+    assert at_a_time(Place("cpu", None, "cpu", 1000)) == LANES == 2
+    assert at_a_time(Place("cuda", 0, "big", 1000)) == 1
+    assert packed([SMALL] * 9, 9, 169, LANES) == [0]
+    assert packed([SMALL] * 9, 9, 189, LANES) == [0, 1, 2]
+
+
+def test_where_nobody_tells_the_memory_a_number_is_obeyed_and_auto_packs_none() -> None:
+    assert most_members("auto", None, share=50) == 1
+    assert most_members(4, None, share=1) == 4
+    assert packed([SMALL] * 9, 4, None, 2) == [0, 1, 2, 3]
+
+
+def test_auto_takes_its_share_up_to_a_limit_and_a_number_is_one() -> None:
+    assert [most_members("auto", 1, share) for share in (0, 1, 3, 100)] == [1, 1, 3, MOST]
+    assert most_members(3, 1, share=1) == 3
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "workers", "idle", "share"),
+    [(8, 0, 1, 1, 8), (9, 0, 2, 2, 5), (4, 5, 2, 1, 4), (5, 0, 4, 4, 2), (3, 2, 4, 3, 1), (7, 1, 2, 1, 4)],
+)
+def test_a_share_is_even(waiting: int, running: int, workers: int, idle: int, share: int) -> None:
+    assert even_share(waiting, running, workers, idle) == share
+
+
+@pytest.mark.parametrize(("asked", "most"), [("auto", MOST), (1, 1), (3, 3)])
+def test_the_disk_is_asked_for_the_largest_pack(asked: int | str, most: int) -> None:
+    assert at_once(asked) == most
+
+
+def test_a_cpu_counts_half_of_its_memory_and_workers_share_a_place() -> None:
+    assert room_bytes(Place("cpu", None, "cpu", 1000), 1) == 500
+    assert room_bytes(Place("cpu", None, "cpu", 1000), 2) == 250
+    assert room_bytes(Place("cuda", 0, "big", 1000), 1) == 850
+    assert room_bytes(Place("cpu", None, "cpu", None), 1) is None
+
+
+@given(forecasts, st.integers(1, 12), st.integers(0, 5000), st.integers(1, 2))
+def test_a_pack_fits_and_nobody_who_fits_is_left_out(these: list[Forecast], most: int, room: int, lanes: int) -> None:
+    chosen = packed(these, most, room, lanes)
+    assert chosen[0] == 0
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) <= most
+    members = [these[place] for place in chosen]
+    assert len(chosen) == 1 or pack_bytes(members, lanes) <= room
+    if len(chosen) < most:
+        others = [each for place, each in enumerate(these) if place not in chosen]
+        assert all(pack_bytes([*members, each], lanes) > room for each in others)
+
+
+@given(st.integers(0, 60), st.integers(1, 6))
+def test_no_worker_is_without_while_another_has_several(trials: int, workers: int) -> None:
+    packs: list[int] = []
+    for started in range(workers):
+        waiting = trials - sum(packs)
+        share = even_share(waiting, sum(packs), workers, workers - started)
+        packs.append(min(waiting, most_members("auto", 1, share)))
+    assert sum(packs) == min(trials, MOST * workers)
+    assert max(packs) - min(packs) <= 1
