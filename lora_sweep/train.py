@@ -12,6 +12,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from lora_sweep.config.conf_folder import find_conf_folder
 from lora_sweep.config.hydra_errors import as_refused
 from lora_sweep.config.schema import register_schema
 from lora_sweep.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Refused
@@ -37,7 +38,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # as Ctrl+C; while trials run, the crew listens
         signal.signal(number, interrupt)
     try:
-        hydra.main(version_base="1.3", config_path="../conf", config_name="base")(run_trial)()
+        hydra.main(version_base="1.3", config_path=str(find_conf_folder()), config_name="base")(run_trial)()
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", "lora_sweep.train", *sys.argv[1:]])
         print(f"\ninterrupted; finished trials are kept. Go on with:\n  {command}", flush=True)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lora_sweep.config.conf_folder import find_conf_folder
 from lora_sweep.config.schema import register_schema
 from lora_sweep.errors import EXIT_REFUSED, Refused
 from sweep.plan.make import make_plan
@@ -24,7 +25,7 @@ def print_plan(arguments: list[str]) -> None:
     from sweep.search.grid import points
 
     overrides = as_overrides(arguments)
-    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3", job_name="plan"):
+    with initialize_config_dir(str(find_conf_folder()), version_base="1.3", job_name="plan"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         loader = hydra.config_loader
