@@ -147,8 +147,8 @@ class Quant:
 
     def check(self) -> None:
         refuse_unless(self.bits in QUANT_BITS.values(), "quant.bits", self.bits, "4, 8 or null")
-        if (how := self.materialize) not in ("auto", "never", "always"):
-            raise Refused(f"quant.materialize = {how}", "is unknown", ("auto", "never", "always"), how)
+        if (how := self.materialize) not in (ways := ("auto", "never", "always")):
+            raise Refused(f"quant.materialize = {how}", "is unknown", ways, how)
 
 
 SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, beside those of Train, and what to use instead
@@ -388,8 +388,7 @@ def check_template(where: str, template: str) -> None:
     if not fields:
         what = "is neither a template's name nor a text with the field {product}"
         raise Refused(f"{where} = {template!r}", what, TEMPLATES, template)
-    unknown = sorted(fields - {"product", "category"})
-    if unknown:
+    if unknown := sorted(fields - {"product", "category"}):
         raise Refused(where, f"has an unknown field {{{unknown[0]}}}", ("{product}", "{category}"), f"{{{unknown[0]}}}")
     if "product" not in fields:
         raise Refused(where, "lacks the field {product}: every prompt would be the same")
