@@ -20,8 +20,9 @@ from sweep.launch import launch
 from sweep.plan.make import make_plan
 from sweep.report.analysis.analysis import TEST_SUFFIX, Analysis, analyse
 from sweep.report.analysis.configurations import Entry
-from sweep.report.formats.cells import plural, row_name
+from sweep.report.formats.cells import row_name
 from sweep.report.write import newest_sweep, write_report
+from sweep.text import count_noun
 from sweep.trials import Key, Plan
 
 SEEDS = 3  # of each tied row
@@ -60,7 +61,7 @@ def confirm(runs: Path, name: str, seeds: int) -> int:
     analysis = analyse(runs, name)
     again = shlex.join(["python", "-m", "sweep.confirm", name, "--runs", str(runs), "--seeds", str(seeds)])
     while missing := missing_seeds(analysis, seeds):
-        listed = ", ".join(f"{row_name(entry.row)}: {plural(len(new), 'seed')} more" for entry, new in missing)
+        listed = ", ".join(f"{row_name(entry.row)}: {count_noun(len(new), 'seed')} more" for entry, new in missing)
         print(f"tied with the best, and to be trained again: {listed}", flush=True)
         if not run(more_seeds(runs, analysis, missing), analysis.sweep.command, again):
             return EXIT_FAILED

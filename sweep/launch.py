@@ -22,7 +22,7 @@ from sweep.engines.local.supervisor import Crew, Stopped
 from sweep.engines.local.worker_process import COMMAND
 from sweep.engines.queue import Queue, Waiting
 from sweep.plan.make import make_plan
-from sweep.plan.table import plan_table, size
+from sweep.plan.table import plan_table
 from sweep.resources import machine
 from sweep.resources.estimate import needed_bytes
 from sweep.status.live import screen
@@ -30,6 +30,7 @@ from sweep.status.progress import Board
 from sweep.store import trial_state
 from sweep.store.drift import drift_notes
 from sweep.store.trial_state import State
+from sweep.text import format_disk_bytes
 from sweep.trials import Key, Plan, with_overrides
 
 Outcomes = dict[Key, results.TrialResult]
@@ -205,7 +206,9 @@ def check_disk(plan: Plan, states: dict[Key, State], runs: Path) -> None:
         raise Refused(f"runs_dir = {runs}", f"cannot be written: {error.strerror}") from None
     needed, free = needed_bytes(plan, states, len(workers_on(plan))), machine.free_bytes(runs)
     if needed > free:
-        raise Refused(f"runs_dir = {runs}", f"needs about {size(needed)}, and {size(free)} are free")
+        raise Refused(
+            f"runs_dir = {runs}", f"needs about {format_disk_bytes(needed)}, and {format_disk_bytes(free)} are free"
+        )
 
 
 def launch_points(

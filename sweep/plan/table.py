@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sweep.report.formats.cells import duration, plural
 from sweep.resources.estimate import Finished, expected_time, finished_before, left, needed_bytes
 from sweep.resources.machine import Place, free_bytes, places
 from sweep.store.trial_state import State
+from sweep.text import count_noun, format_disk_bytes, format_duration
 from sweep.trials import Key, Plan, Planned
 
 HEADERS = ("#", "trial", "id", "state", "target modules", "trainable", "memory", "")
@@ -90,7 +90,9 @@ def count_line(plan: Plan, states: Mapping[Key, State], work: Sequence[Planned],
         counts["to run" if trial.key in working and state != "broken" else state] += 1
     counts["invalid"] += len(plan.invalid)
     shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state in ("to run", "done"))
-    return f"sweep {name}: {plural(len(trials), 'trial')} and {plural(baselines, 'baseline')} of {models}; {shown}"
+    return (
+        f"sweep {name}: {count_noun(len(trials), 'trial')} and {count_noun(baselines, 'baseline')} of {models}; {shown}"
+    )
 
 
 def data_lines(plan: Plan) -> list[str]:
@@ -157,12 +159,13 @@ def time_line(
         return "time unknown: no trial of this base has finished"
     seconds = expected.seconds / min(len(set(used)), len(work))
     part = "what is left" if expected.known == len(work) else f"{expected.known} of the {len(work)} that are left"
-    return f"about {duration(seconds)} for {part} (from {plural(expected.finished, 'finished trial')} of the same base)"
+    source = f"from {count_noun(expected.finished, 'finished trial')} of the same base"
+    return f"about {format_duration(seconds)} for {part} ({source})"
 
 
 def disk_line(plan: Plan, states: Mapping[Key, State], runs: Path, workers: int) -> str:
     needed = needed_bytes(plan, states, workers)
-    return f"disk needed: about {size(needed)} in {runs} (free: {size(free_bytes(runs))})"
+    return f"disk needed: about {format_disk_bytes(needed)} in {runs} (free: {format_disk_bytes(free_bytes(runs))})"
 
 
 # --- words -------------------------------------------------------------------------------------------------------
@@ -170,12 +173,3 @@ def disk_line(plan: Plan, states: Mapping[Key, State], runs: Path, workers: int)
 
 def gibibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
-
-
-def size(count: int) -> str:
-    """Bytes as ``340 MB``, in steps of a thousand, as disks are sold."""
-    for unit, step in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
-        if count >= step or unit == "MB":
-            number = count / step
-            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
-    raise AssertionError

@@ -18,9 +18,9 @@ from lora_sweep.errors import EXIT_COMPLETE, EXIT_REFUSED, Refused
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import holder, is_claimed
 from sweep.report.analysis.load import newest_sweep, number, sweep_content
-from sweep.report.formats.cells import duration
 from sweep.status.progress import Board, Running
-from sweep.status.table import one_line, table
+from sweep.status.table import table
+from sweep.text import fit_one_line, format_duration
 
 STALE_SECONDS = 30  # the orchestrator writes every two
 PIPED_WIDTH = 100  # columns, where nobody says how many there are
@@ -107,7 +107,7 @@ def claim_of(runs: Path, name: str) -> tuple[bool, str]:
     lock = files.sweep_lock(runs, name)
     try:
         if is_claimed(lock):
-            return True, f"it runs: {one_line(holder(lock), REASON_LIMIT)}"
+            return True, f"it runs: {fit_one_line(holder(lock), REASON_LIMIT)}"
     except OSError as error:
         return False, f"whether it runs cannot be told ({error.strerror})"
     return False, "it does not run"
@@ -130,8 +130,8 @@ def add_progress(board: Board, runs: Path) -> str:
     board.seconds_left = number(progress.get("seconds_left"))
     age = max(0.0, time.time() - written)
     if age > STALE_SECONDS:
-        return f"but its last word is {duration(age)} old"
-    return f"the rows are {duration(age)} old"
+        return f"but its last word is {format_duration(age)} old"
+    return f"the rows are {format_duration(age)} old"
 
 
 def read_running(entry: Any) -> Running | None:
@@ -153,7 +153,7 @@ def state_lines(seen: list[Seen], claim_words: str, progress_words: str | None, 
         return [f"{claim_words}; it has no trials"]
     if not left:
         return [f"{claim_words}; nothing is left to do"]
-    command = one_line(str(content.get("command") or "no command was recorded"), 100_000)
+    command = fit_one_line(str(content.get("command") or "no command was recorded"), 100_000)
     return [f"{claim_words}; {left} of {len(seen)} are left. Go on with:", f"  {command}"]
 
 
@@ -165,7 +165,11 @@ def failed_lines(seen: list[Seen]) -> list[str]:
     lines = []
     for each in failed[:MAX_FAILED]:
         reason = next((line for line in str(each.reason).splitlines() if line.strip()), "")
-        words = (one_line(each.label, LABEL_LIMIT), one_line(each.status, LABEL_LIMIT), one_line(reason, REASON_LIMIT))
+        words = (
+            fit_one_line(each.label, LABEL_LIMIT),
+            fit_one_line(each.status, LABEL_LIMIT),
+            fit_one_line(reason, REASON_LIMIT),
+        )
         lines.append("  " + ": ".join(words))
     more = len(failed) - len(lines)
     return ["", "not complete:", *lines, *([f"  and {more} more"] if more else [])]

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from sweep.report.formats.cells import shortened, visible
 from sweep.status.progress import Board
 from sweep.status.table import table
+from sweep.text import escape_controls, shorten_text
 
 REDRAW_SECONDS = 0.25
 PLAIN_TEXT: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}  # texts are data
@@ -103,7 +103,7 @@ class LiveTable:
 
 
 def _line(text: str, started: float) -> tuple[str, str]:
-    what = shortened(visible(text.rstrip())).replace("\n", " ⏎ ")
+    what = shorten_text(escape_controls(text.rstrip())).replace("\n", " ⏎ ")
     return f"{max(0.0, time.time() - started):6.0f} s  ", what
 
 

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from lora_sweep.runs.results import STATUSES
 from sweep.report.analysis.load import number
-from sweep.report.formats.cells import UNKNOWN, duration, visible
 from sweep.status.progress import Board, Running
+from sweep.text import UNKNOWN, fit_one_line, format_clock, format_duration
 
 COLUMNS = (  # header, whether it stands right, and the width of terminal from which there is room for it
     ("trial", False, 0),
@@ -89,12 +89,6 @@ class _Table(NamedTuple):
         return grid
 
 
-def one_line(text: str, limit: int) -> str:
-    """``text`` as one line that does nothing, cut after ``limit`` characters."""
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return visible(cut).replace("\n", " ").replace("\t", " ")
-
-
 def _bar(share: float, width: int) -> ProgressBar:
     return ProgressBar(total=1, completed=share, width=width, complete_style="cyan", finished_style="green")
 
@@ -102,14 +96,14 @@ def _bar(share: float, width: int) -> ProgressBar:
 def _row(each: Running, now: float) -> _Row:
     step, steps, loss, speed = map(number, (each.step, each.steps, each.loss, each.tokens_per_second))
     cells = [
-        one_line(str(each.label), LABEL_LIMIT),
-        one_line(str(each.device), CELL_LIMIT),
-        one_line(str(each.phase), CELL_LIMIT),
+        fit_one_line(str(each.label), LABEL_LIMIT),
+        fit_one_line(str(each.device), CELL_LIMIT),
+        fit_one_line(str(each.phase), CELL_LIMIT),
         UNKNOWN if step is None else f"{step:.0f}" if steps is None else f"{step:.0f}/{steps:.0f}",
         "",
         UNKNOWN if loss is None else f"{loss:.3f}" if abs(loss) < 1e4 else f"{loss:.2e}",
         UNKNOWN if speed is None else f"{speed:,.0f}",
-        _clock(now - each.started),
+        format_clock(now - each.started),
     ]
     share = None if step is None or not steps else step / steps
     return _Row(cells, share)
@@ -118,14 +112,14 @@ def _row(each: Running, now: float) -> _Row:
 def _title(board: Board) -> Text:
     """``sweep NAME  12 of 40 done, 1 diverged, 25 waiting``. What runs is seen below it."""
     counts = board.counts
-    title = Text.assemble("sweep ", (one_line(board.name, NAME_LIMIT), "bold"))
+    title = Text.assemble("sweep ", (fit_one_line(board.name, NAME_LIMIT), "bold"))
     title.append(f"  {counts.get('complete', 0) + counts.get('done', 0)} of {board.total} done")
     known = [status for status in STATUSES if status != "complete"]
     others = [status for status in counts if status not in {*STATUSES, "done", "running", "waiting"}]
     for status in (*known, *others):
         if counts.get(status):
             title.append(", ")
-            title.append(f"{counts[status]} {one_line(status, CELL_LIMIT)}", "yellow")
+            title.append(f"{counts[status]} {fit_one_line(status, CELL_LIMIT)}", "yellow")
     if counts.get("waiting"):
         title.append(f", {counts['waiting']} waiting")
     return title
@@ -139,10 +133,4 @@ def _ended(board: Board) -> float:
 
 def _left(seconds: float | None) -> str:
     seconds = number(seconds)
-    return "" if seconds is None else f"about {duration(seconds)} left"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(max(0, int(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return "" if seconds is None else f"about {format_duration(seconds)} left"

@@ -4,7 +4,7 @@ import math
 import random
 from typing import Any
 
-from sweep.report.formats.cells import millions, size
+from sweep.text import format_bytes, format_millions
 
 Json = dict[str, Any]
 
@@ -327,7 +327,7 @@ def _shown(value: Any) -> str:
 
 
 def _cell(key: str, value: Any) -> str:
-    return size(value) if key == "peak_memory_bytes" else _shown(value)
+    return format_bytes(value) if key == "peak_memory_bytes" else _shown(value)
 
 
 def _table_row(row: Json, keys: list[str]) -> Json:
@@ -342,7 +342,7 @@ def _table_row(row: Json, keys: list[str]) -> Json:
         "sorts": {key: "" if values[key] is None else str(values[key]) for key in keys},
         "targets": str(row["values"].get("targets", "")),
         "modules": "q_proj, v_proj" if "attn" in row["label"] else "down_proj, gate_proj, k_proj and 4 more",
-        "millions": millions(row["trainable_params"]) if row["trainable_params"] else "",
+        "millions": format_millions(row["trainable_params"]) if row["trainable_params"] else "",
         "trainable": f"{row['trainable_params'] or 0:,}",
         "quality": _shown(row["quality"]),
         "interval": "" if low is None or high is None else f"[{low:.1f}, {high:.1f}]",

@@ -39,10 +39,11 @@ from sweep.report.__main__ import main
 from sweep.report.analysis.comparison import baseline_of
 from sweep.report.analysis.load import load_sweep, references
 from sweep.report.analysis.ranking import rank
-from sweep.report.formats.cells import millions, size, summary_columns, visible
+from sweep.report.formats.cells import summary_columns
 from sweep.report.formats.csv_file import csv_cell
 from sweep.report.formats.markdown import escape, fenced
 from sweep.report.write import newest_sweep, write_report
+from sweep.text import escape_controls, format_bytes, format_millions
 
 ROOT = Path(__file__).parents[2]
 FILES = ("report.md", "report.csv", "report.json", "report.html")
@@ -155,7 +156,7 @@ def test_every_number_agrees_between_csv_markdown_and_page(runs: Path) -> None:
                     assert first_number(cell) == pytest.approx(float(value), abs=0.5000001 * 10**-digits), name
                     compared += 1
         for name, key in (("peak memory", "peak_memory_bytes"), ("adapter", "adapter_bytes")):
-            expected = size(int(row[key])) if row[key] else "–"
+            expected = format_bytes(int(row[key])) if row[key] else "–"
             assert line[header.index(name)] == page_line[page_header.index(name)] == expected
         assert line[-1] == page_line[-1] == row["status"]
     assert compared > 80
@@ -592,7 +593,7 @@ def test_hostile_generations_stay_text_in_every_output(runs: Path) -> None:
     sweep["command"] = "echo ``` </style><script>"
     write_json(sweep_file(runs, "demo"), sweep)
     terminal = write_report(runs, "demo")
-    seen = visible(HOSTILE)
+    seen = escape_controls(HOSTILE)
 
     assert not HIDDEN.search(terminal.replace("\n", ""))
     for file in FILES:
@@ -650,12 +651,15 @@ def test_escapes_read_as_the_text() -> None:
     assert "://" not in escape(text)
     assert fenced("a ```` b").startswith("`````\n")
     assert fenced("a").startswith("```\n")
-    assert visible("\x1b[1m\x9b\u200b\u2028\n\tok\u200d\r\n") == "⟨U+001B⟩[1m⟨U+009B⟩⟨U+200B⟩⟨U+2028⟩\n\tok\u200d\n"
+    assert (
+        escape_controls("\x1b[1m\x9b\u200b\u2028\n\tok\u200d\r\n")
+        == "⟨U+001B⟩[1m⟨U+009B⟩⟨U+200B⟩⟨U+2028⟩\n\tok\u200d\n"
+    )
 
 
 def test_trainable_parameters_in_millions() -> None:
     numbers = (12_994_560, 2_662_400, 460_800, 1_024, 134_515_008, 0)
-    assert [millions(n) for n in numbers] == ["13.0 M", "2.66 M", "0.461 M", "0.00102 M", "135 M", "0 M"]
+    assert [format_millions(n) for n in numbers] == ["13.0 M", "2.66 M", "0.461 M", "0.00102 M", "135 M", "0 M"]
 
 
 # ---- a function of the files ----

@@ -18,8 +18,8 @@ from sweep.report.analysis import texts as texts_module
 from sweep.report.analysis.load import Sweep
 from sweep.report.analysis.texts import page_texts
 from sweep.report.analysis.votes import read_votes, tally
-from sweep.report.formats.cells import TEXT_LIMIT, visible
 from sweep.report.formats.html import page_text
+from sweep.text import MAX_TEXT_CHARACTERS, escape_controls
 
 Json = dict[str, Any]
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -87,8 +87,8 @@ def test_an_entry_of_several_seeds_shows_the_first_that_answered_and_names_it() 
 
 def test_a_long_text_is_cut_and_says_by_how_much() -> None:
     text = page_texts(sweep := sweep_of([generation("validation-0", "x" * 100_000)]), each_row(sweep)).texts["0"]["1"]
-    assert text["text"] == "x" * TEXT_LIMIT
-    assert text["more"] == 100_000 - TEXT_LIMIT
+    assert text["text"] == "x" * MAX_TEXT_CHARACTERS
+    assert text["more"] == 100_000 - MAX_TEXT_CHARACTERS
 
 
 def test_texts_beyond_the_limit_stand_in_script_files_a_prompt_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_words_that_repeat_are_marked_as_the_metric_counts_them(opened: Open) ->
     page.get_by_label("repetition", exact=True).uncheck()
     assert card(page, "3").locator("mark").count() == 0
     scripts = ["今日は世界。今日は世界。", "สวัสดี ab cd", "a b c d a b c d", "e\u0301t\u00e9 1.5 ❤️ ok_go", BEYOND]
-    for text in [*scripts, *(visible(text[:3000]) for text in HOSTILE_TEXTS)]:
+    for text in [*scripts, *(escape_controls(text[:3000]) for text in HOSTILE_TEXTS)]:
         found = page.evaluate("(text) => LoraSweep.words.split(text).map((word) => word.key)", text)
         flags = page.evaluate("(text) => LoraSweep.words.repeated(LoraSweep.words.split(text))", text)
         if text.casefold() == text.lower():  # they differ in letters such as ß

@@ -13,7 +13,8 @@ from sweep.report.analysis.load import Sweep, load_sweep
 from sweep.report.analysis.observations import Observation, observations
 from sweep.report.analysis.ranking import Ranking, gain_words, rank
 from sweep.report.analysis.votes import Key, Tally, Vote, read_votes, tally
-from sweep.report.formats.cells import interval, metric, plural, row_name
+from sweep.report.formats.cells import interval, metric, row_name
+from sweep.text import count_noun
 
 TEST_SUFFIX = "-test"  # of the sweep that holds the chosen row's scores on the test split
 
@@ -108,8 +109,8 @@ def test_score(runs: Path, sweep: Sweep) -> TestScore | None:
     mean, gain = standing.quality, standing.versus_baseline
     text = (
         f"On the test split, read once: {row_name(entry.row)} has {OBJECTIVE} {metric(OBJECTIVE, mean.value)} "
-        f"{interval(OBJECTIVE, mean.low, mean.high)} on {plural(standing.prompts, 'prompt')}, "
-        f"{plural(standing.seeds, 'seed')}"
+        f"{interval(OBJECTIVE, mean.low, mean.high)} on {count_noun(standing.prompts, 'prompt')}, "
+        f"{count_noun(standing.seeds, 'seed')}"
     )
     if gain is not None:
         text += f", {gain_words(gain)}"

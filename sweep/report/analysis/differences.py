@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from lora_sweep.runs.results import TrialResult
 from sweep.report.analysis.load import Row, Sweep, dig
-from sweep.report.formats.cells import setting
 from sweep.store.drift import NOT_RECORDED, made_from
+from sweep.text import format_setting
 
 SOURCES = ("model ", "data ")  # how the names of what rows were made from begin
 Marks = dict[str, list[str]]  # a value, and the marks of the rows that have it
@@ -60,4 +60,4 @@ def _value(result: TrialResult, path: str) -> str:
     if path == "provenance.code":  # written before code was recorded, so by other code than what is recorded
         made = [isinstance(dig(part, "provenance"), dict) for part in parts]
         values = [NOT_RECORDED if known and value is None else value for known, value in zip(made, values, strict=True)]
-    return ", evaluation ".join(dict.fromkeys(setting(value) for value in values if value is not None))
+    return ", evaluation ".join(dict.fromkeys(format_setting(value) for value in values if value is not None))

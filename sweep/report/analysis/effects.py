@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from lora_sweep.scoring.intervals import Array
 from sweep.report.analysis.comparison import OBJECTIVE, SCALE, Compared
 from sweep.report.analysis.load import SHOWN_KEYS, Row, Sweep
-from sweep.report.formats.cells import HEADERS, change, interval, setting, visible
+from sweep.report.formats.cells import HEADERS, change, interval
 from sweep.statistics import comparisons
 from sweep.statistics.comparisons import Estimate, Interaction
+from sweep.text import escape_controls, format_setting
 
 # A seed folds; what is asked of a row (eval, which rows of the data) is no setting of it; the rest changes no number.
 NOT_FACTORS = ("seed", "eval", "tracking", "launch", "runs_dir", "sweep_name")
@@ -98,13 +99,13 @@ def factors(sweep: Sweep, compared: Compared) -> list[Factor]:
             continue
         numeric = all(map(is_number, values.values()))
         order = sorted(values, key=lambda level: (values[level] if numeric else size_of(rows, key, level), level))
-        name = HEADERS.get(key) or visible(key.rpartition(".")[2]).replace("_", " ")
+        name = HEADERS.get(key) or escape_controls(key.rpartition(".")[2]).replace("_", " ")
         found[key] = Factor(key, path, name, order, [values[level] for level in order])
     return list(found.values())
 
 
 def level_of(value: object) -> str:
-    return "null" if value is None else setting(value)
+    return "null" if value is None else format_setting(value)
 
 
 def size_of(rows: list[Row], key: str, level: str) -> float:

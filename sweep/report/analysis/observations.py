@@ -11,8 +11,9 @@ from sweep.report.analysis.comparison import OBJECTIVE
 from sweep.report.analysis.effects import Factor, Joint, MainEffect, interval_text, level_of
 from sweep.report.analysis.load import Sweep
 from sweep.report.analysis.ranking import Ranking, is_alone_at_the_top
-from sweep.report.formats.cells import change, decimals, interval, plural, row_name, setting, visible
+from sweep.report.formats.cells import change, interval, row_name
 from sweep.statistics.comparisons import Estimate
+from sweep.text import count_noun, escape_controls, format_decimals, format_setting
 
 SAME = 0.05  # a cost that differs by less is not worth a word
 
@@ -42,7 +43,7 @@ def factor_lines(effect: MainEffect) -> list[Observation]:
     """A line for each level that differs from the first, and one for those that are not shown to."""
     name, first = effect.factor.name, effect.factor.levels[0]
     others = list(zip(effect.factor.levels[1:], effect.contrasts, effect.costs, strict=True))
-    pairs = f"on average over {plural(effect.blocks, 'pair')} of rows"
+    pairs = f"on average over {count_noun(effect.blocks, 'pair')} of rows"
     lines = []
     if any(contrast.low is None for contrast in effect.contrasts):
         return [Observation("none", f"{name}: nothing can be said of its differences from so few prompts.")]
@@ -72,7 +73,7 @@ def cost_words(costs: tuple[float | None, float | None]) -> str:
     """``, for 5.3 times the trainable parameters and 1.5 times the training time``; what stays equal is left out."""
     names = ("the trainable parameters", "the training time")
     pairs = zip(costs, names, strict=True)
-    words = [f"{decimals(ratio, 2)} times {name}" for ratio, name in pairs if ratio and abs(ratio - 1) >= SAME]
+    words = [f"{format_decimals(ratio, 2)} times {name}" for ratio, name in pairs if ratio and abs(ratio - 1) >= SAME]
     return f", for {' and '.join(words)}" if words else ""
 
 
@@ -118,12 +119,12 @@ def edge_warnings(ranking: Ranking, factors: list[Factor], effects: list[MainEff
 def rate_warnings(sweep: Sweep, ranking: Ranking) -> list[Observation]:
     """Where r was varied and its learning rate was not."""
     rows = [standing.row for standing in ranking.compared.standings if standing.tied is not None]
-    rates = {setting(row.get("learning_rate")) for row in rows}
+    rates = {format_setting(row.get("learning_rate")) for row in rows}
     if "lora.r" not in sweep.varied or len({row.get("r") for row in rows}) < 2 or len(rates) != 1:
         return []
     text = (
-        f"r was varied at one learning rate ({visible(rates.pop())}): the best rate can differ with r, and with its "
-        "rate tuned each variant of LoRA may come out alike (arXiv 2602.04998)."
+        f"r was varied at one learning rate ({escape_controls(rates.pop())}): the best rate can differ with r, and "
+        "with its rate tuned each variant of LoRA may come out alike (arXiv 2602.04998)."
     )
     return [Observation("warning", text)]
 

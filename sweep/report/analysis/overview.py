@@ -10,7 +10,7 @@ from typing import Any
 from sweep.report.analysis.differences import differing, packages
 from sweep.report.analysis.load import Sweep, dig, number
 from sweep.report.analysis.ranking import tally
-from sweep.report.formats.cells import count, millions, setting, visible
+from sweep.text import escape_controls, format_count, format_millions, format_setting
 
 Fact = tuple[str, str]
 
@@ -38,11 +38,11 @@ def facts(sweep: Sweep) -> list[Fact]:
 def provenance(sweep: Sweep) -> list[Fact]:
     """Where the numbers come from; unknown ones are left out."""
     trainings = [result.training for result in sweep.results]
-    texts = [(visible(name), _spread(trainings, f"provenance.versions.{name}")) for name in packages(sweep)]
+    texts = [(escape_controls(name), _spread(trainings, f"provenance.versions.{name}")) for name in packages(sweep)]
     versions = ", ".join(f"{name} {text}" for name, text in texts if text)
     found = [
-        ("Sweep started", visible(sweep.started)),
-        ("Varied", ", ".join(visible(key) for key in sweep.varied)),
+        ("Sweep started", escape_controls(sweep.started)),
+        ("Varied", ", ".join(escape_controls(key) for key in sweep.varied)),
         ("Versions", versions),
         ("Git commit", _several(_commit(training) for training in trainings)),
         ("Code", _spread(trainings, "provenance.code")),
@@ -58,9 +58,9 @@ def differences(sweep: Sweep) -> list[tuple[str, list[Fact]]]:
     found = []
     for name, marks in differing(sweep, sweep.rows).items():
         now = sweep.sources.get(name, [])
-        values = [visible(value) + " now" * (value in now) for value in marks]
+        values = [escape_controls(value) + " now" * (value in now) for value in marks]
         rows = [f"row{'s' * (len(each) > 1)} {', '.join(each)}" for each in marks.values()]
-        found.append((visible(name), list(zip(values, rows, strict=True))))
+        found.append((escape_controls(name), list(zip(values, rows, strict=True))))
     return found
 
 
@@ -92,7 +92,7 @@ def _source(group: dict[str, Any]) -> str | None:
 def _parameters(training: dict[str, Any]) -> str | None:
     """Of a baseline, for its total holds no adapter."""
     total = number(training.get("total_params")) if training.get("kind") == "baseline" else None
-    return None if total is None else f"{count(total)} parameters ({millions(total)})"
+    return None if total is None else f"{format_count(total)} parameters ({format_millions(total)})"
 
 
 def _data_counts(sweep: Sweep, words: str) -> str:
@@ -102,7 +102,9 @@ def _data_counts(sweep: Sweep, words: str) -> str:
         part = dig(result.training, "data")
         counts = {key: number(value) for key, value in part.items()} if isinstance(part, dict) else {}
         try:
-            texts.append(words.format_map({key: count(value) for key, value in counts.items() if value is not None}))
+            texts.append(
+                words.format_map({key: format_count(value) for key, value in counts.items() if value is not None})
+            )
         except KeyError:
             continue
     return _several(texts)
@@ -113,7 +115,7 @@ def _dropped(sweep: Sweep) -> str:
     for result in sweep.results:
         reasons = dig(result.training, "data.dropped")
         if isinstance(reasons, dict):
-            parts = [f"{count(number(n))} {reason}" for reason, n in reasons.items()]
+            parts = [f"{format_count(number(n))} {reason}" for reason, n in reasons.items()]
             texts.append(", ".join(parts) or "none")
     return _several(texts)
 
@@ -121,7 +123,7 @@ def _dropped(sweep: Sweep) -> str:
 def _training(sweep: Sweep) -> str:
     """The settings of training that no column shows, or that all rows share."""
     configs = _configs(sweep, "trial")
-    steps = _several(count(row["steps"]) for row in sweep.rows if row.get("steps") is not None)
+    steps = _several(format_count(row["steps"]) for row in sweep.rows if row.get("steps") is not None)
     words = {
         "batch": "train.per_device_train_batch_size",
         "accumulation": "train.gradient_accumulation_steps",
@@ -187,7 +189,7 @@ def _setbacks(sweep: Sweep) -> str:
             ("its worker died {}", _times(training.get("setbacks"))),
             ("batch halved {} (out of memory)", _times(training.get("halved"))),
             ("batch of its evaluation halved {} (out of memory)", _times(evaluation.get("halved"))),
-            ("resumed from step {}", count(step) if step else ""),
+            ("resumed from step {}", format_count(step) if step else ""),
         ]
         said = ", ".join(text.format(value) for text, value in words if value)
         found += [f"row {row['mark']}: {said}"] if said else []
@@ -196,7 +198,7 @@ def _setbacks(sweep: Sweep) -> str:
 
 def _times(value: Any) -> str:
     amount = number(value) or 0
-    return "" if amount < 1 else {1: "once", 2: "twice"}.get(int(amount), f"{count(amount)} times")
+    return "" if amount < 1 else {1: "once", 2: "twice"}.get(int(amount), f"{format_count(amount)} times")
 
 
 def _short(fingerprint: Any) -> str | None:
@@ -213,9 +215,9 @@ def _groups(sweep: Sweep, group: str) -> list[dict[str, Any]]:
 
 
 def _spread(trees: Iterable[dict[str, Any]], path: str) -> str:
-    return _several(setting(value) for tree in trees if (value := dig(tree, path)) is not None)
+    return _several(format_setting(value) for tree in trees if (value := dig(tree, path)) is not None)
 
 
 def _several(texts: Iterable[str | None]) -> str:
     """The different texts, in order of first appearance: ``a / b``."""
-    return " / ".join(dict.fromkeys(visible(str(text)) for text in texts if text))
+    return " / ".join(dict.fromkeys(escape_controls(str(text)) for text in texts if text))

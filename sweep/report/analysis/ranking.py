@@ -13,9 +13,10 @@ from sweep.report.analysis.comparison import OBJECTIVE, Compared, Standing, base
 from sweep.report.analysis.configurations import Entry
 from sweep.report.analysis.differences import SOURCES, differing, makers
 from sweep.report.analysis.load import PENDING, Row, Sweep, is_other
-from sweep.report.formats.cells import count, interval, is_complete, is_failed, metric, plural, row_name, visible
+from sweep.report.formats.cells import interval, is_complete, is_failed, metric, row_name
 from sweep.statistics.comparisons import Estimate
 from sweep.store.drift import from_what
+from sweep.text import count_noun, escape_controls, format_count
 
 SINGLE_SEED = "single seed: ranking not established"
 
@@ -85,7 +86,7 @@ def _choice(chosen: Standing, baseline: Row | None, tied: list[Standing]) -> str
     row, quality = chosen.row, chosen.quality
     assert quality is not None
     mean = f"{OBJECTIVE} {metric(OBJECTIVE, quality.value)} {interval(OBJECTIVE, quality.low, quality.high)}".rstrip()
-    on = plural(chosen.prompts, "prompt")
+    on = count_noun(chosen.prompts, "prompt")
     gain = chosen.versus_baseline
     if gain is None or baseline is None:
         beside = "its baseline was not asked all of these prompts"
@@ -112,7 +113,7 @@ def _among(chosen: Standing, tied: list[Standing], compared: Compared) -> str:
     """Of how many it is the cheapest, and which one has the highest mean."""
     assert compared.best is not None
     best = compared.standings[compared.best]
-    ranked = plural(len(compared.ranked), "ranked row")
+    ranked = count_noun(len(compared.ranked), "ranked row")
     if len(tied) == 1:
         return f"It alone is tied with the best, of {ranked}." if len(compared.ranked) > 1 else "It is the only one."
     which = "the cheapest" if chosen is tied[0] else "the cheapest that is better than its baseline"
@@ -121,7 +122,11 @@ def _among(chosen: Standing, tied: list[Standing], compared: Compared) -> str:
         return f"{text}, and has the highest mean." if is_alone_at_the_top(compared) else f"{text}."
     assert best.quality is not None
     mine, its = chosen.row["trainable_params"], best.row["trainable_params"]
-    cost = f", which trains {count(its)} parameters instead of {count(mine)}" if mine and its and mine != its else ""
+    cost = (
+        f", which trains {format_count(its)} parameters instead of {format_count(mine)}"
+        if mine and its and mine != its
+        else ""
+    )
     return f"{text}; the highest mean, {metric(OBJECTIVE, best.quality.value)}, is that of {row_name(best.row)}{cost}."
 
 
@@ -138,7 +143,7 @@ def _noise(compared: Compared) -> str:
     if compared.noise is None:
         return f"{SINGLE_SEED}. Intervals are over prompts alone; python -m sweep.confirm trains the tied rows again."
     deviation = metric(OBJECTIVE, math.sqrt(compared.noise.variance))
-    several = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else plural(seeds[0], "seed")
+    several = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else count_noun(seeds[0], "seed")
     alone = " Rows with a single seed: ranking not established." if seeds[0] == 1 else ""
     return f"{several} a row: intervals hold the noise of prompts and of seeds (standard deviation {deviation}).{alone}"
 
@@ -157,7 +162,7 @@ def _unclear(sweep: Sweep, rows: list[Row]) -> str:
     unknown = [name for name in several if name not in sweep.sources]
     if not unknown:
         return ""
-    names = " and of ".join(visible(name) for name in unknown)
+    names = " and of ".join(escape_controls(name) for name in unknown)
     return (
         f"No row is ranked: rows of {names} were made from different sources (see Differences between rows), and this "
         "sweep's file does not say which is meant now. Running the sweep's command again records it."
@@ -168,7 +173,7 @@ def _made_differently(sweep: Sweep, ranked: list[Row]) -> str:
     """``Rows differ in code: see Differences between rows.``, of those that are ranked and of their baselines."""
     baselines = [baseline for row in ranked if (baseline := baseline_of(sweep, row)) is not None]
     names = makers(differing(sweep, [*ranked, *baselines]))
-    return f"Rows differ in {visible(', '.join(names))}: see Differences between rows." if names else ""
+    return f"Rows differ in {escape_controls(', '.join(names))}: see Differences between rows." if names else ""
 
 
 def evaluated_differently(sweep: Sweep) -> bool:
@@ -194,7 +199,7 @@ def asked_differently(sweep: Sweep, ranked: list[Entry]) -> bool:
 def tally(sweep: Sweep) -> str:
     """``8 trials and 2 baselines: 8 complete, 1 diverged, 1 pending``."""
     trials = sum(row["kind"] == "trial" for row in sweep.rows)
-    kinds = [plural(trials, "trial"), plural(len(sweep.rows) - trials, "baseline")]
+    kinds = [count_noun(trials, "trial"), count_noun(len(sweep.rows) - trials, "baseline")]
     return f"{' and '.join(kinds)}: {statuses(sweep.rows) or 'no rows'}"
 
 
@@ -202,7 +207,7 @@ def statuses(rows: list[Row]) -> str:
     """``8 complete, 1 diverged, 1 pending``."""
     found = [str(row["status"]) for row in rows]
     order = sorted(set(found), key=lambda status: (status != "complete", status == PENDING, status))
-    return ", ".join(f"{found.count(status)} {visible(status)}" for status in order)
+    return ", ".join(f"{found.count(status)} {escape_controls(status)}" for status in order)
 
 
 def failures(sweep: Sweep) -> list[Row]:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from lora_sweep.runs.results import TrialResult
 from sweep.report.analysis.load import Row, Sweep, is_other, number
-from sweep.report.formats.cells import TEXT_LIMIT, metric, shortened, visible
+from sweep.report.formats.cells import metric
+from sweep.text import MAX_TEXT_CHARACTERS, escape_controls, shorten_text
 
 HELD_OUT_SHOWN = 3
 NOTHING = "(nothing)"
@@ -145,9 +146,9 @@ def _asked(line: Json) -> list[Any]:
 def _page_text(of: int, answer: tuple[Json, Json]) -> Json:
     line, scores = answer
     text, ended = str(line.get("text") or ""), line.get("finished")
-    more = len(text) - TEXT_LIMIT
+    more = len(text) - MAX_TEXT_CHARACTERS
     return {
-        "text": visible(text[:TEXT_LIMIT]),
+        "text": escape_controls(text[:MAX_TEXT_CHARACTERS]),
         "ended": None if ended is None else bool(ended),
         "quality": number(scores.get("quality")),
         "repetition": number(scores.get("repetition_4gram")),
@@ -224,7 +225,7 @@ def _scores(result: TrialResult) -> dict[str, Json]:
 
 def _clean(text: Any) -> str:
     """Cut before it is spelt out, so that a huge text costs nothing."""
-    return visible(shortened(str(text)))
+    return escape_controls(shorten_text(str(text)))
 
 
 def _natural(prompt_id: str) -> tuple[str, int, str]:

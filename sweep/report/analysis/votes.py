@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.scoring.intervals import wilson
-from sweep.report.formats.cells import plural, shortened, visible
+from sweep.text import count_noun, escape_controls, shorten_text
 
 FORMAT = "lora-sweep votes 1"
 LARGEST_FILE = 16 * 2**20  # bytes: 50,000 votes, more than people give
@@ -58,7 +58,7 @@ def read_votes(folder: Path) -> tuple[list[Vote], list[str]]:
         for vote in found:
             votes.setdefault(vote.vote_id, vote)
         if note:
-            notes.append(f"{shortened(visible(path.name), 80)} {note}")
+            notes.append(f"{shorten_text(escape_controls(path.name), 80)} {note}")
     return list(votes.values()), notes
 
 
@@ -117,7 +117,7 @@ def _read(path: Path) -> tuple[list[Vote], str]:
         return [], f"is not a file of votes (format {FORMAT!r})"
     votes = [vote for line in lines if (vote := _vote(line)) is not None]
     wrong = len(lines) - len(votes)
-    return votes, f"holds {plural(wrong, 'vote')} that cannot be read, left out of {len(lines)}" if wrong else ""
+    return votes, f"holds {count_noun(wrong, 'vote')} that cannot be read, left out of {len(lines)}" if wrong else ""
 
 
 def _vote(line: Any) -> Vote | None:

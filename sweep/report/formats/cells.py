@@ -1,19 +1,26 @@
-"""How a value is written for people, so that the page, the Markdown and the terminal say the same.
+"""The cells of the report's tables as text, so that the page, the Markdown and the terminal say the same.
 
-Owns digits, units, the words of the summary's cells, and what becomes of a character that would do something
-instead of being seen. Knows nothing of files or of markup.
+Owns the digits of each metric and the words of the summary's cells. Knows nothing of files or of markup.
 """
 
-import unicodedata
 from typing import Any
 
 from lora_sweep.runs.results import STATUSES
 from lora_sweep.scoring.metrics import METRICS, SCORER_METRICS
 from sweep.report.analysis.load import PENDING, Row, Sweep, extra_keys, is_other
 from sweep.store.drift import from_what
+from sweep.text import (
+    UNKNOWN,
+    count_noun,
+    escape_controls,
+    format_bytes,
+    format_count,
+    format_decimals,
+    format_millions,
+    format_setting,
+    shorten_text,
+)
 
-UNKNOWN = "–"
-TEXT_LIMIT = 2000  # characters of one generation that a report shows; generations.jsonl holds all
 MODULE_LIMIT = 8  # names of target modules in one cell
 ONE_DECIMAL = ("quality", "chrf", "words", "train_seconds", "generate_seconds", "gpu_utilization_percent")
 
@@ -48,45 +55,8 @@ def metric_help(name: str, scorer: str = "text") -> str:
     return text + {True: ", higher is better", False: ", lower is better", None: ""}[better]
 
 
-def visible(text: str) -> str:
-    """``text`` with every control character spelt out: an escape is seen as ⟨U+001B⟩.
-
-    Newlines and tabs stay, CR LF becomes a newline, joiners (U+200C and U+200D, part of scripts and emoji) stay, and
-    half of a surrogate pair, which no encoding can write, becomes U+FFFD.
-    """
-    if text.isprintable():
-        return text
-    return "".join(ch if ch.isprintable() else _spelt(ch) for ch in text.replace("\r\n", "\n"))
-
-
-def _spelt(ch: str) -> str:
-    if ch in "\n\t\u200c\u200d":
-        return ch
-    category = unicodedata.category(ch)
-    if category == "Cs":
-        return "\ufffd"
-    if category in ("Cc", "Cf", "Zl", "Zp"):
-        return f"⟨U+{ord(ch):04X}⟩"
-    return ch
-
-
-def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
-    """At most ``limit`` characters, and a word on how many more there are."""
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit]}… ({len(text) - limit:,} more characters)"
-
-
-def decimals(value: float | int | None, places: int) -> str:
-    return UNKNOWN if value is None else f"{value:,.{places}f}"
-
-
-def count(value: float | int | None) -> str:
-    return UNKNOWN if value is None else f"{value:,.0f}"
-
-
 def metric(name: str, value: float | int | None) -> str:
-    return decimals(value, 1 if name in ONE_DECIMAL else 3)
+    return format_decimals(value, 1 if name in ONE_DECIMAL else 3)
 
 
 def interval(name: str, low: float | None, high: float | None) -> str:
@@ -102,53 +72,11 @@ def change(name: str, value: float | None) -> str:
     return text if not float(text.replace(",", "")) else f"{'-' if value < 0 else '+'}{text}"
 
 
-def millions(params: float | int) -> str:
-    """Three digits of a million: 12,994,560 is 13.0 M."""
-    value = params / 1e6
-    if value >= 100 or value == 0:
-        return f"{value:,.0f} M"
-    if value < 0.0001:
-        return "<0.0001 M"
-    return f"{value:#.3g} M"
-
-
-def plural(amount: int, noun: str) -> str:
-    return f"{amount} {noun}{'s' * (amount != 1)}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``40 s``, ``12 min`` or ``3.2 h``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def size(value: float | int | None) -> str:
-    """Bytes as KiB, MiB or GiB."""
-    if value is None:
-        return UNKNOWN
-    for unit, power in (("GiB", 30), ("MiB", 20)):
-        if value >= 2**power:
-            return f"{value / 2**power:,.2f} {unit}"
-    return f"{value / 2**10:,.1f} KiB"
-
-
-def setting(value: Any) -> str:
-    """A hyperparameter: 0.001, not 1e-03; a list joined by a space."""
-    if value is None:
-        return UNKNOWN
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    if isinstance(value, list):
-        return visible(" ".join(str(item) for item in value))
-    return visible(str(value))
-
-
 def names(modules: Any) -> str:
     """Target modules, the first few by name."""
     if not isinstance(modules, list):
         return ""
-    shown = ", ".join(visible(str(module)) for module in modules[:MODULE_LIMIT])
+    shown = ", ".join(escape_controls(str(module)) for module in modules[:MODULE_LIMIT])
     more = len(modules) - MODULE_LIMIT
     return f"{shown} and {more} more" if more > 0 else shown
 
@@ -166,11 +94,11 @@ def summary_columns(sweep: Sweep) -> list[tuple[str, str]]:
         varied.insert(0, "eval_bits")
     extra = [*varied, *(key for key in extra_keys(sweep.varied) if _varies(sweep, key))]
     keys[after:after] = extra
-    return [(key, HEADERS.get(key) or visible(key.rpartition(".")[2]).replace("_", " ")) for key in keys]
+    return [(key, HEADERS.get(key) or escape_controls(key.rpartition(".")[2]).replace("_", " ")) for key in keys]
 
 
 def _varies(sweep: Sweep, key: str) -> bool:
-    return len({setting(row.get(key)) for row in sweep.rows if row["kind"] == "trial"}) > 1
+    return len({format_setting(row.get(key)) for row in sweep.rows if row["kind"] == "trial"}) > 1
 
 
 def cell(row: Row, key: str) -> str:
@@ -181,22 +109,22 @@ def cell(row: Row, key: str) -> str:
     if key == "status":
         return status(row)
     if key == "trainable_params":
-        return f"{count(value)} ({millions(value)})" if value else count(value)
+        return f"{format_count(value)} ({format_millions(value)})" if value else format_count(value)
     if key in ("peak_memory_bytes", "peak_gpu_memory_bytes", "adapter_bytes"):
-        return size(value)
+        return format_bytes(value)
     if key == "quality":
         return f"{metric(key, value)} {interval(key, row.get('quality_ci_low'), row.get('quality_ci_high'))}".rstrip()
     if key in ("validation_loss", "train_seconds"):
         return metric(key, value)
     if key in ("delta_baseline", "forgetting"):
         return change({"delta_baseline": "quality"}.get(key, key), value)
-    return setting(value)
+    return format_setting(value)
 
 
 def status(row: Row) -> str:
     """``complete, other data`` for a row that was made from other data than its sweep has now."""
-    seeds = f"without {plural(row['missing_seeds'], 'seed')}" if row.get("missing_seeds") else ""
-    return ", ".join(part for part in (setting(row["status"]), seeds, from_what(row["drift"])) if part)
+    seeds = f"without {count_noun(row['missing_seeds'], 'seed')}" if row.get("missing_seeds") else ""
+    return ", ".join(part for part in (format_setting(row["status"]), seeds, from_what(row["drift"])) if part)
 
 
 def tone(row: Row) -> str:
@@ -208,7 +136,7 @@ def tone(row: Row) -> str:
 
 def baseline_words(row: Row) -> str:
     template = row.get("template")
-    return f"baseline, {shortened(setting(template), 40)} template" if template else "baseline"
+    return f"baseline, {shorten_text(format_setting(template), 40)} template" if template else "baseline"
 
 
 def target_words(row: Row) -> str:
@@ -216,12 +144,12 @@ def target_words(row: Row) -> str:
     targets, modules = row.get("targets"), names(row.get("target_modules"))
     if isinstance(targets, list):
         return modules or names(targets)
-    return f"{setting(targets)}: {modules}" if modules else setting(targets)
+    return f"{format_setting(targets)}: {modules}" if modules else format_setting(targets)
 
 
 def row_name(row: Row) -> str:
     """How a sentence names a row: ``row 3 (r=8 attn 4bit)``."""
-    return f"row {row['mark']} ({visible(row['label'])})"
+    return f"row {row['mark']} ({escape_controls(row['label'])})"
 
 
 def is_complete(row: Row) -> bool:
@@ -233,4 +161,4 @@ def is_failed(row: Row) -> bool:
 
 
 def reason(row: Row) -> str:
-    return shortened(visible(str(row["reason"]))) if row["reason"] else "no reason was recorded"
+    return shorten_text(escape_controls(str(row["reason"]))) if row["reason"] else "no reason was recorded"

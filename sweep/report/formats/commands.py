@@ -3,7 +3,7 @@
 import shlex
 
 from sweep.report.analysis.load import Row, Sweep
-from sweep.report.formats.cells import visible
+from sweep.text import escape_controls
 
 AGAIN = "again"  # the runs folder of a row made again: in the old one it is there already
 
@@ -15,7 +15,9 @@ def reproduce(sweep: Sweep, row: Row) -> str | None:
     if not overrides:
         return None
     kept = [each for each in overrides if not each.startswith(("runs_dir=", "sweep_name="))]
-    return visible(shlex.join(["python", "-m", "lora_sweep.train", *config_folder(sweep), *kept, f"runs_dir={AGAIN}"]))
+    return escape_controls(
+        shlex.join(["python", "-m", "lora_sweep.train", *config_folder(sweep), *kept, f"runs_dir={AGAIN}"])
+    )
 
 
 def config_folder(sweep: Sweep) -> list[str]:

@@ -2,8 +2,9 @@
 
 from sweep.report.analysis.analysis import Analysis
 from sweep.report.analysis.comparison import OBJECTIVE, Standing
-from sweep.report.formats.cells import UNKNOWN, change, count, interval, metric
+from sweep.report.formats.cells import change, interval, metric
 from sweep.statistics.comparisons import Estimate
+from sweep.text import UNKNOWN, format_count
 
 HEADERS = (
     "prompts",
@@ -28,8 +29,8 @@ def comparisons(analysis: Analysis) -> list[tuple[Standing, list[str]]]:
 
 def cells(standing: Standing) -> list[str]:
     return [
-        count(standing.prompts),
-        count(standing.seeds),
+        format_count(standing.prompts),
+        format_count(standing.seeds),
         difference(standing.versus_baseline),
         score(standing.against_baseline),
         difference(standing.versus_best),
@@ -46,4 +47,4 @@ def difference(estimate: Estimate | None) -> str:
 
 
 def score(found: tuple[int, int, int] | None) -> str:
-    return UNKNOWN if found is None else ", ".join(map(count, found))
+    return UNKNOWN if found is None else ", ".join(map(format_count, found))

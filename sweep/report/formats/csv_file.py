@@ -6,7 +6,7 @@ from typing import Any
 
 from sweep.report.analysis.analysis import Analysis
 from sweep.report.analysis.load import columns
-from sweep.report.formats.cells import visible
+from sweep.text import escape_controls
 
 # A spreadsheet takes a cell that begins so for a formula (OWASP, "CSV Injection"); tab and CR lead into one.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -35,4 +35,4 @@ def csv_cell(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    return ("'" if text.startswith(FORMULA_STARTS) else "") + visible(text)
+    return ("'" if text.startswith(FORMULA_STARTS) else "") + escape_controls(text)

@@ -25,6 +25,7 @@ from sweep.report.analysis.ranking import failures, statuses
 from sweep.report.formats import cells
 from sweep.report.formats.commands import reproduce, use
 from sweep.report.formats.comparison_table import HEADERS, LEGEND, comparisons
+from sweep.text import escape_controls, format_count, format_millions, format_setting
 
 FOLDER = Path(__file__).parents[1] / "page"
 STYLES = ("page.css", "texts.css")
@@ -130,8 +131,8 @@ def context(analysis: Analysis) -> dict[str, Any]:
     drawn = drawn_range(rows)
     said = [(each.kind, each.text) for each in analysis.observations]
     return {
-        "name": cells.visible(sweep.name),
-        "command": cells.visible(sweep.command),
+        "name": escape_controls(sweep.name),
+        "command": escape_controls(sweep.command),
         "recommendation": ranking.choice,
         "evidence": [text for text in (ranking.among, analysis.test.text if analysis.test else "") if text],
         "warnings": [*ranking.notes, *(text for kind, text in said if kind == "warning")],
@@ -169,7 +170,7 @@ def named(row: Row) -> dict[str, Any]:
     """How every part of the page names a row. ``tone`` is a class of page.css."""
     return {
         "mark": row["mark"],
-        "label": cells.visible(row["label"]),
+        "label": escape_controls(row["label"]),
         "is_baseline": row["kind"] == "baseline",
         "status": cells.status(row),
         "tone": cells.tone(row),
@@ -187,10 +188,10 @@ def summary_row(analysis: Analysis, standing: Standing, keys: list[str], drawn: 
         "tied": bool(standing.tied),
         "cells": {key: cells.cell(row, key) for key in keys},
         "sorts": {key: sort_value(row.get(key)) for key in keys},  # what a column is sorted by; "" comes last
-        "targets": cells.setting(row.get("targets")),
+        "targets": format_setting(row.get("targets")),
         "modules": "" if isinstance(row.get("targets"), list) else cells.names(row.get("target_modules")),
-        "millions": cells.millions(millions) if millions else "",
-        "trainable": cells.count(millions),
+        "millions": format_millions(millions) if millions else "",
+        "trainable": format_count(millions),
         "quality": cells.metric(OBJECTIVE, row.get(OBJECTIVE)),
         "interval": cells.interval(OBJECTIVE, low, high),
         "low": percent(low, drawn),  # places on the bar, in whole percent of its length; None where unknown
@@ -202,7 +203,7 @@ def summary_row(analysis: Analysis, standing: Standing, keys: list[str], drawn: 
 
 def sort_value(value: Any) -> str:
     """A number in full, any other setting as it is shown."""
-    return repr(value) if isinstance(value, int | float) else "" if value is None else cells.setting(value)
+    return repr(value) if isinstance(value, int | float) else "" if value is None else format_setting(value)
 
 
 def drawn_range(rows: list[Row]) -> tuple[int, int]:
@@ -225,9 +226,9 @@ def tiles(analysis: Analysis, reference: float | int | None) -> list[tuple[str, 
     chosen, baseline, found = analysis.ranking.recommended, analysis.ranking.baseline, []
     if chosen is not None:
         title = "Recommended" if chosen.verdict == "high" else "Cheapest of the tied"
-        found.append((title, cells.metric(OBJECTIVE, chosen.row[OBJECTIVE]), cells.visible(chosen.row["label"])))
+        found.append((title, cells.metric(OBJECTIVE, chosen.row[OBJECTIVE]), escape_controls(chosen.row["label"])))
     if baseline is not None:
-        words = f"{cells.visible(baseline['label'])}, untuned"
+        words = f"{escape_controls(baseline['label'])}, untuned"
         found.append(("Its baseline", cells.metric(OBJECTIVE, baseline[OBJECTIVE]), words))
     if reference is not None:
         found.append(("The references themselves", cells.metric(OBJECTIVE, reference), "the top of the scale"))
@@ -246,7 +247,7 @@ def log_tail(runs: Path, row: Row) -> str:
             lines = file.read().decode("utf-8", "replace").replace(str(runs.resolve()), "runs").splitlines()
     except OSError:
         return ""
-    return cells.visible("\n".join(lines[-LOG_LINES:])).strip()
+    return escape_controls("\n".join(lines[-LOG_LINES:])).strip()
 
 
 def commands(analysis: Analysis) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from sweep.report.analysis.texts import Prompt, shown_prompts
 from sweep.report.formats import cells
 from sweep.report.formats.commands import reproduce, use
 from sweep.report.formats.comparison_table import HEADERS, LEGEND, comparisons
+from sweep.text import UNKNOWN, escape_controls, format_setting
 
 # As character references these can not be syntax (CommonMark 2.5), unlike backslash escapes, on whose meaning
 # inside a table's cell parsers differ.
@@ -74,7 +75,7 @@ def escape(text: str) -> str:
     The empty comment after ``@`` and ``#`` keeps GitHub from turning the word into a mention, which it does after
     character references are resolved.
     """
-    text = cells.visible(text).translate(REFERENCES)
+    text = escape_controls(text).translate(REFERENCES)
     text = INNER_WORD.sub("&#95;", text)
     text = re.sub(r"@", "&#64;<!-- -->", text)
     text = re.sub(r"#(?=\d)(?<!&#)", "&#35;<!-- -->", text)
@@ -92,7 +93,7 @@ def fenced(text: str) -> str:
     """A code block whose fence is longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{cells.visible(text)}\n{fence}"
+    return f"{fence}\n{escape_controls(text)}\n{fence}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool] = ()) -> str:
@@ -131,9 +132,7 @@ def _effects(analysis: Analysis) -> list[str]:
     for effect in analysis.effects:
         contrasts = [None, *effect.contrasts]
         for level, mean, contrast in zip(effect.factor.levels, effect.levels, contrasts, strict=True):
-            beside = (
-                f"{cells.change(OBJECTIVE, contrast.value)} {interval_text(contrast)}" if contrast else cells.UNKNOWN
-            )
+            beside = f"{cells.change(OBJECTIVE, contrast.value)} {interval_text(contrast)}" if contrast else UNKNOWN
             shown = f"{cells.metric(OBJECTIVE, mean.value)} {interval_text(mean)}"
             rows.append([escape(effect.factor.name), escape(level), shown, beside, str(effect.blocks)])
     headers = ["factor", "level", f"mean {OBJECTIVE}", "against the first level", "pairs"]
@@ -203,7 +202,7 @@ def _failures(sweep: Sweep) -> list[str]:
     if not failed:
         return []
     rows = [
-        [row["mark"], escape(row["label"]), escape(cells.setting(row["status"])), escape(cells.reason(row))]
+        [row["mark"], escape(row["label"]), escape(format_setting(row["status"])), escape(cells.reason(row))]
         for row in failed
     ]
     return ["## Failed rows", table(["row", "label", "status", "reason"], rows)]
@@ -229,7 +228,7 @@ def _prompt(prompt: Prompt) -> list[str]:
         notes = ", ".join(note for note, _ in written.notes)
         rows.append([written.row["mark"], escape(written.row["label"]), escape(written.text), escape(notes)])
     elsewhere = ", ".join(f"row {row['mark']}" for row in prompt.elsewhere)
-    missing = ", ".join(f"row {row['mark']} ({escape(cells.setting(row['status']))})" for row in prompt.missing)
+    missing = ", ".join(f"row {row['mark']} ({escape(format_setting(row['status']))})" for row in prompt.missing)
     return [
         f"### {escape(prompt.title)}",
         f"<details><summary>prompt {escape(prompt.prompt_id)}</summary>\n\n{fenced(prompt.prompt)}\n\n</details>",

@@ -12,8 +12,9 @@ from sweep.report.analysis.effects import Factor, Joint, MainEffect, factors
 from sweep.report.analysis.load import dig, number
 from sweep.report.analysis.texts import page_texts
 from sweep.report.analysis.votes import Key, page_votes
-from sweep.report.formats.cells import setting, status, tone, visible
+from sweep.report.formats.cells import status, tone
 from sweep.statistics.comparisons import Estimate
+from sweep.text import escape_controls, format_setting
 
 CURVE_POINTS = 200  # of one trial
 ALL_POINTS = 40_000  # of all: 0.4 MB
@@ -26,7 +27,7 @@ def page_data(analysis: Analysis) -> tuple[Json, dict[str, str]]:
     found, keys = factors(sweep, analysis.ranking.compared), entry_keys(sweep)
     written = page_texts(sweep, {str(entry.row["mark"]): entry.places for entry in sweep.entries})
     data = {
-        "name": visible(sweep.name),
+        "name": escape_controls(sweep.name),
         "objective": OBJECTIVE,
         "rows": [row_data(analysis, standing, found, keys) for standing in analysis.standings],
         "factors": [
@@ -50,7 +51,7 @@ def row_data(analysis: Analysis, standing: Standing, found: list[Factor], keys: 
     baseline = baseline_of(analysis.sweep, analysis.sweep.rows[standing.entry.places[0]])
     return {
         "mark": row["mark"],
-        "label": visible(str(row["label"])),
+        "label": escape_controls(str(row["label"])),
         "kind": row["kind"],
         "status": status(row),
         "tone": tone(row),
@@ -68,7 +69,7 @@ def row_data(analysis: Analysis, standing: Standing, found: list[Factor], keys: 
 
 def plain(value: Any) -> Any:
     """A setting as a number or as the text that people read."""
-    return setting(value) if isinstance(value, bool) or number(value) is None else value
+    return format_setting(value) if isinstance(value, bool) or number(value) is None else value
 
 
 def span(estimate: Estimate) -> Json:
@@ -133,7 +134,7 @@ def timeline(analysis: Analysis) -> Json:
                 continue
             started, finished = (moment(dig(part, f"provenance.{key}")) for key in ("started", "finished"))
             if started is not None and finished is not None:
-                status = visible(str(part.get("status")))
+                status = escape_controls(str(part.get("status")))
                 spans.append({"mark": row["mark"], "phase": phase, "status": status, "at": started, "end": finished})
     if not spans:
         return {"origin": None, "spans": []}

@@ -6,6 +6,7 @@ from sweep.report.analysis import ranking
 from sweep.report.analysis.analysis import Analysis
 from sweep.report.analysis.load import Row
 from sweep.report.formats import cells
+from sweep.text import UNKNOWN, count_noun, escape_controls, format_bytes, format_count
 
 WIDTH = 119
 HEADERS = ("row", "quality", "vs base", "verdict", "loss", "trainable", "train s", "peak mem", "status")
@@ -24,11 +25,11 @@ def terminal_text(analysis: Analysis) -> str:
         for line in lines
     ]
     shown.insert(1, "  ".join("-" * width for width in widths))
-    head = _wrapped(f"sweep {cells.visible(sweep.name)}: {ranking.tally(sweep)}")
+    head = _wrapped(f"sweep {escape_controls(sweep.name)}: {ranking.tally(sweep)}")
     said = [found.text, *found.notes, *([analysis.test.text] if analysis.test else [])]
     listed = [_wrapped(f"- {each.text}", "  ") for each in analysis.observations[:OBSERVATIONS]]
     left = len(analysis.observations) - OBSERVATIONS
-    listed += [f"- {cells.plural(left, 'more line')} in the report"] if left > 0 else []
+    listed += [f"- {count_noun(left, 'more line')} in the report"] if left > 0 else []
     return "\n".join([head, "", *shown, "", *map(_wrapped, said), *listed])
 
 
@@ -38,14 +39,14 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
-        f"{row['mark']:>2} {cells.visible(row['label'])}",
+        f"{row['mark']:>2} {escape_controls(row['label'])}",
         cells.cell(row, "quality"),
         cells.cell(row, "delta_baseline"),
-        row.get("verdict") or cells.UNKNOWN,
+        row.get("verdict") or UNKNOWN,
         cells.metric("validation_loss", row.get("validation_loss")),
-        cells.count(row["trainable_params"]),
+        format_count(row["trainable_params"]),
         cells.metric("train_seconds", row.get("train_seconds")),
-        cells.size(row["peak_memory_bytes"]),
+        format_bytes(row["peak_memory_bytes"]),
         cells.status(row),
     )
 

@@ -6,7 +6,7 @@ import textwrap
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweep.report.formats.cells import change, interval, plural, visible
+from sweep.report.formats.cells import change, interval
 from sweep.report.formats.png.sheet import (
     ACCENT,
     HEAD,
@@ -27,6 +27,7 @@ from sweep.report.formats.png.sheet import (
     sheet,
     write,
 )
+from sweep.text import count_noun, escape_controls
 
 Piece = tuple[str, str]  # a text and its colour
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
@@ -50,7 +51,7 @@ def effects(data: Json) -> Figure | None:
     tall = [0.2 + TALL + deep + TEXT_LINE * max(map(len, words[start : start + columns])) + 0.3 for start in starts]
     notes = ["Green: a difference beyond the noise. Grey: no difference is shown."]
     if len(every) > len(panels):
-        notes.append(f"{plural(len(every) - len(panels), 'further panel')} not drawn.")
+        notes.append(f"{count_noun(len(every) - len(panels), 'further panel')} not drawn.")
     subtitle = f"sweep {plain(data['name'], 1.7, SMALL)}  ·  mean quality at each value, over all values of the other "
     subtitle += "settings, with 95 % intervals"
     figure = sheet("What each setting changes", subtitle, sum(tall) - 0.2, notes)
@@ -172,7 +173,7 @@ def legend_of(pair: Json, factors: dict[str, Json], room: float) -> list[list[Pi
         lines[-1].append(piece)
     if len(second) > MOST_LEVELS:
         lines.append([(f"and {len(second) - MOST_LEVELS} more", SOFT)])
-    said = " ".join(visible(pair["text"][:600]).split())
+    said = " ".join(escape_controls(pair["text"][:600]).split())
     wrapped = textwrap.wrap(said, int(room * 72 / TINY / 0.56), max_lines=4, placeholder="…")
     return [*lines, *([(plain(line, room, TINY), SOFT)] for line in wrapped)]
 

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sweep.report.formats.cells import count
 from sweep.report.formats.png.sheet import (
     ACCENT,
     HEAD,
@@ -25,6 +24,7 @@ from sweep.report.formats.png.sheet import (
     sheet,
     subtitle_of,
 )
+from sweep.text import format_count
 
 Curve = tuple[Json, list[tuple[float, float]]]  # its row, and (step, loss)s
 MOST = 12  # curves that are told apart
@@ -38,7 +38,7 @@ def losses(data: Json) -> Figure | None:
         return None
     few = len(curves) <= MOST
     least, most, above = ends([loss for _, points in curves for _, loss in points], [p[0][1] for _, p in curves])
-    notes = [f"Higher than {most:.3g}, and not drawn: {count(above)} of the losses."] if above else []
+    notes = [f"Higher than {most:.3g}, and not drawn: {format_count(above)} of the losses."] if above else []
     figure = sheet("Training loss at each step", subtitle_of(data), 3.95, notes)
     width = INNER - INSET - (NAMES if few else 0)
     axes = plot(figure, MARGIN + INSET, HEAD - 0.1 if few else HEAD + 0.1, width, 3.45 if few else 3.25)
@@ -103,5 +103,5 @@ def draw_many(figure: Figure, axes: Axes, curves: list[Curve]) -> None:
     for points in chosen:
         axes.plot(*zip(*points, strict=True), color=ACCENT, linewidth=2, zorder=3)
     handles = [Line2D([], [], color=ACCENT, linewidth=2, label="recommended")] if chosen else []
-    label = f"{count(len(others))} other trials" if chosen else f"{count(len(others))} trials"
+    label = f"{format_count(len(others))} other trials" if chosen else f"{format_count(len(others))} trials"
     legend(figure, [*handles, Line2D([], [], color=GREY, linewidth=1, label=label)])

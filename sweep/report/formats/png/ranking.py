@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from sweep.report.formats.cells import count, interval, metric, plural
+from sweep.report.formats.cells import interval, metric
 from sweep.report.formats.png.sheet import (
     ACCENT_SOFT,
     DASHES,
@@ -30,6 +30,7 @@ from sweep.report.formats.png.sheet import (
     symbols,
     write,
 )
+from sweep.text import count_noun, format_count
 
 MOST = 40  # rows
 STEP = 0.25  # inches from a row to the next
@@ -86,11 +87,11 @@ def chosen(data: Json) -> tuple[list[Json], list[str]]:
         must = [row for row in rows if row["recommended"]] + [row for row in rows if row["kind"] == "baseline"][:5]
         best = [row for row in rows if row not in must][: MOST - len(must)]
         beside = ", beside the recommended one and the baselines" if must else ""
-        notes.append(f"The best {len(best)} of {count(len(rows))} rows{beside}.")
+        notes.append(f"The best {len(best)} of {format_count(len(rows))} rows{beside}.")
         rows = [row for row in rows if row in must or row in best]
     lost = [row for row in data["rows"] if not known(row["quality"])]
     if lost:
         named = [f"{plain(row['mark'], 0.6)} ({plain(row['status'], 1.2)})" for row in lost[:6]]
         more = f" and {len(lost) - 6} more" if len(lost) > 6 else ""
-        notes.append(f"Not drawn, since without a quality: {plural(len(lost), 'row')}, {', '.join(named)}{more}.")
+        notes.append(f"Not drawn, since without a quality: {count_noun(len(lost), 'row')}, {', '.join(named)}{more}.")
     return rows, notes

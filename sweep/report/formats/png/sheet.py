@@ -17,7 +17,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sweep.report.formats.cells import visible
+from sweep.text import escape_controls
 
 Json = dict[str, Any]
 
@@ -59,7 +59,7 @@ def inches(text: str, points: float = 9) -> float:
 def plain(text: Any, width: float, points: float = 9) -> str:
     """``text`` in one line of characters that the font has, cut to ``width`` inches."""
     room, line, fits = width * 72 / points, "", 0
-    for ch in " ".join(visible(str(text)[:1000]).split()):
+    for ch in " ".join(escape_controls(str(text)[:1000]).split()):
         is_mark = advance(ch) == 0
         if is_mark and len(line) > 2 and not any(map(advance, line[-3:])):
             continue  # three marks on a letter, no tower
