@@ -22,15 +22,15 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
 from lora_sweep.scoring.intervals import (
-    DRAWS,
+    BOOTSTRAP_DRAWS,
     LEVEL,
-    NORMAL,
     Array,
     Interval,
-    expanded,
-    inside,
+    bootstrap_interval,
+    clip_to_scale,
     mean_interval,
     student_quantile,
 )
@@ -147,18 +147,22 @@ def mean(
     if interval is None:
         return Estimate(value, None, None)
     low, high = widened(value, *interval, values, 1.0 / seeds, noise)
-    return Estimate(value, *inside(values, low, high, scale))
+    return Estimate(value, *clip_to_scale(values, low, high, scale))
 
 
 def difference(
-    a: ArrayLike, b: ArrayLike, seeds: tuple[float, float] = (1, 1), noise: SeedNoise | None = None, draws: int = DRAWS
+    a: ArrayLike,
+    b: ArrayLike,
+    seeds: tuple[float, float] = (1, 1),
+    noise: SeedNoise | None = None,
+    draws: int = BOOTSTRAP_DRAWS,
 ) -> Estimate:
     """The mean of ``a`` minus that of ``b`` on the same prompts; for one comparison that was chosen beforehand."""
     values = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     value = exact_mean(values)
     if values.size < 2:
         return Estimate(value, None, None)
-    low, high = widened(value, *expanded(values, draws), values, 1.0 / seeds[0] + 1.0 / seeds[1], noise)
+    low, high = widened(value, *bootstrap_interval(values, draws), values, 1.0 / seeds[0] + 1.0 / seeds[1], noise)
     if high - low <= 1e-9 * abs(value):
         return Estimate(value, *bounds(value, 0.0, values.size, 1))
     return Estimate(value, low, high)
@@ -205,7 +209,7 @@ def exact_mean(values: Array) -> float:
 
 
 def tied_with_best(
-    scores: ArrayLike, seeds: Sequence[float], noise: SeedNoise | None = None, draws: int = DRAWS
+    scores: ArrayLike, seeds: Sequence[float], noise: SeedNoise | None = None, draws: int = BOOTSTRAP_DRAWS
 ) -> Best:
     """The group tied with the best: multiple comparisons with the best (Hsu 1981), by bootstrapping the maximum.
 
@@ -242,7 +246,7 @@ def tied_with_best(
 def critical_margins(c: float, prompts: Array, n: int, shares: Array, noise: SeedNoise | None) -> Array:
     """By how much each of the differences with these variances must be off, c being a normal quantile."""
     variances, df = with_seeds(prompts, n, shares, noise)
-    return np.asarray(np.sqrt(variances) * student_quantile(min(NORMAL.cdf(c), 1.0 - 1e-12), df))
+    return np.asarray(np.sqrt(variances) * student_quantile(min(float(ndtr(c)), 1.0 - 1e-12), df))
 
 
 def bounds(value: float, margin: float, n: int, comparisons: int) -> tuple[float | None, float | None]:
@@ -287,7 +291,7 @@ def against_control(
     control: ArrayLike,
     seeds: Sequence[float],
     noise: SeedNoise | None = None,
-    draws: int = DRAWS,
+    draws: int = BOOTSTRAP_DRAWS,
 ) -> list[Estimate]:
     """Each entry's mean minus its baseline's, simultaneous over the entries: see ``Estimate.side``.
 
@@ -320,7 +324,7 @@ def main_effect(
     noise: SeedNoise | None = None,
     scale: float = 1.0,
     is_share: bool = False,
-    draws: int = DRAWS,
+    draws: int = BOOTSTRAP_DRAWS,
 ) -> Effect:
     """What a factor's levels change, on average over the contexts (the settings of all other factors).
 
@@ -343,7 +347,7 @@ def interaction(
     noise: SeedNoise | None = None,
     scale: float = 1.0,
     is_share: bool = False,
-    draws: int = DRAWS,
+    draws: int = BOOTSTRAP_DRAWS,
 ) -> Interaction:
     """Whether what one factor changes depends on another, on average over the contexts.
 

@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.special import ndtri
 
-from lora_sweep.scoring.intervals import LEVEL, NORMAL, SEED, Array, resample
+from lora_sweep.scoring.intervals import BOOTSTRAP_SEED, LEVEL, Array, draw_shares
 
 CHUNK = 500  # draws at once: for 1,000 rows, 4 MB an array
 
@@ -59,7 +60,7 @@ def drawn(values: Array, loads: Array, weight: float, correlation: float, draws:
     n = values.shape[1]
     centred = math.sqrt(1.0 - weight) * (values - values.mean(axis=1, keepdims=True)).T
     common, single = (math.sqrt(weight * part / n) * values.std(axis=1) for part in (correlation, 1.0 - correlation))
-    shares, generator = resample(n, draws), np.random.default_rng(SEED)
+    shares, generator = draw_shares(n, draws), np.random.default_rng(BOOTSTRAP_SEED)
     for start in range(0, draws, CHUNK):
         means = shares[start : start + CHUNK] @ centred
         if weight:
@@ -108,5 +109,5 @@ def upper_quantile(largest: Array) -> float:
     equal rows were told apart by 3 prompts in 10 % of sweeps.
     """
     error = math.sqrt(LEVEL * (1.0 - LEVEL) / largest.size)
-    single = NORMAL.inv_cdf(0.5 + LEVEL / 2)
+    single = float(ndtri(0.5 + LEVEL / 2))
     return max(single, float(np.quantile(largest, min(1.0, LEVEL + 2.0 * error))))

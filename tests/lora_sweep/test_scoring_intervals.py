@@ -1,14 +1,23 @@
-"""intervals: against tables and textbooks, by hand, by simulation, and on values that no interval should break on."""
+"""intervals: checked against tables and textbooks, by hand, by simulation, and on values at the edges."""
 
 import math
 from random import Random
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from lora_sweep.scoring.intervals import NORMAL, expanded, mean_interval, outer, resample, student_quantile, wilson
+from lora_sweep.scoring.intervals import (
+    bootstrap_interval,
+    draw_shares,
+    mean_interval,
+    outer_quantiles,
+    student_quantile,
+    wilson_interval,
+)
 
 VALUES = st.lists(st.floats(-1e6, 1e6).map(lambda value: round(value, 3)), min_size=2, max_size=30)
 NORMAL_SCORES = np.random.default_rng(3).normal(size=200)
@@ -29,18 +38,24 @@ def test_students_quantiles_are_a_tables(p: float, table: dict[int, float]) -> N
     assert student_quantile(p, list(table)) == pytest.approx(list(table.values()), abs=6e-5)
 
 
+def test_students_quantiles_are_those_of_earlier_releases() -> None:
+    degrees = [1, 2.7, 5, 11, 23.5, 159]  # computed by the continued fraction that scipy replaced
+    earlier = [12.70620473617, 3.392148383174, 2.570581835636, 2.200985160092, 2.0662248608, 1.974996212767]
+    assert student_quantile(0.975, degrees) == pytest.approx(earlier, rel=1e-9)
+
+
 @given(st.floats(0.51, 1 - 1e-10))
 def test_students_quantiles_with_one_and_two_degrees_are_the_known_formulas(p: float) -> None:
     q = 1.0 - p  # exact for p of a half and more
     cauchy, two = 1.0 / math.tan(math.pi * q), (1.0 - 2.0 * q) * math.sqrt(0.5 / (p * q))
-    assert student_quantile(p, [1, 2]) == pytest.approx([cauchy, two], rel=1e-7)
+    assert student_quantile(p, [1, 2]) == pytest.approx([cauchy, two], rel=1e-9)
 
 
 @given(st.floats(0.51, 0.99999), st.floats(1.0, 500.0), st.floats(0.01, 50.0))
 def test_fewer_degrees_reach_further_and_many_are_normal(p: float, df: float, more: float) -> None:
     few, many, normal = student_quantile(p, [df, df + more, 1e9])
     assert few > many > normal
-    assert normal == pytest.approx(NORMAL.inv_cdf(p), rel=1e-3)
+    assert normal == pytest.approx(NormalDist().inv_cdf(p), rel=1e-3)
 
 
 def test_the_quantile_of_a_half_is_zero() -> None:
@@ -60,15 +75,22 @@ def test_the_quantile_of_a_half_is_zero() -> None:
     ],
 )
 def test_wilsons_interval_is_the_textbooks(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilsons_interval_is_scipys_for_whole_numbers(n: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, n))
+    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(successes, n) == pytest.approx((interval.low, interval.high), abs=1e-9)
 
 
 @given(st.integers(1, 500), st.data())
 def test_wilsons_interval_holds_the_share_and_mirrors_failures(n: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, 2 * n)) / 2  # a tie counts half
-    low, high = wilson(successes, n)
+    low, high = wilson_interval(successes, n)
     assert 0.0 <= low <= successes / n <= high <= 1.0
-    assert (1.0 - high, 1.0 - low) == pytest.approx(wilson(n - successes, n))
+    assert (1.0 - high, 1.0 - low) == pytest.approx(wilson_interval(n - successes, n))
 
 
 # ---- the interval of a mean ----
@@ -77,9 +99,9 @@ def test_wilsons_interval_holds_the_share_and_mirrors_failures(n: int, data: st.
 @pytest.mark.parametrize(("values", "is_share"), [([0, 1, 0, 1], False), ([1, 1, 1], False), ([0, 0, 0], True)])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_failures_and_successes_have_wilsons_interval(values: list[int], is_share: bool, scale: float) -> None:
-    low, high = wilson(sum(values), len(values))
-    found = mean_interval([value * scale for value in values], scale, is_share)
-    assert found == pytest.approx((low * scale, high * scale))
+    low, high = wilson_interval(sum(values), len(values))
+    interval = mean_interval([value * scale for value in values], scale, is_share)
+    assert interval == pytest.approx((low * scale, high * scale))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.7])
@@ -89,9 +111,9 @@ def test_a_text_quality_of_zero_everywhere_is_as_known_as_any_other_one(value: f
 
 def test_shares_between_right_and_wrong_are_resampled() -> None:
     values = [0.0, 50.0, 100.0, 100.0] * 5
-    found = mean_interval(values, 100.0, is_share=True)
-    assert found == mean_interval(values, 100.0)
-    assert found != pytest.approx(tuple(100 * each for each in wilson(12.5, 20)), abs=0.5)
+    interval = mean_interval(values, 100.0, is_share=True)
+    assert interval == mean_interval(values, 100.0)
+    assert interval != pytest.approx(tuple(100 * end for end in wilson_interval(12.5, 20)), abs=0.5)
 
 
 def test_two_values_have_students_interval_by_hand() -> None:
@@ -123,14 +145,14 @@ def test_nothing_is_known_of_fewer_than_two(values: list[float]) -> None:
 def test_any_values_have_an_interval_around_their_mean_whatever_their_order(
     values: list[float], random: Random
 ) -> None:
-    found = mean_interval(values, 1e7)
+    interval = mean_interval(values, 1e7)
     shuffled = random.sample(values, len(values))
-    assert found is not None
-    assert mean_interval(shuffled, 1e7) == found
-    assert found[0] - 1e-6 <= sum(values) / len(values) <= found[1] + 1e-6
-    assert all(math.isfinite(end) for end in found)
+    assert interval is not None
+    assert mean_interval(shuffled, 1e7) == interval
+    assert interval[0] - 1e-6 <= sum(values) / len(values) <= interval[1] + 1e-6
+    assert all(math.isfinite(end) for end in interval)
     if min(values) >= 0.0:
-        assert found[0] >= 0.0
+        assert interval[0] >= 0.0
 
 
 @settings(max_examples=40)
@@ -178,22 +200,22 @@ def test_95_percent_of_the_intervals_hold_the_truth(kind: str, n: int) -> None:
 
 
 def test_draws_are_shares_of_prompts_and_the_same_each_time() -> None:
-    shares = resample(7, 300)
+    shares = draw_shares(7, 300)
     assert shares.shape == (300, 7)
     assert shares.sum(axis=1) == pytest.approx(np.ones(300))
     assert set((shares * 7).round(9).ravel()) <= set(map(float, range(8)))
     assert not shares.flags.writeable
     before = shares.copy()
-    resample.cache_clear()
-    assert (resample(7, 300) == before).all()
+    draw_shares.cache_clear()
+    assert (draw_shares(7, 300) == before).all()
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=60), st.floats(0.0, 0.49))
 def test_the_outer_quantiles_are_numpys(values: list[float], tail: float) -> None:
     data = np.array(values)
-    assert outer(data, tail) == pytest.approx(tuple(np.quantile(data, (tail, 1.0 - tail))), abs=1e-9)
+    assert outer_quantiles(data, tail) == pytest.approx(tuple(np.quantile(data, (tail, 1.0 - tail))), abs=1e-9)
 
 
 def test_more_draws_change_an_interval_little() -> None:
     values = NORMAL_SCORES[:50]
-    assert expanded(values, 2_000) == pytest.approx(expanded(values, 40_000), abs=0.03)
+    assert bootstrap_interval(values, 2_000) == pytest.approx(bootstrap_interval(values, 40_000), abs=0.03)

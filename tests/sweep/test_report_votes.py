@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.hostile import HOSTILE_TEXTS
 
-from lora_sweep.scoring.intervals import wilson
+from lora_sweep.scoring.intervals import wilson_interval
 from sweep.report.analysis.votes import FORMAT, LARGEST_FILE, Tally, Vote, page_votes, read_votes, tally
 
 Json = dict[str, Any]
@@ -63,9 +63,9 @@ def test_wins_losses_and_ties_by_hand() -> None:
     ]
     found = tally(votes, KEYS)
     assert list(found) == ["B1", "1", "2"]
-    assert found["1"] == Tally(2, 1, 1, 2.5 / 4, *wilson(2.5, 4))
-    assert found["2"] == Tally(1, 2, 0, 1 / 3, *wilson(1, 3))
-    assert found["B1"] == Tally(0, 0, 1, 0.5, *wilson(0.5, 1))
+    assert found["1"] == Tally(2, 1, 1, 2.5 / 4, *wilson_interval(2.5, 4))
+    assert found["2"] == Tally(1, 2, 0, 1 / 3, *wilson_interval(1, 3))
+    assert found["B1"] == Tally(0, 0, 1, 0.5, *wilson_interval(0.5, 1))
     assert page_votes(votes, ["a note"], KEYS) == {
         "count": 4,
         "notes": ["a note"],

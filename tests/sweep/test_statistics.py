@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtri
 
-from lora_sweep.scoring.intervals import DRAWS, NORMAL, Array, mean_interval, student_quantile
+from lora_sweep.scoring.intervals import BOOTSTRAP_DRAWS, Array, mean_interval, student_quantile
 from sweep.statistics import comparisons
 from sweep.statistics.comparisons import Estimate, SeedNoise
 from sweep.statistics.simultaneous import pair_variances, quantile_of_best, quantile_of_largest
@@ -34,14 +35,14 @@ def null(generator: np.random.Generator, kind: str, k: int, n: int) -> Array:
     return np.where(generator.random((k, n)) < 1.0 / (1.0 + np.exp(-1.5 * hard)), 100.0, 0.0)  # right or wrong
 
 
-def tied_all(kind: str, k: int, n: int, times: int, draws: int = DRAWS) -> float:
+def tied_all(kind: str, k: int, n: int, times: int, draws: int = BOOTSTRAP_DRAWS) -> float:
     """In how many of ``times`` null sweeps the tied group holds all."""
     generator = np.random.default_rng(1)
     sweeps = (null(generator, kind, k, n) for _ in range(times))
     return sum(all(comparisons.tied_with_best(scores, [1] * k, None, draws).tied) for scores in sweeps) / times
 
 
-def none_decided(kind: str, k: int, n: int, times: int, draws: int = DRAWS) -> float:
+def none_decided(kind: str, k: int, n: int, times: int, draws: int = BOOTSTRAP_DRAWS) -> float:
     """In how many of ``times`` sweeps of nothing better than the one baseline none is said to be better or worse."""
     generator = np.random.default_rng(2)
     held = 0
@@ -110,7 +111,7 @@ def test_the_threshold_of_equal_rows_is_tukeys_studentised_range(rows: int, tabl
 @pytest.mark.parametrize("rows", [1, 4, 20])
 def test_the_threshold_of_independent_rows_is_sidaks(rows: int) -> None:
     data = np.random.default_rng(7).normal(size=(rows, 400))
-    sidak = NORMAL.inv_cdf((1.0 + 0.95 ** (1.0 / rows)) / 2.0)
+    sidak = ndtri((1.0 + 0.95 ** (1.0 / rows)) / 2.0)
     assert quantile_of_largest(data, np.zeros((rows, 1)), 10_000) == pytest.approx(sidak, rel=0.04)
     together = np.repeat(data[:1], rows, axis=0)
     assert quantile_of_largest(together, np.zeros((rows, 1)), 10_000) == pytest.approx(1.96, rel=0.04)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.scoring.intervals import wilson
+from lora_sweep.scoring.intervals import wilson_interval
 from sweep.text import count_noun, escape_controls, shorten_text
 
 FORMAT = "lora-sweep votes 1"
@@ -73,7 +73,7 @@ def tally(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dict[str,
     found = {}
     for mark, (wins, losses, ties) in counts.items():
         n, successes = wins + losses + ties, wins + ties / 2
-        found[mark] = Tally(wins, losses, ties, successes / n, *wilson(successes, n))
+        found[mark] = Tally(wins, losses, ties, successes / n, *wilson_interval(successes, n))
     return found
 
 
