@@ -15,13 +15,14 @@ from typing import Any
 
 from lora_sweep.config.schema import Config, config_from_json
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, Refused
-from lora_sweep.runs import files, results
+from lora_sweep.runs import results
 from sweep.launch import launch
 from sweep.plan.make import make_plan
 from sweep.report.analysis.analysis import TEST_SUFFIX, Analysis, analyse
 from sweep.report.analysis.configurations import Entry
 from sweep.report.formats.cells import row_name
-from sweep.report.write import newest_sweep, write_report
+from sweep.report.write import write_report
+from sweep.store.sweep_file import find_newest_sweep, read_sweep_file
 from sweep.text import count_noun
 from sweep.trials import Key, Plan
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.seeds < 2:
             raise Refused(f"--seeds {given.seeds}", "must be at least 2: one seed shows no noise of seeds")
-        return confirm(given.runs, given.name or newest_sweep(given.runs), given.seeds)
+        return confirm(given.runs, given.name or find_newest_sweep(given.runs), given.seeds)
     except Refused as refused:
         print(f"refused: {refused}", file=sys.stderr)
         return EXIT_REFUSED
@@ -52,10 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def confirm(runs: Path, name: str, seeds: int) -> int:
     """Train until every tied row has ``seeds`` seeds, then score the chosen one on the test split."""
-    if (files.read_json(files.sweep_file(runs, name)) or {}).get("split") == "test":
+    sweep = read_sweep_file(runs, name)
+    if sweep is not None and sweep.split == "test":
         raise Refused(f"sweep {name}", "holds another sweep's scores on the test split: confirm that one")
-    own = files.read_json(files.sweep_file(runs, f"{name}{TEST_SUFFIX}"))
-    if own is not None and own.get("split") != "test":
+    tested = read_sweep_file(runs, f"{name}{TEST_SUFFIX}")
+    if tested is not None and tested.split != "test":
         what = f"is a sweep of its own, and its name is wanted for the test scores of {name}: rename it"
         raise Refused(f"sweep {name}{TEST_SUFFIX}", what)
     analysis = analyse(runs, name)
@@ -137,8 +139,8 @@ def score_on_test(runs: Path, analysis: Analysis, chosen: Entry, again: str) -> 
     if not rows_of_test_split(sweep.results[places[0]].training):
         print("the data has no test split (data.test_fraction=0), so nothing is scored on one")
         return True
-    before = (files.read_json(files.sweep_file(runs, name)) or {}).get("trials", [])
-    tested = {entry["trial_id"] for entry in before if entry["kind"] == "trial"}
+    before = read_sweep_file(runs, name)
+    tested = {entry.trial_id for entry in before.trials if entry.kind == "trial"} if before else set()
     if tested and not tested & {row["trial_id"] for row in rows}:
         other = next((row_name(row) for row in sweep.rows if row["trial_id"] in tested), "a row that is gone")
         what = f"was scored for {other}, and is read once; the recommendation is {row_name(chosen.row)} now"

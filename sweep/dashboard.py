@@ -16,8 +16,9 @@ from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED, Refused
 from lora_sweep.tracking import run
 from lora_sweep.tracking.tables import COSTS, charts_of
 from sweep.report.analysis.analysis import Analysis, analyse
-from sweep.report.analysis.load import dig, newest_sweep
+from sweep.report.analysis.load import dig
 from sweep.report.formats.page_data import page_data
+from sweep.store.sweep_file import find_newest_sweep
 
 MAX_RUNS = 100  # drawn in one panel; W&B's own limit is 10
 COLUMNS = ("quality", "quality_ci_low", "quality_ci_high", *COSTS, "validation_loss", "finished", "status")
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print what would be saved, as JSON; no network")
     given = parser.parse_args(arguments)
     try:
-        name = given.name or newest_sweep(given.runs)
+        name = given.name or find_newest_sweep(given.runs)
         check_sweep_name(name)
         analysis = analyse(given.runs, name)
         entity, project = place_of(analysis, given.entity, given.project)

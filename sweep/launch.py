@@ -17,6 +17,7 @@ from lora_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, Refused
 from lora_sweep.runs import files, results
 from lora_sweep.runs.crash_points import crash_point
 from lora_sweep.runs.locks import claim, holder, remove_stale
+from lora_sweep.runs.provenance import made_with
 from lora_sweep.tracking import run
 from sweep.engines.local.supervisor import Crew, Stopped
 from sweep.engines.local.worker_process import COMMAND
@@ -29,6 +30,7 @@ from sweep.status.live import screen
 from sweep.status.progress import Board
 from sweep.store import trial_state
 from sweep.store.drift import drift_notes
+from sweep.store.sweep_file import record_sweep, sweep_name
 from sweep.store.trial_state import State
 from sweep.text import format_disk_bytes
 from sweep.trials import Key, Plan, with_overrides
@@ -56,7 +58,7 @@ def launch(
         Refused: the sweep runs already, or its folder cannot take what it needs.
         SystemExit: 75 after a signal or where the disk takes no more, 1 where no worker starts.
     """
-    runs, name = Path(plan.trials[0].config.runs_dir), trial_state.sweep_name(plan)
+    runs, name = Path(plan.trials[0].config.runs_dir), sweep_name(plan)
     command = command_of(arguments)
     states = head(plan, runs, name)
     try:
@@ -137,7 +139,7 @@ def prepared(plan: Plan, runs: Path, name: str, command: str) -> list[Waiting]:
         if not states[trial.key].settled
     ]
     crash_point("prepared")
-    trial_state.write_sweep(plan, runs, name, command, work=bool(waiting))
+    record_sweep(plan, runs, name, command, made_with() if waiting else None)
     trial_state.write_invalid(plan, runs)
     return waiting
 

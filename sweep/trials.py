@@ -196,12 +196,3 @@ def baseline_label(config: Config, compute_bytes: int, varied: list[str]) -> str
     shown = ["baseline", *bits_names(config, compute_bytes), *varied_values(config, keys)]
     forms = config.eval.baseline_templates or "data.template" in varied
     return " ".join([*shown, *([config.data.template] if forms else [])])
-
-
-def plan_sources(plan: Plan) -> dict[str, str | list[str]]:
-    """What the names of a plan's models and data mean now, as a sweep's file records it."""
-    found: dict[str, set[str]] = {}
-    for trial in plan.trials:
-        for kind, group in (("model", trial.config.model), ("data", trial.config.data)):
-            found.setdefault(f"{kind} {group.name}", set()).add(getattr(trial.facts, kind).fingerprint)
-    return {name: prints.pop() if len(prints) == 1 else sorted(prints) for name, prints in found.items()}

@@ -171,6 +171,12 @@ def sweep_file(runs: Path, name: str) -> Path:
     return runs / "sweeps" / f"{name}.json"
 
 
+def read_labels(runs: Path, name: str) -> list[str]:
+    """The labels of a sweep's trials; empty where the sweep has no file. ``sweep.store.sweep_file`` reads the rest."""
+    entries = (read_json(sweep_file(runs, name)) or {}).get("trials", [])
+    return [str(entry["label"]) for entry in entries]
+
+
 def report_folder(runs: Path, name: str) -> Path:
     return runs / "sweeps" / name
 

@@ -38,12 +38,11 @@ BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 def open_run(job: Job, runs: Path, sweep: str) -> Run:
     """The trial's run of the tracker."""
-    planned = (files.read_json(files.sweep_file(runs, sweep)) or {}).get("trials", [])
     return tracking.open_run(
         job.config.tracking,
         runs,
         group=sweep,
-        name=run_name(job.label, [str(entry["label"]) for entry in planned]),
+        name=run_name(job.label, files.read_labels(runs, sweep)),
         run_id=f"{job.trial_id}-{job.eval_id}",
         job_type=job.kind,
         config={**dataclasses.asdict(job.config), "target_modules": job.target_modules, "trial_id": job.trial_id},

@@ -21,6 +21,7 @@ from sweep.resources import machine
 from sweep.status.live import PlainLines
 from sweep.status.progress import Board
 from sweep.store import trial_state
+from sweep.store.sweep_file import read_sweep_file
 from sweep.trials import Planned
 
 
@@ -36,8 +37,8 @@ def run_point(config: DictConfig) -> float | None:
     values: Any = OmegaConf.to_container(config, resolve=True)
     plan = make_plan([config_from_json(values)], strict=True)
     runs, name = Path(plan.trials[0].config.runs_dir), str(plan.trials[0].config.sweep_name)
-    listed = (files.read_json(files.sweep_file(runs, name)) or {}).get("trials", [])
-    labels = {(entry["trial_id"], entry["eval_id"]): entry["label"] for entry in listed}
+    sweep = read_sweep_file(runs, name)
+    labels = {entry.key: entry.label for entry in sweep.trials} if sweep else {}
     trials = [dataclasses.replace(trial, label=labels.get(trial.key, trial.label)) for trial in plan.trials]
     try:
         run_trials(trials, runs, name)

@@ -11,7 +11,8 @@ from lora_sweep.errors import EXIT_REFUSED, Refused
 from sweep.plan.make import make_plan
 from sweep.plan.table import plan_table
 from sweep.store.drift import drift_notes
-from sweep.store.trial_state import states, sweep_name
+from sweep.store.sweep_file import sweep_name
+from sweep.store.trial_state import states
 
 
 def print_plan(arguments: list[str]) -> None:

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_REFUSED, Refused
-from sweep.report.write import newest_sweep, write_report
+from sweep.report.write import write_report
+from sweep.store.sweep_file import find_newest_sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--png", action="store_true", help="also write the main charts as pictures")
     given = parser.parse_args(arguments)
     try:
-        print(write_report(given.runs, given.name or newest_sweep(given.runs), given.png))
+        print(write_report(given.runs, given.name or find_newest_sweep(given.runs), given.png))
     except Refused as refused:
         print(refused, file=sys.stderr)
         return EXIT_REFUSED

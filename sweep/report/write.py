@@ -18,7 +18,6 @@ from pathlib import Path
 
 from lora_sweep.runs.files import report_folder, write_atomic
 from sweep.report.analysis.analysis import analyse
-from sweep.report.analysis.load import newest_sweep
 from sweep.report.analysis.texts import SHARDS
 from sweep.report.formats.csv_file import csv_text
 from sweep.report.formats.html import context, page_text
@@ -26,8 +25,6 @@ from sweep.report.formats.json_file import json_text
 from sweep.report.formats.markdown import markdown_text
 from sweep.report.formats.page_data import page_data
 from sweep.report.formats.terminal import terminal_text
-
-__all__ = ["newest_sweep", "write_report"]
 
 FILES = ("report.md", "report.csv", "report.json", "report.html")
 

@@ -17,9 +17,10 @@ from rich.console import Console
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_REFUSED, Refused
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import holder, is_claimed
-from sweep.report.analysis.load import newest_sweep, number, sweep_content
+from sweep.report.analysis.load import number
 from sweep.status.progress import Board, Running
 from sweep.status.table import table
+from sweep.store.sweep_file import SweepEntry, SweepFile, find_newest_sweep, load_sweep_file
 from sweep.text import fit_one_line, format_duration
 
 STALE_SECONDS = 30  # the orchestrator writes every two
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     given = parser.parse_args(arguments)
     try:
-        show(given.runs, given.name or newest_sweep(given.runs))
+        show(given.runs, given.name or find_newest_sweep(given.runs))
     except Refused as refused:
         print(refused, file=sys.stderr)
         return EXIT_REFUSED
@@ -58,15 +59,15 @@ def show(runs: Path, name: str) -> None:
     Raises:
         Refused: there is no such sweep; in the words of the report.
     """
-    content = sweep_content(runs, name)
-    seen = [look(runs, entry) for entry in content["trials"]]
+    sweep = load_sweep_file(runs, name)
+    seen = [look(runs, entry) for entry in sweep.trials]
     claimed, claim_words = claim_of(runs, name)
     board = Board(name, len(seen), time.time())
     progress_words = add_progress(board, runs) if claimed else None
     seen = settle(board, seen)
     width = None if sys.stdout.isatty() else PIPED_WIDTH
     Console(width=width).print(table(board, board.started))
-    print("\n".join(["", *state_lines(seen, claim_words, progress_words, content), *failed_lines(seen)]))
+    print("\n".join(["", *state_lines(seen, claim_words, progress_words, sweep), *failed_lines(seen)]))
 
 
 def settle(board: Board, seen: list[Seen]) -> list[Seen]:
@@ -83,11 +84,11 @@ def settle(board: Board, seen: list[Seen]) -> list[Seen]:
     return seen
 
 
-def look(runs: Path, entry: dict[str, Any]) -> Seen:
+def look(runs: Path, entry: SweepEntry) -> Seen:
     """One trial of the sweep file. Its files are not hashed: the next run does that."""
-    trial_id, label = entry["trial_id"], str(entry.get("label") or entry["trial_id"])
+    trial_id, label = entry.trial_id, entry.label or entry.trial_id
     folder = files.trial_folder(runs, trial_id)
-    for path in (folder.result, folder.evaluation(entry["eval_id"]).result):
+    for path in (folder.result, folder.evaluation(entry.eval_id).result):
         try:
             outcome = files.read_json(path)
             if outcome is None and path.exists():
@@ -144,7 +145,7 @@ def read_running(entry: Any) -> Running | None:
     return Running(**{name: entry[name] for name in names if name in entry})
 
 
-def state_lines(seen: list[Seen], claim_words: str, progress_words: str | None, content: dict[str, Any]) -> list[str]:
+def state_lines(seen: list[Seen], claim_words: str, progress_words: str | None, sweep: SweepFile) -> list[str]:
     """Whether it runs, and what there is to do where it does not."""
     if progress_words:
         return [f"{claim_words}; {progress_words}"]
@@ -153,7 +154,7 @@ def state_lines(seen: list[Seen], claim_words: str, progress_words: str | None, 
         return [f"{claim_words}; it has no trials"]
     if not left:
         return [f"{claim_words}; nothing is left to do"]
-    command = fit_one_line(str(content.get("command") or "no command was recorded"), 100_000)
+    command = fit_one_line(sweep.command or "no command was recorded", 100_000)
     return [f"{claim_words}; {left} of {len(seen)} are left. Go on with:", f"  {command}"]
 
 

@@ -8,29 +8,15 @@ Pure but for :func:`drift_notes`, which reads result files. Whatever a file hold
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_sweep.runs import files
-from sweep.trials import plan_sources
-
-if TYPE_CHECKING:  # a report uses this module too, and plans nothing
-    from sweep.store.trial_state import State
-    from sweep.trials import Key, Plan
+from sweep.store.sweep_file import Sources, list_sources, read_sweep_file
+from sweep.store.trial_state import State
+from sweep.trials import Key, Plan
 
 KINDS = {"model": "another model", "data": "other data"}
 NOT_RECORDED = "not recorded"
-Sources = dict[str, list[str]]  # "data catalogue": its fingerprints; several where a plan varies the source itself
-
-
-def read_sources(recorded: Any) -> Sources:
-    """The ``sources`` of a sweep's file; {} for an older file, which has none."""
-    if not isinstance(recorded, dict):
-        return {}
-    return {
-        str(name): [str(each) for each in (value if isinstance(value, list) else [value])]
-        for name, value in recorded.items()
-        if value
-    }
 
 
 def made_from(config: dict[str, Any], training: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -87,7 +73,7 @@ def from_what(kinds: list[str]) -> str:
 
 
 def drift_notes(
-    plan: "Plan", states: "dict[Key, State]", runs: Path, name: str, now: dict[str, Any] | None = None
+    plan: Plan, states: dict[Key, State], runs: Path, name: str, now: dict[str, Any] | None = None
 ) -> list[str]:
     """Lines for a plan's head on what is finished already and was made from, or by, something else.
 
@@ -99,13 +85,14 @@ def drift_notes(
     return [*_source_notes(plan, runs, name), *_code_notes(plan, states, runs, now)]
 
 
-def _source_notes(plan: "Plan", runs: Path, name: str) -> Iterator[str]:
-    sources = read_sources(plan_sources(plan))
+def _source_notes(plan: Plan, runs: Path, name: str) -> Iterator[str]:
+    sources = list_sources(plan)
     planned = {trial.trial_id for trial in plan.trials}
-    entries = (files.read_json(files.sweep_file(runs, name)) or {}).get("trials", [])
+    sweep = read_sweep_file(runs, name)
+    older = [entry.trial_id for entry in sweep.trials if entry.trial_id not in planned] if sweep else []
     counts: dict[str, int] = {}
     details: dict[str, dict[str, None]] = {}
-    for trial_id in [entry["trial_id"] for entry in entries if entry["trial_id"] not in planned]:
+    for trial_id in older:
         folder = files.trial_folder(runs, trial_id)
         training = files.read_json(folder.result) or {}
         if training.get("status") == "complete":
@@ -122,7 +109,7 @@ def _source_notes(plan: "Plan", runs: Path, name: str) -> Iterator[str]:
         )
 
 
-def _code_notes(plan: "Plan", states: "dict[Key, State]", runs: Path, now: dict[str, Any] | None) -> Iterator[str]:
+def _code_notes(plan: Plan, states: dict[Key, State], runs: Path, now: dict[str, Any] | None) -> Iterator[str]:
     done = [trial for trial in plan.trials if states[trial.key].name in ("done", "trained")]
     if done and now is None:
         from lora_sweep.runs.provenance import versions_and_code  # of this moment, which a report must not know

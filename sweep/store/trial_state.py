@@ -1,20 +1,17 @@
-"""What is on disk for the trials of a plan, and the sweep's own file.
+"""What the files say of each trial of a plan: which are done, which need work, and which cannot be trusted.
 
-The trials' files belong to ``lora_sweep.runs.results``; this file owns runs/sweeps/<name>.json, and decides from the
-files which trials are done, which need work, and which cannot be trusted.
+``lora_sweep.runs.results`` writes these files.
 """
 
 import dataclasses
-import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.config.identity import short_hash
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
-from lora_sweep.runs.provenance import made_with
-from sweep.trials import Plan, Planned, invalid_id, plan_sources
+from sweep.store.sweep_file import is_recorded
+from sweep.trials import Plan, Planned
 
 
 @dataclass(frozen=True)
@@ -109,15 +106,9 @@ def result_hash(trial: Planned, runs: Path) -> str | None:
 
 def is_done(plan: Plan, states: dict[tuple[str, str], State], runs: Path, name: str) -> bool:
     """Whether a run of the plan would change nothing: every trial settled, and the sweep's file as it would be."""
-    sweep = files.read_json(files.sweep_file(runs, name)) or {}
-    entries, sources = sweep.get("trials", []), sweep.get("sources") or {}
-    if not plan_sources(plan).items() <= sources.items():  # data changed, and changed back
-        return False
-    listed = {(entry["trial_id"], entry["eval_id"], entry["label"]) for entry in entries}
-    wanted = {(*row.key, row.label) for row in [*plan.trials, *plan.invalid]}
     retry = plan.trials[0].config.launch.retry == "failed"
     again = ("done", "invalid") if retry else ()
-    return wanted <= listed and all(s.settled and (s.name in again or not retry) for s in states.values())
+    return is_recorded(plan, runs, name) and all(s.settled and (s.name in again or not retry) for s in states.values())
 
 
 def is_mirrored(runs: Path, name: str) -> bool:
@@ -133,42 +124,3 @@ def write_invalid(plan: Plan, runs: Path) -> None:
         if results.read_outcome(runs, *point.key).get("reason") != point.reason:
             ids = {"trial_id": point.trial_id, "eval_id": point.eval_id, "kind": "trial"}
             results.write_failure(runs, ids, dataclasses.asdict(point.config), {}, "invalid", point.reason)
-
-
-def sweep_name(plan: Plan) -> str:
-    """The name given in the config, or a short hash of the sorted trial ids."""
-    given = plan.trials[0].config.sweep_name
-    return given or f"sweep-{short_hash(sorted({trial.trial_id for trial in plan.trials}), 8)}"
-
-
-def write_sweep(plan: Plan, runs: Path, name: str, command: str, work: bool) -> None:
-    """Record the sweep; a name used before keeps its other trials. An unchanged sweep without work changes no file.
-
-    A trial that is evaluated anew is listed with its new evaluation: two evaluations cannot be ranked together. What
-    the plan's models and data are now is recorded, and with what the last run that had work was made: rows of before
-    can differ in both.
-    """
-    path = files.sweep_file(runs, name)
-    before = files.read_json(path) or {}
-    entries: list[dict[str, Any]] = []
-    for trial in plan.trials:
-        entry = {field: getattr(trial, field) for field in ("trial_id", "eval_id", "kind", "label")}
-        baseline, overrides = list(trial.baseline) if trial.baseline else None, plan.overrides.get(trial.key, [])
-        entries.append({**entry, "baseline": baseline, "overrides": overrides})
-    for point in plan.invalid:
-        ids = {"trial_id": point.trial_id, "eval_id": point.eval_id}
-        entries.append({**ids, "kind": "trial", "label": point.label, "baseline": None})
-    planned = {entry["trial_id"] for entry in entries}
-    planned |= {invalid_id(trial.config) for trial in plan.trials}  # what could not work then, and can now
-    entries = [entry for entry in before.get("trials", []) if entry["trial_id"] not in planned] + entries
-    ordered = sorted(entries, key=lambda entry: str(entry["kind"]))  # stable: baseline < trial
-    sources = {**before.get("sources", {}), **plan_sources(plan)}
-    if (ordered, sources) == (before.get("trials"), before.get("sources")) and not work:
-        return
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    varied = list(dict.fromkeys([*before.get("varied", []), *plan.varied]))
-    sweep = {"name": name, "command": command, "started": started, "varied": varied, "sources": sources}
-    made = made_with() if work else before.get("provenance")
-    split = plan.trials[0].config.eval.split  # written where it is the test split: ``sweep.confirm``'s own sweep
-    more = {**({"split": split} if split != "validation" else {}), **({"provenance": made} if made else {})}
-    files.write_json(path, {**sweep, **more, "trials": ordered})

@@ -20,7 +20,8 @@ from support import faulty
 
 from lora_sweep.runs import files, results
 from sweep.engines.queue import MAX_DEATHS
-from sweep.store.trial_state import is_mirrored, sweep_name
+from sweep.store.sweep_file import sweep_name
+from sweep.store.trial_state import is_mirrored
 from sweep.trials import Key, Plan
 
 Event = dict[str, Any]

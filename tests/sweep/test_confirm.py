@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from support.report_files import write_sweep
-from test_ranking import grid, seeded
+from test_report_ranking import grid, seeded
 
 from lora_sweep.errors import EXIT_REFUSED
 from lora_sweep.runs.files import sweep_file, trial_folder, write_json
 from sweep.confirm import main, missing_seeds
 from sweep.report.analysis.analysis import analyse
-from sweep.report.write import newest_sweep
+from sweep.store.sweep_file import find_newest_sweep
 
 SMALL = ["model=tiny", "data=tiny", "tracking=none", "sweep_name=s", "eval.prompts=4", "eval.max_new_tokens=8"]
 SMALL += ["train.max_steps=2", "eval.validation_rows=4"]
@@ -46,7 +46,7 @@ def test_tied_rows_get_more_seeds_and_the_chosen_one_is_scored_on_the_test_split
     asked = {json.loads(line)["prompt_id"].split("-")[0] for text in prompts for line in text.splitlines()}
     assert asked == {"validation", "test", "fixed"}
     assert json.loads(sweep_file(runs, "s").read_text())["command"] == before.sweep.command  # which still goes on
-    assert newest_sweep(runs) == "s"
+    assert find_newest_sweep(runs) == "s"
     confirmed = [row for row in after.sweep.overrides if "seed=1" in row]
     assert len(confirmed) == 2
 

@@ -42,7 +42,8 @@ from sweep.report.analysis.ranking import rank
 from sweep.report.formats.cells import summary_columns
 from sweep.report.formats.csv_file import csv_cell
 from sweep.report.formats.markdown import escape, fenced
-from sweep.report.write import newest_sweep, write_report
+from sweep.report.write import write_report
+from sweep.store.sweep_file import find_newest_sweep
 from sweep.text import escape_controls, format_bytes, format_millions
 
 ROOT = Path(__file__).parents[2]
@@ -716,11 +717,11 @@ def test_newest_sweep_is_the_last_started_whatever_the_zone_or_file_time(
     time.tzset()
     entries = [entry_of("trial", "r=8 attn 4bit", 0)]
     write_sweep(runs, "later", entries, "2026-01-02T05:00:00+02:00")  # 03:00 UTC, before demo's 03:04
-    assert newest_sweep(runs) == "demo"
+    assert find_newest_sweep(runs) == "demo"
     write_sweep(runs, "later", entries, "2026-01-02T04:00:00")
     write_sweep(runs, "undated", entries, "yesterday")
     (runs / "sweeps" / "torn.json").write_text('{"name"')
-    assert newest_sweep(runs) == "later"
+    assert find_newest_sweep(runs) == "later"
     monkeypatch.undo()
     time.tzset()
 
@@ -759,7 +760,7 @@ def test_ids_that_are_paths_are_refused(runs: Path, trial_id: str | None) -> Non
 
 
 def test_importing_the_report_loads_no_torch() -> None:
-    code = "import sys, sweep.report, sweep.report.write.__main__; print(*sys.modules, sep='\\n')"
+    code = "import sys, sweep.report, sweep.report.__main__; print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "sweep" in loaded

@@ -14,6 +14,7 @@ from lora_sweep.runs.locks import claim
 from lora_sweep.worker import loop
 from sweep.engines.local.worker_process import as_job
 from sweep.store import trial_state
+from sweep.store.sweep_file import record_sweep
 from sweep.trials import Plan, Planned, invalid_point
 
 
@@ -178,8 +179,8 @@ def test_retry_forgets_a_failure_and_its_deaths_and_no_result(plan: Plan, tmp_pa
 
 def test_a_name_used_again_is_the_union(tmp_path: Path) -> None:
     few, many = plan_of(tmp_path, "a", 2), plan_of(tmp_path, "a", 4)
-    trial_state.write_sweep(many, tmp_path, "a", "first", work=True)
-    trial_state.write_sweep(few, tmp_path, "a", "second", work=True)
+    record_sweep(many, tmp_path, "a", "first", {})
+    record_sweep(few, tmp_path, "a", "second", {})
     sweep = files.read_json(files.sweep_file(tmp_path, "a"))
     assert sweep is not None
     assert {entry["trial_id"] for entry in sweep["trials"]} == {trial.trial_id for trial in many.trials}
@@ -194,7 +195,7 @@ def test_a_point_that_works_now_is_no_invalid_row_any_more(tmp_path: Path) -> No
         (before, [plan.trials[0].trial_id, point.trial_id]),
         (plan, [t.trial_id for t in plan.trials]),
     ):
-        trial_state.write_sweep(each, tmp_path, "a", "", work=True)
+        record_sweep(each, tmp_path, "a", "", {})
         sweep = files.read_json(files.sweep_file(tmp_path, "a"))
         assert sweep is not None
         assert [entry["trial_id"] for entry in sweep["trials"]] == wanted

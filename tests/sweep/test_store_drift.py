@@ -8,14 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from test_layers import ROOT
-
 from lora_sweep.config.schema import Config, Data, Model
 from lora_sweep.runs import files, results
 from sweep.store import drift, trial_state
 from sweep.store.drift import drift_notes
+from sweep.store.sweep_file import record_sweep
 
+ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
 NOW: Json = {"versions": {"python": "3.11.7", "transformers": "5.23.0"}, "code": "c0de", "git_commit": "1"}
 OLD, NEW = "file:ab12cd34ab12cd34", "file:cd34ef56cd34ef56"
@@ -70,7 +69,7 @@ def sweep_of(runs: Path) -> Json:
 
 def test_finished_rows_of_other_data_are_said_with_what_they_were_made_from(tmp_path: Path) -> None:
     old = plan_of(*(trial(str(n), data=OLD) for n in range(5)))
-    trial_state.write_sweep(old, tmp_path, "s", "c", work=False)
+    record_sweep(old, tmp_path, "s", "c", None)
     for each in old.trials[:4]:
         finish(tmp_path, each)
     finish(tmp_path, old.trials[4], status="diverged")  # in the report for its reason; no number of it is anywhere
@@ -86,7 +85,7 @@ def test_finished_rows_of_other_data_are_said_with_what_they_were_made_from(tmp_
 
 def test_another_model_and_both_are_told_apart(tmp_path: Path) -> None:
     old = plan_of(trial("a", model="hub@1"), trial("b", data=OLD, model="hub@1"), trial("c", data=OLD))
-    trial_state.write_sweep(old, tmp_path, "s", "c", work=False)
+    record_sweep(old, tmp_path, "s", "c", None)
     for each in old.trials:
         finish(tmp_path, each)
     said = notes(plan_of(trial("d")), tmp_path)
@@ -100,7 +99,7 @@ def test_another_model_and_both_are_told_apart(tmp_path: Path) -> None:
 
 def test_other_names_and_sources_that_one_plan_varies_are_no_drift(tmp_path: Path) -> None:
     old = plan_of(trial("a", data=OLD), trial("b", data_name="mine", data="file:1"), trial("c", model="hub@1"))
-    trial_state.write_sweep(old, tmp_path, "s", "c", work=False)
+    record_sweep(old, tmp_path, "s", "c", None)
     for each in old.trials:
         finish(tmp_path, each)
     assert len(notes(plan_of(trial("d")), tmp_path)) == 2
@@ -111,7 +110,7 @@ def test_other_names_and_sources_that_one_plan_varies_are_no_drift(tmp_path: Pat
 def test_a_file_that_says_nothing_is_no_drift(tmp_path: Path) -> None:
     assert notes(plan_of(trial("a")), tmp_path) == []
     old = plan_of(trial("a", data=OLD), trial("b", data=OLD))
-    trial_state.write_sweep(old, tmp_path, "s", "c", work=False)
+    record_sweep(old, tmp_path, "s", "c", None)
     results.write_result(files.trial_folder(tmp_path, "a").result, {"status": "complete", "fingerprints": ["x"]})
     assert notes(plan_of(trial("c")), tmp_path) == []
 
@@ -154,7 +153,7 @@ def test_now_is_this_process_where_it_is_not_given(tmp_path: Path) -> None:
 def test_a_thousand_finished_trials_take_no_time(tmp_path: Path) -> None:
     old = plan_of(*(trial(f"old-{n}", data=OLD) for n in range(500)))
     plan = plan_of(*(trial(f"new-{n}") for n in range(500)))
-    trial_state.write_sweep(old, tmp_path, "s", "c", work=False)
+    record_sweep(old, tmp_path, "s", "c", None)
     for each in [*old.trials, *plan.trials]:
         folder = files.trial_folder(tmp_path, each.trial_id)
         for path in (folder.config, folder.result, folder.evaluation("e").result):
@@ -173,32 +172,28 @@ def test_a_thousand_finished_trials_take_no_time(tmp_path: Path) -> None:
 # --- the sweep's file --------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_records_its_sources_and_with_what_its_last_work_was_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trial_state, "made_with", lambda: NOW)
-    trial_state.write_sweep(plan_of(trial("a"), trial("b", data_name="mine", data=OLD)), tmp_path, "s", "c", work=True)
+def test_a_sweep_records_its_sources_and_with_what_its_last_work_was_done(tmp_path: Path) -> None:
+    record_sweep(plan_of(trial("a"), trial("b", data_name="mine", data=OLD)), tmp_path, "s", "c", NOW)
     first = {"model small": "folder:1", "data catalogue": NEW, "data mine": OLD}
     assert (sweep_of(tmp_path)["sources"], sweep_of(tmp_path)["provenance"]) == (first, NOW)
-    monkeypatch.setattr(trial_state, "made_with", lambda: {**NOW, "code": "later"})
-    trial_state.write_sweep(plan_of(trial("c", data="file:3")), tmp_path, "s", "c", work=False)
+    record_sweep(plan_of(trial("c", data="file:3")), tmp_path, "s", "c", None)
     assert sweep_of(tmp_path)["sources"] == {**first, "data catalogue": "file:3"}
     assert sweep_of(tmp_path)["provenance"] == NOW
-    trial_state.write_sweep(plan_of(trial("c", data="file:3")), tmp_path, "s", "c", work=True)
+    record_sweep(plan_of(trial("c", data="file:3")), tmp_path, "s", "c", {**NOW, "code": "later"})
     assert sweep_of(tmp_path)["provenance"]["code"] == "later"
     assert [entry["trial_id"] for entry in sweep_of(tmp_path)["trials"]] == ["a", "b", "c"]
 
 
 def test_an_unchanged_sweep_without_work_changes_no_file_but_data_that_are_back_do(tmp_path: Path) -> None:
     plan = plan_of(trial("a"), trial("b", data="file:0"))
-    trial_state.write_sweep(plan, tmp_path, "s", "c", work=False)
+    record_sweep(plan, tmp_path, "s", "c", None)
     path = files.sweep_file(tmp_path, "s")
     before = path.read_bytes()
     assert sweep_of(tmp_path)["sources"]["data catalogue"] == sorted([NEW, "file:0"])
-    trial_state.write_sweep(plan_of(*plan.trials), tmp_path, "s", "spelt otherwise", work=False)
+    record_sweep(plan_of(*plan.trials), tmp_path, "s", "spelt otherwise", None)
     assert path.read_bytes() == before
     files.write_json(path, {**sweep_of(tmp_path), "sources": {"data catalogue": "file:9", "data mine": "file:8"}})
-    trial_state.write_sweep(plan, tmp_path, "s", "c", work=False)
+    record_sweep(plan, tmp_path, "s", "c", None)
     sources = {"data catalogue": sorted([NEW, "file:0"]), "data mine": "file:8", "model small": "folder:1"}
     assert sweep_of(tmp_path)["sources"] == sources
 
@@ -206,7 +201,7 @@ def test_an_unchanged_sweep_without_work_changes_no_file_but_data_that_are_back_
 def test_a_file_of_before_gains_what_it_lacks(tmp_path: Path) -> None:
     entry = {"trial_id": "z", "eval_id": "e", "kind": "trial", "label": "old", "baseline": None}
     files.write_json(files.sweep_file(tmp_path, "s"), {"name": "s", "varied": [], "trials": [entry]})
-    trial_state.write_sweep(plan_of(trial("a")), tmp_path, "s", "c", work=False)
+    record_sweep(plan_of(trial("a")), tmp_path, "s", "c", None)
     assert "provenance" not in sweep_of(tmp_path)
     assert sweep_of(tmp_path)["sources"] == {"model small": "folder:1", "data catalogue": NEW}
     assert [entry["trial_id"] for entry in sweep_of(tmp_path)["trials"]] == ["z", "a"]
@@ -216,7 +211,7 @@ def test_points_that_cannot_work_are_rows_too_and_once(tmp_path: Path) -> None:
     point = SimpleNamespace(trial_id="i", eval_id="e", label="r=9999", reason="too many")
     plan = plan_of(trial("b", kind="baseline"), trial("a", baseline=("b", "e")), invalid=[point])
     for _ in range(2):
-        trial_state.write_sweep(plan, tmp_path, "s", "c", work=True)
+        record_sweep(plan, tmp_path, "s", "c", NOW)
     entries = sweep_of(tmp_path)["trials"]
     assert [(entry["trial_id"], entry["kind"], entry["baseline"]) for entry in entries] == [
         ("b", "baseline", None),

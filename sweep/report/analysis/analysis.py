@@ -6,7 +6,7 @@ Reads the sweep's folder (its list, its trials' files, logs and votes) and nothi
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_sweep.runs.files import read_json, report_folder, sweep_file
+from lora_sweep.runs.files import report_folder
 from sweep.report.analysis.comparison import OBJECTIVE, Standing
 from sweep.report.analysis.effects import Joint, MainEffect, factors, interactions, main_effects
 from sweep.report.analysis.load import Sweep, load_sweep
@@ -14,6 +14,7 @@ from sweep.report.analysis.observations import Observation, observations
 from sweep.report.analysis.ranking import Ranking, gain_words, rank
 from sweep.report.analysis.votes import Key, Tally, Vote, read_votes, tally
 from sweep.report.formats.cells import interval, metric, row_name
+from sweep.store.sweep_file import read_sweep_file
 from sweep.text import count_noun
 
 TEST_SUFFIX = "-test"  # of the sweep that holds the chosen row's scores on the test split
@@ -95,7 +96,8 @@ def analyse(runs: Path, name: str) -> Analysis:
 def test_score(runs: Path, sweep: Sweep) -> TestScore | None:
     """What ``sweep.confirm`` found on the test split; None before it did."""
     name = f"{sweep.name}{TEST_SUFFIX}"
-    if (read_json(sweep_file(runs, name)) or {}).get("split") != "test":
+    file = read_sweep_file(runs, name)
+    if file is None or file.split != "test":
         return None
     tested = load_sweep(runs, name)
     ranking = rank(tested)

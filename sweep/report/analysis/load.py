@@ -5,23 +5,19 @@ and does not compare rows. Unknown is None. Whatever the files hold, a row comes
 """
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.errors import Refused, nearest
-from lora_sweep.runs.files import read_json, sweep_file
 from lora_sweep.runs.results import TrialResult, load_result
 from lora_sweep.scoring.metrics import METRICS
 from sweep.report.analysis.configurations import Entry, fold
 from sweep.report.analysis.configurations import Row as Row  # re-exported: a row of the table
-from sweep.store.drift import Sources, read_sources, row_drift
+from sweep.store.drift import row_drift
+from sweep.store.sweep_file import Sources, SweepEntry, load_sweep_file
 
 PENDING = "pending"  # shown while there is no outcome; no status of its own
-MAIN_COMMAND = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
 
 # The varied keys that a column shows already; any other varied key becomes a column of its own.
 SHOWN_KEYS = {
@@ -38,7 +34,6 @@ SHOWN_KEYS = {
     "data.template": "template",
     "eval.quant": "eval_bits",
 }
-MAX_NAMES = 20  # of sweeps in one sentence
 LARGEST = 1e18  # no number of a trial comes near it; JSON can hold integers that no float can
 
 # Of report.csv, in order; between the two come the other metrics.
@@ -73,68 +68,31 @@ class Sweep:
     overrides: list[list[str]] = field(default_factory=list)
 
 
-def known_sweeps(runs: Path) -> list[str]:
-    """Names of the sweeps below ``runs`` whose file is whole, the last started first."""
-    started = []
-    for path in sweep_file(runs, "any").parent.glob("*.json"):
-        content = read_json(path)
-        if content is not None:
-            started.append((_seconds(content.get("started")), path.stem))
-    return [name for _, name in sorted(started, reverse=True)]
-
-
-def newest_sweep(runs: Path) -> str:
-    """The name of the sweep that was started last, of those that are not another's scores on the test split.
-
-    Raises:
-        Refused: there is none; the sentence holds the command that makes one.
-    """
-    known = known_sweeps(runs)
-    if not known:
-        raise Refused(str(runs), f"holds no sweep yet; this makes one: {MAIN_COMMAND}")
-    own = (name for name in known if (read_json(sweep_file(runs, name)) or {}).get("split") != "test")
-    return next(own, known[0])
-
-
-def sweep_content(runs: Path, name: str) -> dict[str, Any]:
-    """A sweep's file, whose ``trials`` is a list of entries that name folders.
-
-    Raises:
-        Refused: no sweep has this name, or its file names no trial folders.
-    """
-    known = known_sweeps(runs)
-    if not known:
-        newest_sweep(runs)
-    if name not in known:
-        shown = known[:MAX_NAMES]
-        near = nearest(name, known)
-        raise Refused(f"sweep {name!r}", "is not there", shown if near in (None, *shown) else [*shown, str(near)], name)
-    content = read_json(sweep_file(runs, name)) or {}
-    entries = content.get("trials")
-    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
-        raise Refused(f"sweep {name!r}", "has a file whose trials are not a list of trial_id and eval_id")
-    return content
-
-
 def load_sweep(runs: Path, name: str) -> Sweep:
     """The sweep ``name`` with every row.
 
     Raises:
-        Refused: as :func:`sweep_content`.
+        Refused: as :func:`load_sweep_file`.
     """
-    content = sweep_content(runs, name)
-    entries = content["trials"]
-    varied = [key for key in _list(content.get("varied")) if isinstance(key, str)]
-    results = [_load(runs, entry) for entry in entries]
-    kinds = [entry.get("kind") or result.kind for entry, result in zip(entries, results, strict=True)]
-    rows = [_row(result, kind, varied) for result, kind in zip(results, kinds, strict=True)]
-    sources, made = read_sources(content.get("sources")), content.get("provenance")
-    for row, entry, result in zip(rows, entries, results, strict=True):
-        row["baseline"] = entry.get("baseline")
-        row["drift"] = row_drift(result.config, result.training, result.evaluation, sources, made)
-    command, started = str(content.get("command") or ""), str(content.get("started") or "")
-    overrides = [[str(text) for text in _list(entry.get("overrides"))] for entry in entries]
-    return Sweep(name, command, started, varied, results, rows, sources, fold(rows, results), overrides)
+    file = load_sweep_file(runs, name)
+    results = [_load(runs, entry) for entry in file.trials]
+    kinds = [entry.kind or result.kind for entry, result in zip(file.trials, results, strict=True)]
+    rows = [_row(result, kind, file.varied) for result, kind in zip(results, kinds, strict=True)]
+    for row, entry, result in zip(rows, file.trials, results, strict=True):
+        row["baseline"] = list(entry.baseline) if entry.baseline else None
+        row["drift"] = row_drift(result.config, result.training, result.evaluation, file.sources, file.provenance)
+    overrides = [entry.overrides or [] for entry in file.trials]
+    return Sweep(
+        name,
+        file.command,
+        file.started,
+        file.varied,
+        results,
+        rows,
+        file.sources,
+        fold(rows, results),
+        overrides,
+    )
 
 
 def columns(sweep: Sweep) -> list[str]:
@@ -183,9 +141,9 @@ def references(sweep: Sweep) -> dict[str, float | int | None]:
     return {}
 
 
-def _load(runs: Path, entry: dict[str, Any]) -> TrialResult:
+def _load(runs: Path, entry: SweepEntry) -> TrialResult:
     """One trial. A file that is torn makes a failed row, not a failed report."""
-    trial_id, eval_id, label = entry["trial_id"], entry["eval_id"], str(entry.get("label") or "")
+    trial_id, eval_id, label = entry.trial_id, entry.eval_id, entry.label
     try:
         result = load_result(runs, trial_id, eval_id, label)
         return result if isinstance(result.config, dict) else dataclasses.replace(result, config={})
@@ -253,22 +211,3 @@ def _setting(config: dict[str, Any], key: str) -> Any:
 def _means(result: TrialResult) -> dict[str, Any]:
     values = result.scores.get("means") or result.evaluation.get("metrics")
     return values if isinstance(values, dict) else {}
-
-
-def _is_entry(entry: Any) -> bool:
-    """Ids become folder names, so what is no plain name is no id."""
-    ids = [entry.get("trial_id"), entry.get("eval_id")] if isinstance(entry, dict) else [None]
-    return all(isinstance(part, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", part) for part in ids)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _seconds(started: Any) -> float:
-    """An ISO time as seconds, a time without a zone read as UTC; what is no time is older than any."""
-    try:
-        moment = datetime.fromisoformat(started)
-    except (TypeError, ValueError):
-        return -math.inf
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
