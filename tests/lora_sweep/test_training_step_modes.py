@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.here import HERE
-from test_pack_training import DATA, alone, copies, load, losses
+from test_training_packed import DATA, alone, copies, load, losses
 
 from lora_sweep.config.schema import Model, Quant
 from lora_sweep.data.prompts import Example, examples
