@@ -29,7 +29,7 @@ import torch  # noqa: E402 - its import is a part of what a process costs
 from benchmarks.cost_model import Layout, Shape  # noqa: E402
 from lora_sweep.config.schema import Config, config_from_json  # noqa: E402
 from lora_sweep.data.prompts import end_marker, prompt_ids  # noqa: E402
-from lora_sweep.generation.packed import Author, write_pack  # noqa: E402
+from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noqa: E402
 from lora_sweep.messages import Voice  # noqa: E402
 from lora_sweep.model.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
@@ -76,7 +76,7 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
     loaded = time.perf_counter() - STARTED
     settings = dataclasses.replace(config.train, max_steps=steps)
     pack = [
-        packed.Member(fresh_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
+        packed.PackMember(fresh_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
         for seed in range(members)
     ]
     reset_peak_memory(device)
@@ -154,9 +154,9 @@ def write(config: Config, adapters: list[Path], device: Device, prompts: int, ma
     loaded = time.perf_counter() - STARTED
     pack = [load_adapter(folder, device.type) for folder in adapters]
     marker = end_marker(config.data, config.data.template)
-    authors = [Author(adapter, ids, marker) for adapter in pack]
+    authors = [GenerationRequest(adapter, ids, marker) for adapter in pack]
     begun = time.perf_counter()
-    written, _ = write_pack(base, shared.tokenizer, authors, settings, device)
+    written, _ = generate_pack(base, shared.tokenizer, authors, settings, device)
     spent = time.perf_counter() - begun
     return {
         "seconds": {"load": loaded, "write": spent},

@@ -31,12 +31,12 @@ from benchmarks import cost_model  # noqa: E402
 from benchmarks.our_loop import machine, shape_of  # noqa: E402
 from lora_sweep.config.schema import Eval, Lora, Train  # noqa: E402
 from lora_sweep.data.prompts import Example  # noqa: E402
-from lora_sweep.generation.packed import Author, write_pack  # noqa: E402
+from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noqa: E402
 from lora_sweep.model.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.linear import Adapter  # noqa: E402
 from lora_sweep.multi_lora.peft_format import fresh_adapter  # noqa: E402
-from lora_sweep.training.packed import Member, train_pack  # noqa: E402
+from lora_sweep.training.packed import PackMember, train_pack  # noqa: E402
 from lora_sweep.training.single import Trained  # noqa: E402
 
 
@@ -114,10 +114,10 @@ def training(base: Any, rows: list[Example], device: Device, adapters: list[Adap
     for seed, adapter in enumerate(adapters):
         last = seed == len(adapters) - 1
         on_step = (lambda *seen: marks.append(time.perf_counter())) if last else (lambda *seen: None)
-        pack.append(Member(adapter, rows, settings, seed, on_step))
+        pack.append(PackMember(adapter, rows, settings, seed, on_step))
     reset_peak_memory(device)
     with tempfile.TemporaryDirectory() as scratch:
-        ended = train_pack(base, pack, device, Path(scratch), "joint" if together else "apart")
+        ended = train_pack(base, pack, device, Path(scratch), "batched" if together else "sequential")
     if not all(isinstance(each, Trained) for each in ended):
         raise RuntimeError(f"a training ended early: {ended}")
     step = statistics.median(after - before for before, after in itertools.pairwise(marks[1:]))
@@ -131,10 +131,10 @@ def writing(
 ) -> dict[str, Any]:
     """New tokens a second of texts that all have the same length; the first time warms up."""
     asked = [rows[number % len(rows)].input_ids[: cost_model.PROMPT] for number in range(prompts)]
-    pack = [Author(adapter, asked, "") for adapter in adapters]
+    pack = [GenerationRequest(adapter, asked, "") for adapter in adapters]
     for length in (2, new_tokens):
         begun = time.perf_counter()
-        write_pack(base, NoWords(), pack, Eval(max_new_tokens=length, batch_size=64), device)
+        generate_pack(base, NoWords(), pack, Eval(max_new_tokens=length, batch_size=64), device)
         spent = time.perf_counter() - begun
     return {"tokens_per_second": len(adapters) * prompts * new_tokens / spent, **peak_memory(device)}
 

@@ -17,18 +17,18 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from lora_sweep.config.schema import Eval
 from lora_sweep.data.prompts import Example
-from lora_sweep.generation.single import Asked, Written, as_written, eos_ids, pad_left
+from lora_sweep.generation.single import GeneratedText, PreemptionCriteria, decode_text, find_eos_ids, pad_left
 from lora_sweep.model.device import Device, is_out_of_memory
 from lora_sweep.multi_lora.head_loss import head_loss
 from lora_sweep.multi_lora.layout import ATTENTION, Batch, Block, attending, common_prefix, flatten
 from lora_sweep.multi_lora.linear import Adapter, Blocks, packed
 
-ROOM = 64  # tokens that a cache grows by at a time
-THINNED = 0.75  # of a batch still being written: below it, finished texts are taken out of it
+CACHE_GROWTH_TOKENS = 64  # tokens that a cache grows by at a time
+MIN_ACTIVE_SHARE = 0.75  # of a batch still being written: below it, finished texts are taken out of it
 
 
 @dataclass(frozen=True)
-class Author:
+class GenerationRequest:
     """Who writes: a member of a pack. ``adapter`` is None for the base itself; ``prompts`` are token ids."""
 
     adapter: Adapter | None
@@ -38,7 +38,7 @@ class Author:
 
 
 @contextlib.contextmanager
-def reading(base: Any, adapters: Sequence[Adapter | None], device: Device) -> Iterator[Blocks]:
+def infer_with_adapters(base: Any, adapters: Sequence[Adapter | None], device: Device) -> Iterator[Blocks]:
     """Within this, ``base`` has the adapters and our attention, and keeps no gradient."""
     attention = base.config._attn_implementation
     for adapter in adapters:
@@ -56,7 +56,7 @@ def reading(base: Any, adapters: Sequence[Adapter | None], device: Device) -> It
 
 
 @dataclass
-class Text:
+class DecodingSequence:
     """One text under way."""
 
     author: int
@@ -67,15 +67,15 @@ class Text:
     over: bool = False
 
 
-def write_pack(
+def generate_pack(
     base: Any,
     tokenizer: Any,
-    authors: Sequence[Author],
+    authors: Sequence[GenerationRequest],
     settings: Eval,
     device: Device,
     on_text: Callable[[int, int], None] = lambda author, done: None,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[list[list[Written]], list[float]]:
+) -> tuple[list[list[GeneratedText]], list[float]]:
     """Write a text for each prompt of each author, ``settings.batch_size`` of each at once.
 
     Greedy texts do not depend on who else writes, except with an 8-bit base: LLM.int8 picks its outlier columns by
@@ -91,25 +91,27 @@ def write_pack(
     Raises:
         Preempted: ``stop`` said so.
     """
-    ends, asked = eos_ids(base, tokenizer), Asked(stop)
-    written: list[dict[int, Written]] = [{} for _ in authors]
+    ends, asked = find_eos_ids(base, tokenizer), PreemptionCriteria(stop)
+    written: list[dict[int, GeneratedText]] = [{} for _ in authors]
     seconds = [0.0] * len(authors)
 
-    def done(text: Text) -> None:
-        written[text.author][text.place] = as_written(text.new, tokenizer, ends, authors[text.author].marker)
+    def done(text: DecodingSequence) -> None:
+        written[text.author][text.place] = decode_text(text.new, tokenizer, ends, authors[text.author].marker)
         on_text(text.author, len(written[text.author]))
 
-    with reading(base, [author.adapter for author in authors], device) as blocks:
-        for batch in batches(authors, settings, device):
+    with infer_with_adapters(base, [author.adapter for author in authors], device) as blocks:
+        for batch in make_batches(authors, settings, device):
             begun = time.perf_counter()
-            write_batch(base, blocks, batch, Writing(tokenizer, settings, ends, authors, device), asked, done)
+            decode_batch(base, blocks, batch, Decoding(tokenizer, settings, ends, authors, device), asked, done)
             share = (time.perf_counter() - begun) / max(1, sum(len(text.new) for text in batch))
             for text in batch:
                 seconds[text.author] += share * len(text.new)
     return [[texts[place] for place in range(len(texts))] for texts in written], seconds
 
 
-def batches(authors: Sequence[Author], settings: Eval, device: Device) -> Iterator[list[Text]]:
+def make_batches(
+    authors: Sequence[GenerationRequest], settings: Eval, device: Device
+) -> Iterator[list[DecodingSequence]]:
     """The texts that are written together: prompts of like length, an author's next to each other."""
     orders = [sorted(range(len(author.prompts)), key=lambda place: len(author.prompts[place])) for author in authors]
     for start in range(0, max(map(len, orders), default=0), settings.batch_size):
@@ -119,21 +121,21 @@ def batches(authors: Sequence[Author], settings: Eval, device: Device) -> Iterat
                 generator = None
                 if settings.do_sample:
                     generator = torch.Generator(device.type).manual_seed(author.seed * 1_000_003 + place)
-                batch.append(Text(number, place, author.prompts[place], generator, []))
+                batch.append(DecodingSequence(number, place, author.prompts[place], generator, []))
         yield batch
 
 
 @dataclass(frozen=True)
-class Writing:
+class Decoding:
     """How texts are written: what all batches have in common."""
 
     tokenizer: Any
     settings: Eval
     ends: list[int]
-    authors: Sequence[Author]
+    authors: Sequence[GenerationRequest]
     device: Device
 
-    def chosen(self, logits: torch.Tensor, texts: Sequence[Text]) -> list[int]:
+    def chosen(self, logits: torch.Tensor, texts: Sequence[DecodingSequence]) -> list[int]:
         """The next token of each text, from logits [texts, vocabulary]."""
         if not self.settings.do_sample:
             return [int(token) for token in logits.argmax(dim=-1).tolist()]
@@ -144,7 +146,7 @@ class Writing:
         drawn = [torch.multinomial(row, 1, generator=t.generator) for row, t in zip(likely, texts, strict=True)]
         return [int(token) for token in torch.cat(drawn).tolist()]
 
-    def ended(self, text: Text) -> bool:
+    def ended(self, text: DecodingSequence) -> bool:
         """Whether the text is as long as it may be, or has said that it ends."""
         if text.new[-1] in self.ends or len(text.new) >= self.settings.max_new_tokens:
             return True
@@ -153,8 +155,13 @@ class Writing:
         return bool(sign) and sign in self.tokenizer.decode(tail, skip_special_tokens=True)
 
 
-def write_batch(
-    base: Any, blocks: Blocks, texts: list[Text], how: Writing, asked: Asked, done: Callable[[Text], None]
+def decode_batch(
+    base: Any,
+    blocks: Blocks,
+    texts: list[DecodingSequence],
+    how: Decoding,
+    asked: PreemptionCriteria,
+    done: Callable[[DecodingSequence], None],
 ) -> None:
     """Write ``texts`` to their ends, token by token; the cache of keys and values holds those still being written."""
     kind, device = how.device.compute_dtype, how.device.type
@@ -163,7 +170,7 @@ def write_batch(
     causal = torch.ones(ids.shape[1], ids.shape[1]).tril() * seen[:, None, :]
     causal = causal + (1 - seen)[:, :, None] * torch.eye(ids.shape[1])  # padding looks at itself: no NaN
     mask = torch.zeros(causal.shape).masked_fill_(causal == 0, float("-inf"))[:, None].to(device, kind)
-    cache = Cache(layer_class_to_replicate=GrowingLayer)
+    cache = Cache(layer_class_to_replicate=GrowingCacheLayer)
     ids, positions = ids.to(device), positions.to(device)
     alive = list(texts)
     while True:
@@ -184,7 +191,7 @@ def write_batch(
         if not left:
             return
         last = mask[:, :, -1:]
-        if len(left) < THINNED * len(alive):
+        if len(left) < MIN_ACTIVE_SHARE * len(alive):
             chosen = torch.tensor(left, device=device)
             cache.batch_select_indices(chosen)
             last, positions = last[chosen], positions[chosen]
@@ -194,7 +201,7 @@ def write_batch(
         mask = torch.cat([last, last.new_zeros(len(alive), 1, 1, 1)], dim=3)
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingCacheLayer(DynamicLayer):
     """A layer's keys and values with room for more: theirs copies all of them at every token."""
 
     length = 0
@@ -208,7 +215,7 @@ class GrowingLayer(DynamicLayer):
         for number, states in enumerate((key_states, value_states)):
             store = self.stores[number]
             if begin == 0 or store.shape[2] < self.length:
-                grown = states.new_empty(*states.shape[:2], self.length + ROOM, states.shape[3])
+                grown = states.new_empty(*states.shape[:2], self.length + CACHE_GROWTH_TOKENS, states.shape[3])
                 if begin:
                     grown[:, :, :begin] = store[:, :, :begin]
                 self.stores[number] = store = grown
@@ -225,7 +232,7 @@ class GrowingLayer(DynamicLayer):
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
-def row_losses(
+def compute_member_losses(
     base: Any,
     blocks: Blocks,
     member: int,
@@ -237,7 +244,7 @@ def row_losses(
     """The negative log-likelihood of each row's response, its end included, under one member of a pack.
 
     Args:
-        blocks: of :func:`reading`.
+        blocks: of :func:`infer_with_adapters`.
 
     Returns:
         Per row: the sum over its response tokens in nats, and their number.
@@ -248,7 +255,7 @@ def row_losses(
     losses: dict[int, tuple[float, int]] = {}
     order = sorted(range(len(rows)), key=lambda place: len(rows[place].input_ids))
     for start in range(0, len(order), batch_size):
-        Asked(stop).heed()
+        PreemptionCriteria(stop).heed()
         places = order[start : start + batch_size]
         some = [rows[place] for place in places]
         flat = flatten([Block(some, common_prefix(some), 1.0)], ["response"], device.type, device.compute_dtype)
@@ -267,7 +274,7 @@ def row_losses(
     return [losses[place] for place in range(len(rows))]
 
 
-def flat_trouble(base: Any, rows: Sequence[Example], device: Device) -> str | None:
+def find_flat_layout_problem(base: Any, rows: Sequence[Example], device: Device) -> str | None:
     """Why ``base`` cannot take rows without padding; None where two of them get the same logits with and without.
 
     A model can have an attention of its own, or do more than a product between its last states and its logits.
@@ -275,7 +282,7 @@ def flat_trouble(base: Any, rows: Sequence[Example], device: Device) -> str | No
     some = sorted(rows, key=lambda row: len(row.input_ids))[:2]
     shared = common_prefix(some)
     try:
-        with reading(base, [], device):
+        with infer_with_adapters(base, [], device):
             flat = flatten([Block(some, shared, 1.0)], ["response"], device.type, device.compute_dtype)
             with attending(flat):
                 hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)

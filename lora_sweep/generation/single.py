@@ -16,12 +16,12 @@ from lora_sweep.model.device import Device
 from lora_sweep.model.load import response_logits
 
 # A text that no data set of ours is about: what a tuned model has forgotten is what it costs more here than its base.
-NEUTRAL = Path(__file__).with_name("neutral.txt")
-NEUTRAL_TOKENS = 512  # at most: SmolLM2's tokenizer makes 445 of it
+NEUTRAL_FILE = Path(__file__).with_name("neutral.txt")
+MAX_NEUTRAL_TOKENS = 512  # at most: SmolLM2's tokenizer makes 445 of it
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedText:
     """One generated text, cut at the end marker; ``finished`` when the model ended it by itself."""
 
     text: str
@@ -30,7 +30,7 @@ class Written:
 
 
 @torch.no_grad()
-def generate(
+def generate_texts(
     model: Any,
     tokenizer: Any,
     prompts: list[list[int]],
@@ -40,7 +40,7 @@ def generate(
     seed: int = 0,
     on_batch: Callable[[int, int], None] = lambda done, texts: None,
     stop: Callable[[], bool] = lambda: False,
-) -> list[Written]:
+) -> list[GeneratedText]:
     """Write a text for each prompt, in batches of like length, left-padded.
 
     Greedy texts do not depend on the batch size, except with an 8-bit base: LLM.int8 picks its outlier columns by
@@ -56,9 +56,9 @@ def generate(
         Preempted: ``stop`` said so.
     """
     set_seed(seed)
-    ends = eos_ids(model, tokenizer)
-    written: dict[int, Written] = {}
-    asked = Asked(stop)
+    ends = find_eos_ids(model, tokenizer)
+    written: dict[int, GeneratedText] = {}
+    asked = PreemptionCriteria(stop)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), settings.batch_size):
         asked.heed()
@@ -67,17 +67,17 @@ def generate(
         outputs = model.generate(
             input_ids=ids.to(device.type),
             attention_mask=mask.to(device.type),
-            generation_config=generation_config(settings, tokenizer, ends),
+            generation_config=make_generation_config(settings, tokenizer, ends),
             stopping_criteria=[asked],
             **({"stop_strings": [marker.strip()], "tokenizer": tokenizer} if marker.strip() else {}),
         )
         for index, new in zip(batch, outputs[:, ids.shape[1] :].tolist(), strict=True):
-            written[index] = as_written(new, tokenizer, ends, marker)
+            written[index] = decode_text(new, tokenizer, ends, marker)
         on_batch(len(written), len(prompts))
     return [written[index] for index in range(len(prompts))]
 
 
-class Asked(StoppingCriteria):
+class PreemptionCriteria(StoppingCriteria):
     """Obeys a request to stop within a token: ends no text by itself, but raises out of ``model.generate``."""
 
     def __init__(self, stop: Callable[[], bool]) -> None:
@@ -92,14 +92,14 @@ class Asked(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def eos_ids(model: Any, tokenizer: Any) -> list[int]:
+def find_eos_ids(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end a text: the tokenizer's, and those that the model's folder names beside it."""
     named = model.generation_config.eos_token_id
     others = named if isinstance(named, list) else [] if named is None else [named]
     return list(dict.fromkeys([tokenizer.eos_token_id, *others]))
 
 
-def generation_config(settings: Eval, tokenizer: Any, ends: list[int]) -> GenerationConfig:
+def make_generation_config(settings: Eval, tokenizer: Any, ends: list[int]) -> GenerationConfig:
     """Decoding as ``settings`` says. transformers would fill gaps from the model's own; ``load_base`` empties that."""
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
     return GenerationConfig(
@@ -119,8 +119,8 @@ def pad_left(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tenso
     return ids, mask
 
 
-def as_written(new: list[int], tokenizer: Any, ends: list[int], marker: str) -> Written:
-    """One row of ``generate``'s new tokens, up to its first end token or end marker."""
+def decode_text(new: list[int], tokenizer: Any, ends: list[int], marker: str) -> GeneratedText:
+    """One row of ``generate_texts``'s new tokens, up to its first end token or end marker."""
     end = next((place for place, token in enumerate(new) if token in ends), None)
     new, ended = (new, False) if end is None else (new[: end + 1], True)
     text = tokenizer.decode(new, skip_special_tokens=True)
@@ -129,11 +129,11 @@ def as_written(new: list[int], tokenizer: Any, ends: list[int], marker: str) -> 
         text, ended = text[: text.index(sign)], True
         while len(new) > 1 and sign in tokenizer.decode(new[:-1], skip_special_tokens=True):
             new = new[:-1]  # padding behind the marker
-    return Written(text.strip(), ended, len(new))
+    return GeneratedText(text.strip(), ended, len(new))
 
 
 @torch.no_grad()
-def reference_losses(
+def compute_reference_losses(
     model: Any,
     rows: list[Example],
     pad: int,
@@ -155,7 +155,7 @@ def reference_losses(
     losses: dict[int, tuple[float, int]] = {}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     for start in range(0, len(order), batch_size):
-        Asked(stop).heed()
+        PreemptionCriteria(stop).heed()
         batch = order[start : start + batch_size]
         longest = max(len(rows[index].input_ids) for index in batch)
         ids, mask, labels = [], [], []
@@ -175,19 +175,21 @@ def reference_losses(
     return [losses[index] for index in range(len(rows))]
 
 
-def neutral_loss(model: Any, tokenizer: Any, device: Device, stop: Callable[[], bool] = lambda: False) -> float | None:
+def compute_neutral_loss(
+    model: Any, tokenizer: Any, device: Device, stop: Callable[[], bool] = lambda: False
+) -> float | None:
     """The loss of the first NEUTRAL_TOKENS of the neutral text, in nats a token; None where it is not finite.
 
     Raises:
         Preempted: ``stop`` said so.
     """
-    row = neutral_row(model, tokenizer)
-    ((total, count),) = reference_losses(model, [row], tokenizer.pad_token_id, 1, device, stop)
+    row = tokenize_neutral_text(model, tokenizer)
+    ((total, count),) = compute_reference_losses(model, [row], tokenizer.pad_token_id, 1, device, stop)
     return total / count if math.isfinite(total) else None
 
 
-def neutral_row(model: Any, tokenizer: Any) -> Example:
-    """The neutral text as far as :func:`neutral_loss` reads it."""
-    positions = getattr(model.config, "max_position_embeddings", None) or NEUTRAL_TOKENS
-    ids = text_ids(NEUTRAL.read_text(encoding="utf-8"), tokenizer)[: min(NEUTRAL_TOKENS, positions)]
+def tokenize_neutral_text(model: Any, tokenizer: Any) -> Example:
+    """The neutral text as far as :func:`compute_neutral_loss` reads it."""
+    positions = getattr(model.config, "max_position_embeddings", None) or MAX_NEUTRAL_TOKENS
+    ids = text_ids(NEUTRAL_FILE.read_text(encoding="utf-8"), tokenizer)[: min(MAX_NEUTRAL_TOKENS, positions)]
     return Example(ids, prompt_length=1, cut=False)  # the first token follows nothing

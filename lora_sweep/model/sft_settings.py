@@ -40,7 +40,7 @@ def sft_config(train: Train, seed: int, device: Device, scratch: Path) -> SFTCon
             dataloader_pin_memory=device.type != "cpu",
             logging_steps=1,
             logging_nan_inf_filter=False,  # the default logs 0.0 for NaN
-            save_strategy="no",  # Keeper says when; transformers would save the last step too
+            save_strategy="no",  # CheckpointCallback says when; transformers would save the last step too
             report_to=[],
             disable_tqdm=True,
             **train.sft,

@@ -1,7 +1,7 @@
 """Base and rows to adapters, several at once: each member of a pack as if it trained alone with TRL's SFTTrainer.
 
 The loop is ours; the order of rows, the optimizer and the schedule are made by transformers' Trainer. What it cannot
-do, :func:`needs_trl` says, and ``finetune`` does. Knows nothing of a runs folder, of prompts or of scores.
+do, :func:`find_trl_reason` says, and ``train_with_trl`` does. Knows nothing of a runs folder, of prompts or of scores.
 """
 
 import dataclasses
@@ -29,18 +29,18 @@ from lora_sweep.multi_lora.peft_format import as_tensors, read_tensors
 from lora_sweep.multi_lora.rms_norm import norms_as_nodes
 from lora_sweep.runs.checkpoints import folder_of, last_valid, prune, seal
 from lora_sweep.training.single import Progress, Trained
-from lora_sweep.training.step_modes import LANES, Lanes, Pace, Way, ways
+from lora_sweep.training.step_modes import MEMBER_THREADS, MemberThreads, StepMode, StepModeSelector, list_step_modes
 
 # Optimizers that treat each number by itself, whatever tensor it is in.
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
+ELEMENTWISE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 SFT_KEYS = (  # of SFTConfig, which transformers' Trainer obeys when it makes order, optimizer and schedule
     "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs", "dataloader_drop_last",
 )  # fmt: skip
-SHARE = 0.5  # of the free memory, for the activations of a forward for several members
-OURS = "packed.pt"  # a checkpoint of this loop
+ACTIVATION_MEMORY_SHARE = 0.5  # of the free memory, for the activations of a forward for several members
+STATE_FILE = "packed.pt"  # a checkpoint of this loop
 
 
-def needs_trl(train: Train, lora: Lora, base: Any, rows: Sequence[Example]) -> str | None:
+def find_trl_reason(train: Train, lora: Lora, base: Any, rows: Sequence[Example]) -> str | None:
     """Why a training must take TRL's own way; None where this one gives the same."""
     further = [key for key in train.sft if key not in SFT_KEYS]
     longest = max(len(row.input_ids) for row in rows)
@@ -49,7 +49,7 @@ def needs_trl(train: Train, lora: Lora, base: Any, rows: Sequence[Example]) -> s
     reasons = {
         "lora.use_dora": lora.use_dora,
         f"lora.bias={lora.bias}": lora.bias != "none",
-        f"train.optim={train.optim}": train.optim not in OPTIMIZERS,
+        f"train.optim={train.optim}": train.optim not in ELEMENTWISE_OPTIMIZERS,
         f"train.lr_scheduler_type={train.lr_scheduler_type}": train.lr_scheduler_type == "reduce_lr_on_plateau",
         f"train.sft.{further[0] if further else ''}": bool(further),
         "a base with dropout of its own": any(dropout),
@@ -58,8 +58,8 @@ def needs_trl(train: Train, lora: Lora, base: Any, rows: Sequence[Example]) -> s
 
 
 @dataclass
-class Member:
-    """A training of a pack. The arguments are those of ``finetune.finetune``."""
+class PackMember:
+    """A training of a pack. The arguments are those of ``train_with_trl``."""
 
     adapter: Adapter
     rows: list[Example]
@@ -71,26 +71,26 @@ class Member:
 
 
 def train_pack(
-    base: Any, members: Sequence[Member], device: Device, scratch: Path, way: Way | None = None
+    base: Any, members: Sequence[PackMember], device: Device, scratch: Path, way: StepMode | None = None
 ) -> list[Trained | Diverged | Preempted]:
     """Train the adapters of ``members`` in place, from their last checkpoints on, and say how each ended.
 
-    A step of the pack is a step of every member that has one left. At any time there are the activations of
-    :func:`room` tokens at most, in each of :data:`LANES` threads where members train beside each other.
+    One step of the pack is one step of each member that has steps left. A forward holds at most
+    :func:`find_max_tokens` tokens, in each of :data:`MEMBER_THREADS` threads where members train in parallel.
 
     Args:
         scratch: a folder for the trainer's own files.
         way: how; None: the faster of :func:`ways`, as the first steps say.
     """
-    runs = [Training(member, device, scratch) for member in members]
+    runs = [MemberTraining(member, device, scratch) for member in members]
     checkpointing = any(member.train.gradient_checkpointing for member in members)
     attention = base.config._attn_implementation
-    most = room(base, runs, device)
-    pace = Pace(ways(base, len(runs), device) if way is None or len(runs) < 2 else [way])
-    lanes = Lanes()
+    most = find_max_tokens(base, runs, device)
+    pace = StepModeSelector(list_step_modes(base, len(runs), device) if way is None or len(runs) < 2 else [way])
+    lanes = MemberThreads()
 
-    def forwards(alive: Sequence[Training], most: int = 0, share: float = 1.0) -> None:
-        for group in grouped(alive, most):
+    def forwards(alive: Sequence[MemberTraining], most: int = 0, share: float = 1.0) -> None:
+        for group in group_micro_batches(alive, most):
             forward_backward(base, blocks, runs, group, device, share)
 
     with norms_as_nodes(base), packed(base, [member.adapter for member in members]) as blocks:
@@ -102,12 +102,12 @@ def train_pack(
         try:
             while alive := [run for run in runs if run.outcome is None]:
                 with pace.step(sum(run.step_tokens() for run in alive)) as now:
-                    if now == "beside" and len(alive) >= LANES:  # who is left over has all cores
-                        many = len(alive) // LANES * LANES if pace.measures else len(alive)
+                    if now == "parallel" and len(alive) >= MEMBER_THREADS:  # who is left over has all cores
+                        many = len(alive) // MEMBER_THREADS * MEMBER_THREADS if pace.measures else len(alive)
                         lanes.steps(alive[:many], lambda run, share: forwards([run], share=share), once=pace.measures)
                         alive = alive[many:]
-                    forwards(alive, most if now == "joint" else 0)
-                    if now == "joint" and not all(run.is_finite() for run in alive):  # a NaN of one can be in all
+                    forwards(alive, most if now == "batched" else 0)
+                    if now == "batched" and not all(run.is_finite() for run in alive):  # a NaN of one can be in all
                         for run in alive:
                             run.forget()
                         forwards(alive)
@@ -123,10 +123,10 @@ def train_pack(
     return [run.outcome for run in runs if run.outcome is not None]
 
 
-class Training:
+class MemberTraining:
     """One member under way."""
 
-    def __init__(self, member: Member, device: Device, scratch: Path) -> None:
+    def __init__(self, member: PackMember, device: Device, scratch: Path) -> None:
         self.member, self.device = member, device
         self.longest = max(len(row.input_ids) for row in member.rows)
         self.prefix = common_prefix(member.rows)
@@ -155,7 +155,7 @@ class Training:
         places = [{"place": place, "input_ids": row.input_ids} for place, row in enumerate(self.member.rows)]
         with torch.random.fork_rng():
             trainer = Trainer(
-                model=Holder(self.parameter),
+                model=OneParameterModel(self.parameter),
                 args=dataclasses.replace(
                     sft_config(train, self.member.seed, self.device, scratch), remove_unused_columns=False
                 ),
@@ -277,13 +277,15 @@ class Training:
         folder = folder_of(checkpoints, self.at)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(as_tensors(self.member.adapter), folder / "adapter_model.safetensors")
-        torch.save({"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}, folder / OURS)
+        torch.save(
+            {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}, folder / STATE_FILE
+        )
         seal(checkpoints, self.at, dataclasses.asdict(self.progress))
 
     def go_on(self, checkpoints: Path) -> None:
         """Where the last whole checkpoint of this loop is, if there is one."""
         found = last_valid(checkpoints)
-        if found is not None and not (found.folder / OURS).is_file():
+        if found is not None and not (found.folder / STATE_FILE).is_file():
             found = None  # one of TRL's way: its dropout was another
         prune(checkpoints, found.step if found else 0)
         if found is None:
@@ -292,14 +294,14 @@ class Training:
         if tensors.keys() != as_tensors(self.member.adapter).keys() or found.step >= len(self.order):
             raise RuntimeError(f"{found.folder.name} is of another training")
         read_tensors(self.member.adapter, tensors)
-        states = torch.load(found.folder / OURS, map_location=self.device.type, weights_only=True)
+        states = torch.load(found.folder / STATE_FILE, map_location=self.device.type, weights_only=True)
         self.optimizer.load_state_dict(states["optimizer"])
         self.schedule.load_state_dict(states["schedule"])
         self.progress, self.at = Progress(**found.progress), found.step
         self.resumed_from = found.step
 
 
-class Holder(torch.nn.Module):
+class OneParameterModel(torch.nn.Module):
     """A model of one parameter, for which transformers' Trainer makes an optimizer."""
 
     def __init__(self, adapter: torch.nn.Parameter) -> None:
@@ -313,7 +315,7 @@ class Holder(torch.nn.Module):
 # --- what members do together -------------------------------------------------------------------------------------
 
 
-def room(base: Any, runs: Sequence[Training], device: Device) -> int:
+def find_max_tokens(base: Any, runs: Sequence[MemberTraining], device: Device) -> int:
     """The most tokens of a forward for several members.
 
     On a CPU those of the largest micro-batch, so that a pack needs no more than a training alone. Elsewhere as many as
@@ -329,16 +331,16 @@ def room(base: Any, runs: Sequence[Training], device: Device) -> int:
         sum(layer.weight.shape) if isinstance(layer, Conv1D) else layer.in_features + layer.out_features
         for layer in layers
     )
-    return max(least, int(SHARE * free / max(1, numbers * device.compute_bytes)))
+    return max(least, int(ACTIVATION_MEMORY_SHARE * free / max(1, numbers * device.compute_bytes)))
 
 
-def grouped(alive: Sequence[Training], most: int) -> list[list[tuple[Training, list[Example]]]]:
+def group_micro_batches(alive: Sequence[MemberTraining], most: int) -> list[list[tuple[MemberTraining, list[Example]]]]:
     """The next step's micro-batches of all members, as many of different members in a group as it may hold.
 
     Args:
         most: tokens of a group; 0: one micro-batch each.
     """
-    groups: list[list[tuple[Training, list[Example]]]] = []
+    groups: list[list[tuple[MemberTraining, list[Example]]]] = []
     waiting = [(run, rows) for run in alive for rows in run.micro_batches()]
     used = 0
     for run, rows in waiting:
@@ -356,8 +358,8 @@ def grouped(alive: Sequence[Training], most: int) -> list[list[tuple[Training, l
 def forward_backward(
     base: Any,
     blocks: Blocks,
-    runs: Sequence[Training],
-    group: list[tuple[Training, list[Example]]],
+    runs: Sequence[MemberTraining],
+    group: list[tuple[MemberTraining, list[Example]]],
     device: Device,
     share: float = 1.0,
 ) -> None:

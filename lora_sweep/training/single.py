@@ -62,7 +62,7 @@ class Trained:
         }
 
 
-def finetune(
+def train_with_trl(
     model: PeftModel,
     rows: list[Example],
     tokenizer: Any,
@@ -95,13 +95,13 @@ def finetune(
     if checkpoints:
         prune(checkpoints, resumed.step if resumed else 0)  # torn ones: the trainer would write into their folders
     progress = Progress(**resumed.progress) if resumed else Progress()
-    watch = Watch(progress, on_step, device)
-    keeper = Keeper(progress, train.checkpoint_steps, checkpoints, stop)
-    with forward_restored(model.get_base_model()), head_adapter_allowed(model):
+    watch = StepCallback(progress, on_step, device)
+    keeper = CheckpointCallback(progress, train.checkpoint_steps, checkpoints, stop)
+    with restore_forward(model.get_base_model()), allow_head_adapter(model):
         trainer = ResponseTrainer(
             model=model,
             args=sft_config(train, seed, device, checkpoints or scratch),
-            train_dataset=as_dataset(rows, train.loss_on),
+            train_dataset=make_dataset(rows, train.loss_on),
             processing_class=tokenizer,
             callbacks=[watch, keeper],
         )
@@ -137,7 +137,7 @@ class Progress:
     epoch_rng: str | None = None
 
 
-def as_dataset(rows: list[Example], loss_on: str) -> Dataset:
+def make_dataset(rows: list[Example], loss_on: str) -> Dataset:
     """TRL's pre-tokenized form: it neither adds tokens to such rows nor drops any."""
     return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels(loss_on)} for row in rows])
 
@@ -177,7 +177,7 @@ class ResponseTrainer(SFTTrainer):
         """None: TRL would write one with every checkpoint."""
 
 
-class Watch(TrainerCallback):
+class StepCallback(TrainerCallback):
     """Keeps the loss curve, reports each step, and ends a training whose loss or gradient is not finite."""
 
     def __init__(
@@ -209,7 +209,7 @@ class Watch(TrainerCallback):
         return sum(self.samples) / len(self.samples) if self.samples else None
 
 
-class Keeper(TrainerCallback):
+class CheckpointCallback(TrainerCallback):
     """Has the trainer save where a later process should go on from, seals what it saved, and ends it on request."""
 
     def __init__(self, progress: Progress, every: int | None, folder: Path | None, stop: Callable[[], bool]) -> None:
@@ -256,7 +256,7 @@ class Keeper(TrainerCallback):
 
 
 @contextlib.contextmanager
-def forward_restored(base: Any) -> Iterator[None]:
+def restore_forward(base: Any) -> Iterator[None]:
     """Undo TRL's patch of the base's forward, which would otherwise nest deeper with every trial on one base."""
     own = base.__dict__.get("forward")
     try:
@@ -268,7 +268,7 @@ def forward_restored(base: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def head_adapter_allowed(model: PeftModel) -> Iterator[None]:
+def allow_head_adapter(model: PeftModel) -> Iterator[None]:
     """Let SFTTrainer take an adapter on the output head, which its own loss would never train.
 
     Its constructor refuses one by looking at ``get_output_embeddings``; our loss goes through the adapted head.

@@ -16,8 +16,10 @@ from lora_sweep.model.device import Device
 from lora_sweep.multi_lora.dequantize import is_materialized
 from lora_sweep.multi_lora.member_threads import enter_lane
 
-Way = Literal["joint", "beside", "apart"]  # one forward for several; each in a thread of its own; one after another
-LANES = 2  # threads for members beside each other: each has the activations of a micro-batch
+StepMode = Literal[
+    "batched", "parallel", "sequential"
+]  # one forward for several; each in a thread of its own; one after another
+MEMBER_THREADS = 2  # threads for members beside each other: each has the activations of a micro-batch
 WORTH = 0.95  # of the time of one after another: what another way must stay below to be used
 
 
@@ -36,32 +38,32 @@ class Member(Protocol):
 M = TypeVar("M", bound=Member)
 
 
-def ways(base: Any, members: int, device: Device) -> list[Way]:
+def list_step_modes(base: Any, members: int, device: Device) -> list[StepMode]:
     """How steps of so many members can be made, what is likely to be fast first.
 
     A CPU's cores wait less for one another where each works on a member of its own.
     """
     if members < 2:
-        return ["apart"]
-    if device.type == "cpu" and torch.get_num_threads() >= LANES and is_one_for_many(base):
-        return ["beside", "apart"]
-    return ["joint", "apart"]
+        return ["sequential"]
+    if device.type == "cpu" and torch.get_num_threads() >= MEMBER_THREADS and allows_parallel_forwards(base):
+        return ["parallel", "sequential"]
+    return ["batched", "sequential"]
 
 
-def is_one_for_many(base: Any) -> bool:
+def allows_parallel_forwards(base: Any) -> bool:
     """Whether two forwards at once do not meet in ``base``: bitsandbytes' own layers note things in themselves, and so
     do positions that are scaled by the length of the rows at hand."""
     scaled = any(kind in str(getattr(m, "rope_type", "")) for m in base.modules() for kind in ("dynamic", "longrope"))
     return is_materialized(base) and not scaled
 
 
-class Pace:
+class StepModeSelector:
     """How a step of several members is made: the one way there is, or the faster of two in the first steps."""
 
-    def __init__(self, possible: Sequence[Way]) -> None:
+    def __init__(self, possible: Sequence[StepMode]) -> None:
         self.ways = list(possible)
         self.seconds: list[float] = []  # a token: of two steps each way, the first of which warms up
-        self.enough = 3 if possible[0] == "beside" else 4  # a CPU needs less to be warm
+        self.enough = 3 if possible[0] == "parallel" else 4  # a CPU needs less to be warm
 
     @property
     def measures(self) -> bool:
@@ -69,7 +71,7 @@ class Pace:
         return len(self.ways) > 1
 
     @contextlib.contextmanager
-    def step(self, tokens: int) -> Iterator[Way]:
+    def step(self, tokens: int) -> Iterator[StepMode]:
         """Around a step of so many tokens; says how to make it."""
         if not self.measures:
             yield self.ways[0]
@@ -81,14 +83,14 @@ class Pace:
             self.ways = [self.ways[0 if self.seconds[1] < WORTH * self.seconds[-1] else 1]]
 
 
-class Lanes:
+class MemberThreads:
     """Threads that share the cores of a CPU, each with a forward of its own. All else is done by who calls."""
 
     def __init__(self) -> None:
         self.cores = torch.get_num_threads()
         numbers = itertools.count(1)
         self.pool = ThreadPoolExecutor(  # starts no thread before it is given work
-            LANES, "lane", initializer=lambda: enter_lane(next(numbers))
+            MEMBER_THREADS, "lane", initializer=lambda: enter_lane(next(numbers))
         )
 
     def steps(self, alive: Sequence[M], forwards: Callable[[M, float], None], once: bool) -> None:
@@ -101,8 +103,8 @@ class Lanes:
         """
         waiting, running = list(alive), dict[Future[None], M]()
         try:
-            while running or (waiting if once else len(waiting) >= LANES):
-                while waiting and len(running) < LANES:
+            while running or (waiting if once else len(waiting) >= MEMBER_THREADS):
+                while waiting and len(running) < MEMBER_THREADS:
                     run = max(waiting, key=lambda run: run.left)
                     waiting.remove(run)
                     running[self.pool.submit(self.task, forwards, run)] = run
@@ -117,8 +119,8 @@ class Lanes:
             torch.set_num_threads(self.cores)  # a task's number is MKL's for all threads
 
     def task(self, forwards: Callable[[M, float], None], run: M) -> None:
-        torch.set_num_threads(max(1, self.cores // LANES))  # of this thread
-        forwards(run, 1 / LANES)
+        torch.set_num_threads(max(1, self.cores // MEMBER_THREADS))  # of this thread
+        forwards(run, 1 / MEMBER_THREADS)
 
     def close(self) -> None:
         self.pool.shutdown()

@@ -13,8 +13,8 @@ from typing import Any
 
 from lora_sweep.config.identity import canonical
 from lora_sweep.errors import Apart, Preempted
-from lora_sweep.generation.packed import Author, reading, row_losses, write_pack
-from lora_sweep.generation.single import neutral_row
+from lora_sweep.generation.packed import GenerationRequest, compute_member_losses, generate_pack, infer_with_adapters
+from lora_sweep.generation.single import tokenize_neutral_text
 from lora_sweep.messages import Job, Voice
 from lora_sweep.model.device import is_out_of_memory, pick_device, reset_peak_memory
 from lora_sweep.model.load import quiet_libraries
@@ -145,22 +145,22 @@ class StraightLine:
         """Write for trials that decode alike."""
         device, stop = self.device, trials[0].voice.stop
         settings, tokenizer = trials[0].job.decoding, trials[0].shared.tokenizer
-        neutral = neutral_row(base, tokenizer)
+        neutral = tokenize_neutral_text(base, tokenizer)
         losses = []
-        with reading(base, adapters, device) as blocks:
+        with infer_with_adapters(base, adapters, device) as blocks:
             for number, trial in enumerate(trials):
                 rows = trial.reference_rows
-                known = row_losses(base, blocks, number, rows, settings.batch_size, device, stop)
-                losses.append((known, row_losses(base, blocks, number, [neutral], 1, device, stop)[0]))
+                known = compute_member_losses(base, blocks, number, rows, settings.batch_size, device, stop)
+                losses.append((known, compute_member_losses(base, blocks, number, [neutral], 1, device, stop)[0]))
         authors = [
-            Author(adapter, trial.prompts, trial.marker, trial.job.config.seed)
+            GenerationRequest(adapter, trial.prompts, trial.marker, trial.job.config.seed)
             for trial, adapter in zip(trials, adapters, strict=True)
         ]
 
         def on_text(author: int, done: int) -> None:
             trials[author].voice.step(done, len(authors[author].prompts))
 
-        texts, seconds = write_pack(base, tokenizer, authors, settings, device, on_text, stop)
+        texts, seconds = generate_pack(base, tokenizer, authors, settings, device, on_text, stop)
         for number, trial in enumerate(trials):
             known, (total, count) = losses[number]
             forgotten = total / count if math.isfinite(total) else None

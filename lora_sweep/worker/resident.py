@@ -10,7 +10,7 @@ from lora_sweep.config.identity import canonical
 from lora_sweep.config.schema import Config, Data, Quant
 from lora_sweep.data.prompts import Example, examples
 from lora_sweep.data.rows import Split, load_split
-from lora_sweep.generation.packed import flat_trouble
+from lora_sweep.generation.packed import find_flat_layout_problem
 from lora_sweep.messages import Voice
 from lora_sweep.model.device import Device, reset_peak_memory
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer, stored_bits
@@ -55,7 +55,7 @@ class Shared:
     def no_packs(self, rows: list[Example]) -> str | None:
         """Why trials on the base at hand take TRL's way; looked for once. None: packs give the same."""
         if self.trouble is None:
-            self.trouble = flat_trouble(self.base, rows, self.device) or ""
+            self.trouble = find_flat_layout_problem(self.base, rows, self.device) or ""
         return self.trouble or None
 
     def release(self, model: PeftModel) -> None:

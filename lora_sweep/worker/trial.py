@@ -16,7 +16,7 @@ from lora_sweep.config.identity import eval_identity, short_hash
 from lora_sweep.data.prompts import Example, end_marker, prompt_ids, prompt_text
 from lora_sweep.data.rows import Row
 from lora_sweep.errors import Preempted
-from lora_sweep.generation.single import Written, generate, neutral_loss, reference_losses
+from lora_sweep.generation.single import GeneratedText, compute_neutral_loss, compute_reference_losses, generate_texts
 from lora_sweep.messages import Job, Voice
 from lora_sweep.model.device import Device, peak_memory
 from lora_sweep.model.load import stored_bits
@@ -29,8 +29,8 @@ from lora_sweep.scoring import score
 from lora_sweep.scoring.scorers import Scorer, scorer_of
 from lora_sweep.tracking import run as tracking
 from lora_sweep.tracking.run import Run, numbers_of, run_name
-from lora_sweep.training.packed import Member, needs_trl
-from lora_sweep.training.single import Trained, finetune
+from lora_sweep.training.packed import PackMember, find_trl_reason
+from lora_sweep.training.single import Trained, train_with_trl
 from lora_sweep.worker.resident import Shared
 
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -54,7 +54,7 @@ def open_run(job: Job, runs: Path, sweep: str) -> Run:
 class Texts:
     """What was written for a trial's prompts, and the losses of given texts; ``seconds`` are of the writing."""
 
-    written: list[Written]
+    written: list[GeneratedText]
     losses: list[tuple[float, int]]
     neutral: float | None
     seconds: float
@@ -78,7 +78,7 @@ class Trial:
     sweep: str
     shared: Shared
     voice: Voice
-    member: Member | None = None
+    member: PackMember | None = None
     peft_config: Any = None
     why_trl: str | None = None
     trained: Trained | Exception | None = None
@@ -107,13 +107,13 @@ class Trial:
     def begin(self, base: Any) -> None:
         """Draw the adapter and become a member of a pack, unless the training must take TRL's way."""
         config, self.began = self.job.config, now()
-        self.why_trl = needs_trl(config.train, config.lora, base, self.rows) or self.shared.no_packs(self.rows)
+        self.why_trl = find_trl_reason(config.train, config.lora, base, self.rows) or self.shared.no_packs(self.rows)
         if self.why_trl:
             self.voice.say(f"{self.job.label}: trains as TRL does: {self.why_trl}")
             return
         adapter, self.peft_config = fresh_adapter(base, config.lora, self.job.target_modules, config.seed)
         self.check_size(len(adapter.numbers))
-        self.member = Member(
+        self.member = PackMember(
             adapter, self.rows, self.job.settings, config.seed, self.progress, self.folder.checkpoints, self.voice.stop
         )
         self.voice.phase("training")
@@ -182,7 +182,7 @@ class Trial:
         try:
             self.check_size(model.get_nb_trainable_parameters()[0])
             with tempfile.TemporaryDirectory() as scratch:
-                self.trained = finetune(
+                self.trained = train_with_trl(
                     model,
                     self.rows,
                     self.shared.tokenizer,
@@ -312,10 +312,10 @@ class Trial:
         model = PeftModel.from_pretrained(base, str(self.folder.adapter)) if is_trial else base
         model.eval()
         try:
-            losses = reference_losses(model, self.reference_rows, pad, settings.batch_size, device, stop=stop)
-            neutral = neutral_loss(model, tokenizer, device, stop)
+            losses = compute_reference_losses(model, self.reference_rows, pad, settings.batch_size, device, stop=stop)
+            neutral = compute_neutral_loss(model, tokenizer, device, stop)
             started = time.perf_counter()
-            texts = generate(
+            texts = generate_texts(
                 model, tokenizer, self.prompts, settings, self.marker, device, config.seed, self.voice.step, stop
             )
             self.written = Texts(texts, losses, neutral, time.perf_counter() - started)
@@ -378,7 +378,7 @@ class Trial:
         self.run = None
 
 
-def generation_numbers(written: list[Written], seconds: float) -> dict[str, Any]:
+def generation_numbers(written: list[GeneratedText], seconds: float) -> dict[str, Any]:
     """The generation's part of an evaluation's result."""
     tokens = sum(text.new_tokens for text in written)
     return {

@@ -12,8 +12,8 @@ from lora_sweep.config.schema import Data, Eval, Lora, Model, Quant
 from lora_sweep.data.prompts import end_marker, examples, prompt_ids
 from lora_sweep.data.rows import load_split
 from lora_sweep.errors import Preempted
-from lora_sweep.generation.packed import Author, reading, row_losses, write_pack
-from lora_sweep.generation.single import generate, reference_losses
+from lora_sweep.generation.packed import GenerationRequest, compute_member_losses, generate_pack, infer_with_adapters
+from lora_sweep.generation.single import compute_reference_losses, generate_texts
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.multi_lora.linear import Adapter
 from lora_sweep.multi_lora.peft_format import fresh_adapter, save_adapter
@@ -62,11 +62,11 @@ def test_the_same_texts_and_losses_as_peft_and_transformers_alone(
     adapters = [None, *(adapter for adapter, _ in members)]
     settings = Eval(max_new_tokens=12, batch_size=3)
     before = base_signature(base)
-    authors = [Author(adapter, prompts, MARKER) for adapter in adapters]
-    together, seconds = write_pack(base, tokenizer, authors, settings, HERE)
+    authors = [GenerationRequest(adapter, prompts, MARKER) for adapter in adapters]
+    together, seconds = generate_pack(base, tokenizer, authors, settings, HERE)
     rows = examples(load_split(DATA).train[:9], DATA, tokenizer, 128)
-    with reading(base, adapters, HERE) as blocks:
-        losses = [row_losses(base, blocks, number, rows, 4, HERE) for number in range(4)]
+    with infer_with_adapters(base, adapters, HERE) as blocks:
+        losses = [compute_member_losses(base, blocks, number, rows, 4, HERE) for number in range(4)]
     assert base_signature(base) == before
     assert all(share > 0 for share in seconds)
     for number, expected in enumerate([None, *members]):
@@ -74,8 +74,8 @@ def test_the_same_texts_and_losses_as_peft_and_transformers_alone(
         if expected is not None:
             save_adapter(*expected, tmp_path / str(number))
             model = PeftModel.from_pretrained(model, str(tmp_path / str(number))).eval()
-        assert together[number] == generate(model, tokenizer, prompts, settings, MARKER, HERE)
-        exact = reference_losses(model, rows, tokenizer.pad_token_id, 4, HERE)
+        assert together[number] == generate_texts(model, tokenizer, prompts, settings, MARKER, HERE)
+        exact = compute_reference_losses(model, rows, tokenizer.pad_token_id, 4, HERE)
         assert [count for _, count in losses[number]] == [count for _, count in exact]
         assert [loss for loss, _ in losses[number]] == pytest.approx([loss for loss, _ in exact], rel=1e-5)
     assert len({json.dumps([text.text for text in texts]) for texts in together}) == 4, "some adapters write alike"
@@ -86,24 +86,31 @@ def test_sampled_texts_depend_on_the_seed_and_on_nobody_else(prompts: Any, token
     adapters = [noisy(base, TARGETS["llama"], seed)[0] for seed in (1, 2)]
     settings = Eval(max_new_tokens=12, do_sample=True, temperature=1.5, top_p=0.9)
 
-    def texts(authors: list[Author], batch_size: int) -> list[list[str]]:
+    def texts(authors: list[GenerationRequest], batch_size: int) -> list[list[str]]:
         how = Eval(**{**vars(settings), "batch_size": batch_size})
-        return [[text.text for text in each] for each in write_pack(base, tokenizer, authors, how, HERE)[0]]
+        return [[text.text for text in each] for each in generate_pack(base, tokenizer, authors, how, HERE)[0]]
 
-    first, second = Author(adapters[0], prompts, MARKER, 5), Author(adapters[1], prompts, MARKER, 6)
+    first, second = (
+        GenerationRequest(adapters[0], prompts, MARKER, 5),
+        GenerationRequest(adapters[1], prompts, MARKER, 6),
+    )
     together = texts([first, second], 16)
     assert together == [texts([first], 2)[0], texts([second], 7)[0]]
-    assert together != texts([first, Author(adapters[1], prompts, MARKER, 7)], 16)
+    assert together != texts([first, GenerationRequest(adapters[1], prompts, MARKER, 7)], 16)
 
 
 def test_a_text_ends_at_its_own_authors_marker(prompts: Any, tokenizer: Any) -> None:
     base = load()
     adapter = noisy(base, TARGETS["llama"], 1)[0]
     settings = Eval(max_new_tokens=12)
-    ((plain,), _) = write_pack(base, tokenizer, [Author(adapter, prompts, "")], settings, HERE)
+    ((plain,), _) = generate_pack(base, tokenizer, [GenerationRequest(adapter, prompts, "")], settings, HERE)
     sign = plain[0].text[3:5]
-    (marked, unmarked), _ = write_pack(
-        base, tokenizer, [Author(adapter, prompts, sign), Author(adapter, prompts, "")], settings, HERE
+    (marked, unmarked), _ = generate_pack(
+        base,
+        tokenizer,
+        [GenerationRequest(adapter, prompts, sign), GenerationRequest(adapter, prompts, "")],
+        settings,
+        HERE,
     )
     assert unmarked == plain
     assert marked[0].finished
@@ -121,9 +128,11 @@ def test_a_request_to_stop_is_heard_at_a_token_and_leaves_the_base_alone(prompts
         return len(asked) == 5
 
     with pytest.raises(Preempted):
-        write_pack(base, tokenizer, [Author(adapter, prompts, MARKER)], Eval(max_new_tokens=12), HERE, stop=stop)
+        generate_pack(
+            base, tokenizer, [GenerationRequest(adapter, prompts, MARKER)], Eval(max_new_tokens=12), HERE, stop=stop
+        )
     assert (base_signature(base), base.config._attn_implementation) == (before, attention)
 
 
 def test_no_prompts_are_no_texts(tokenizer: Any) -> None:
-    assert write_pack(load(), tokenizer, [Author(None, [], MARKER)], Eval(), HERE) == ([[]], [0.0])
+    assert generate_pack(load(), tokenizer, [GenerationRequest(None, [], MARKER)], Eval(), HERE) == ([[]], [0.0])

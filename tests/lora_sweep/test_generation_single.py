@@ -15,13 +15,13 @@ from lora_sweep.data.prompts import end_marker, examples, prompt_ids, text_ids
 from lora_sweep.data.rows import load_split
 from lora_sweep.errors import Preempted
 from lora_sweep.generation.single import (
-    NEUTRAL,
-    as_written,
-    eos_ids,
-    generate,
-    neutral_loss,
+    NEUTRAL_FILE,
+    compute_neutral_loss,
+    compute_reference_losses,
+    decode_text,
+    find_eos_ids,
+    generate_texts,
     pad_left,
-    reference_losses,
 )
 from lora_sweep.model.load import load_base, load_tokenizer, model_source
 from lora_sweep.multi_lora.peft_format import attach_adapter
@@ -59,7 +59,8 @@ def test_the_same_tokens_whatever_the_batch_size(shape: str, bits: int | None, p
     base = load_base(Model(name="tiny", tiny=shape), Quant(bits), HERE)
     texts = {
         size: [
-            w.text for w in generate(base, tokenizer, prompts, Eval(batch_size=size, max_new_tokens=16), MARKER, HERE)
+            w.text
+            for w in generate_texts(base, tokenizer, prompts, Eval(batch_size=size, max_new_tokens=16), MARKER, HERE)
         ]
         for size in (1, 3, 7)
     }
@@ -69,8 +70,8 @@ def test_the_same_tokens_whatever_the_batch_size(shape: str, bits: int | None, p
 def test_texts_come_back_in_the_order_of_the_prompts(prompts: Any, tokenizer: Any) -> None:
     model = noisy(load_base(TINY, Quant(), HERE))
     settings = Eval(batch_size=2, max_new_tokens=8)
-    together = [w.text for w in generate(model, tokenizer, prompts, settings, MARKER, HERE)]
-    alone = [generate(model, tokenizer, [prompt], settings, MARKER, HERE)[0].text for prompt in prompts]
+    together = [w.text for w in generate_texts(model, tokenizer, prompts, settings, MARKER, HERE)]
+    alone = [generate_texts(model, tokenizer, [prompt], settings, MARKER, HERE)[0].text for prompt in prompts]
     assert together == alone
     assert len(set(together)) > 1
 
@@ -87,10 +88,11 @@ def test_the_models_own_decoding_settings_do_not_leak_in(
     (folder / "generation_config.json").write_text(json.dumps(own))
     settings = Eval(max_new_tokens=8, do_sample=sampling, temperature=2.0)
     bases = [load_base(model, Quant(), HERE) for model in (TINY, Model(name="mine", path=str(folder)))]
-    assert eos_ids(bases[1], tokenizer) == [1, 7], "its end tokens are the model's to say"
+    assert find_eos_ids(bases[1], tokenizer) == [1, 7], "its end tokens are the model's to say"
     bases[1].generation_config.eos_token_id = None
     first, second = (
-        [text.text for text in generate(base, tokenizer, prompts, settings, MARKER, HERE, seed=1)] for base in bases
+        [text.text for text in generate_texts(base, tokenizer, prompts, settings, MARKER, HERE, seed=1)]
+        for base in bases
     )
     assert first == second
 
@@ -99,7 +101,7 @@ def test_sampling_depends_on_the_seed_alone(prompts: Any, tokenizer: Any) -> Non
     base = load_base(TINY, Quant(), HERE)
     settings = Eval(do_sample=True, temperature=2.0, max_new_tokens=8)
     first, again, other = (
-        [w.text for w in generate(base, tokenizer, prompts, settings, MARKER, HERE, seed)] for seed in (1, 1, 2)
+        [w.text for w in generate_texts(base, tokenizer, prompts, settings, MARKER, HERE, seed)] for seed in (1, 1, 2)
     )
     assert first == again != other
 
@@ -117,14 +119,14 @@ def test_sampling_depends_on_the_seed_alone(prompts: Any, tokenizer: Any) -> Non
 )
 def test_where_a_text_ends(text: str, tail: str, expected: str, finished: bool, tokenizer: Any) -> None:
     ids = tokenizer(text + tail, add_special_tokens=False)["input_ids"]
-    written = as_written(ids, tokenizer, [tokenizer.eos_token_id], MARKER)
+    written = decode_text(ids, tokenizer, [tokenizer.eos_token_id], MARKER)
     assert (written.text, written.finished) == (expected, finished)
 
 
 def test_padding_after_the_end_is_not_counted(tokenizer: Any) -> None:
     marked = tokenizer("A lamp.\n### End", add_special_tokens=False)["input_ids"]
     padding = [tokenizer.pad_token_id] * 5
-    assert as_written(marked + padding, tokenizer, [tokenizer.eos_token_id], MARKER).new_tokens == len(marked)
+    assert decode_text(marked + padding, tokenizer, [tokenizer.eos_token_id], MARKER).new_tokens == len(marked)
 
 
 def test_generation_stops_at_the_marker(tokenizer: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +142,7 @@ def test_generation_stops_at_the_marker(tokenizer: Any, prompts: Any, monkeypatc
         return outputs
 
     with base.register_forward_hook(scripted):
-        written = generate(base, tokenizer, prompts[:2], Eval(max_new_tokens=60), MARKER, HERE)
+        written = generate_texts(base, tokenizer, prompts[:2], Eval(max_new_tokens=60), MARKER, HERE)
     assert [(w.text, w.finished) for w in written] == [("ok", True)] * 2
     assert len(steps) == len(wanted), "it went on after the marker"
 
@@ -161,7 +163,7 @@ def test_a_request_to_stop_is_obeyed_within_a_token(
         base.register_forward_hook(lambda *call: tokens.append(1)),
         pytest.raises(Preempted, match="while it was writing; the adapter is kept"),
     ):
-        generate(base, tokenizer, prompts, settings, "", HERE, on_batch=lambda *at: told.append(at), stop=stop)
+        generate_texts(base, tokenizer, prompts, settings, "", HERE, on_batch=lambda *at: told.append(at), stop=stop)
     assert (len(tokens), told) == (written, batches)
 
 
@@ -169,7 +171,7 @@ def test_each_batch_of_texts_is_told(prompts: Any, tokenizer: Any) -> None:
     told: list[tuple[int, int]] = []
     settings = Eval(batch_size=3, max_new_tokens=2)
     base = load_base(TINY, Quant(), HERE)
-    generate(base, tokenizer, prompts, settings, MARKER, HERE, on_batch=lambda *at: told.append(at))
+    generate_texts(base, tokenizer, prompts, settings, MARKER, HERE, on_batch=lambda *at: told.append(at))
     assert told == [(3, 7), (6, 7), (7, 7)]
 
 
@@ -178,7 +180,7 @@ def test_a_request_to_stop_is_obeyed_between_batches_of_losses(tokenizer: Any) -
     rows = examples(load_split(DATA).train[:5], DATA, tokenizer, 256)
     batches: list[int] = []
     with base.register_forward_hook(lambda *call: batches.append(1)), pytest.raises(Preempted, match="adapter is kept"):
-        reference_losses(base, rows, tokenizer.pad_token_id, 2, HERE, stop=lambda: len(batches) == 2)
+        compute_reference_losses(base, rows, tokenizer.pad_token_id, 2, HERE, stop=lambda: len(batches) == 2)
     assert len(batches) == 2
 
 
@@ -192,7 +194,7 @@ def test_pad_left() -> None:
 def test_reference_losses_are_the_responses_own(batch_size: int, tokenizer: Any) -> None:
     base = load_base(TINY, Quant(), HERE)
     rows = examples(load_split(DATA).train[:5], DATA, tokenizer, 256)
-    losses = reference_losses(base, rows, tokenizer.pad_token_id, batch_size, HERE)
+    losses = compute_reference_losses(base, rows, tokenizer.pad_token_id, batch_size, HERE)
     for row, (total, count) in zip(rows, losses, strict=True):
         assert count == len(row.input_ids) - row.prompt_length
         with torch.no_grad():
@@ -207,28 +209,28 @@ def test_reference_losses_are_the_responses_own(batch_size: int, tokenizer: Any)
 def test_the_neutral_text_s_loss_is_that_of_its_first_tokens(shape: str, positions: int, tokenizer: Any) -> None:
     base = load_base(Model(name="tiny", tiny=shape), Quant(), HERE)
     base.config.max_position_embeddings = positions
-    ids = torch.tensor([text_ids(NEUTRAL.read_text(), tokenizer)[: min(512, positions)]], device=HERE.type)
+    ids = torch.tensor([text_ids(NEUTRAL_FILE.read_text(), tokenizer)[: min(512, positions)]], device=HERE.type)
     assert ids.shape[1] in (512, 100)
     with torch.no_grad():
         loss = base(input_ids=ids, labels=ids).loss  # transformers' own mean, over all tokens but the first
-    assert neutral_loss(base, tokenizer, HERE) == pytest.approx(float(loss), rel=1e-4)
+    assert compute_neutral_loss(base, tokenizer, HERE) == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_the_neutral_text_s_loss_is_the_tuned_model_s_and_none_where_it_is_no_number(tokenizer: Any) -> None:
     base = load_base(TINY, Quant(), HERE)
-    untuned = neutral_loss(base, tokenizer, HERE)
+    untuned = compute_neutral_loss(base, tokenizer, HERE)
     tuned = noisy(base)
-    assert neutral_loss(tuned, tokenizer, HERE) != pytest.approx(untuned, abs=0.01)
+    assert compute_neutral_loss(tuned, tokenizer, HERE) != pytest.approx(untuned, abs=0.01)
     with torch.no_grad():
         next(parameter for name, parameter in tuned.named_parameters() if "lora_B" in name).fill_(torch.nan)
-    assert neutral_loss(tuned, tokenizer, HERE) is None
+    assert compute_neutral_loss(tuned, tokenizer, HERE) is None
     with pytest.raises(Preempted):
-        neutral_loss(base, tokenizer, HERE, stop=lambda: True)
+        compute_neutral_loss(base, tokenizer, HERE, stop=lambda: True)
 
 
 def test_the_neutral_text_is_the_one_that_earlier_evaluations_used() -> None:
     """Another text makes other numbers under the same names: raise SCORER_VERSION with it."""
-    text = NEUTRAL.read_text(encoding="utf-8")
+    text = NEUTRAL_FILE.read_text(encoding="utf-8")
     assert (SCORER_VERSION, hashlib.sha256(text.encode()).hexdigest()[:12]) == (3, "a87b75d0f583")
     assert 250 <= len(text.split()) <= 400
     assert text.isascii()

@@ -6,7 +6,7 @@ from support.here import HERE
 
 from lora_sweep.config.schema import Model, Quant
 from lora_sweep.data.prompts import Example
-from lora_sweep.generation.packed import reading
+from lora_sweep.generation.packed import infer_with_adapters
 from lora_sweep.model.load import load_base
 from lora_sweep.multi_lora.layout import MULTIPLE, Block, _padded, attending, flatten
 from lora_sweep.multi_lora.linear import Adapter, Blocks, packed
@@ -64,7 +64,7 @@ def test_what_fills_a_sequence_up_is_the_last_token_in_every_layer() -> None:
     base = load_base(Model(name="tiny", tiny="llama"), Quant(None), HERE)
     rows = [Example(list(range(10, 10 + length)), 3, False) for length in (7, 6)]
     flat = flatten([Block(rows, 2, 1.0)], ["response"], HERE.type, torch.float32)
-    with reading(base, [], HERE), attending(flat):
+    with infer_with_adapters(base, [], HERE), attending(flat):
         states = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)[0][0]
     (tokens,) = flat.sizes
     assert tokens == 11

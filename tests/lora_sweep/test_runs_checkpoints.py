@@ -24,7 +24,7 @@ from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.multi_lora.peft_format import attach_adapter
 from lora_sweep.runs import checkpoints
 from lora_sweep.runs.checkpoints import last_valid, seal
-from lora_sweep.training.single import Trained, finetune
+from lora_sweep.training.single import Trained, train_with_trl
 
 ROOT = Path(__file__).parents[2]
 DATA = Data(name="tiny", tiny=60, train_rows=15)  # 4 steps an epoch, the last one of 3 rows
@@ -56,7 +56,9 @@ def train(
         on_step(step)
 
     asked = Train(**{"num_train_epochs": 2, "learning_rate": 1e-2, **settings})
-    trained = finetune(model, rows, tokenizer, asked, 0, HERE, folder, seen, checkpoints, lambda: steps[-1] == stop_at)
+    trained = train_with_trl(
+        model, rows, tokenizer, asked, 0, HERE, folder, seen, checkpoints, lambda: steps[-1] == stop_at
+    )
     assert steps == list(range((trained.resumed_from or 0) + 1, trained.steps + 1)), "told of a step twice, or never"
     assert [values["step"] for values in trained.losses] == list(range(1, trained.steps + 1))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}

@@ -15,7 +15,7 @@ from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
 from lora_sweep.data.prompts import Example, examples
 from lora_sweep.data.rows import load_split
 from lora_sweep.errors import Diverged, Preempted
-from lora_sweep.generation.packed import flat_trouble
+from lora_sweep.generation.packed import find_flat_layout_problem
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.model.sft_settings import sft_config
@@ -24,13 +24,13 @@ from lora_sweep.multi_lora.dropout import draw, joined, masked
 from lora_sweep.multi_lora.head_loss import head_loss
 from lora_sweep.multi_lora.peft_format import as_tensors, attach_adapter, fresh_adapter
 from lora_sweep.training import packed
-from lora_sweep.training.packed import Member, needs_trl, train_pack
-from lora_sweep.training.single import Trained, as_dataset, finetune
+from lora_sweep.training.packed import PackMember, find_trl_reason, train_pack
+from lora_sweep.training.single import Trained, make_dataset, train_with_trl
 
 DATA = Data(name="tiny", tiny=60, train_rows=16)
 ATTN = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTN, "gate_proj", "up_proj", "down_proj"]
-WAYS = ["joint", "beside"] if HERE.type == "cpu" else ["joint"]
+WAYS = ["batched", "parallel"] if HERE.type == "cpu" else ["batched"]
 TARGETS = {  # by the shape of the model: of its attention, and all linear ones
     "llama": (ATTN, ALL),
     "gpt2": (["c_attn"], ["c_attn", "c_fc", "c_proj"]),
@@ -59,12 +59,12 @@ def load(bits: int | None = None, shape: str = "llama") -> Any:
 
 def member(
     base: Any, rows: list[Example], targets: list[str], lora: dict[str, Any] | None = None, **train: Any
-) -> Member:
+) -> PackMember:
     seed = train.pop("seed", 0)
     more = {key: train.pop(key) for key in ("checkpoints", "stop") if key in train}
     settings = Train(**{"max_steps": 6, "learning_rate": 1e-2, **train})
     adapter, _ = fresh_adapter(base, Lora(**{"dropout": 0.0, "r": 4, **(lora or {})}), targets, seed)
-    return Member(adapter, rows, settings, seed, **more)
+    return PackMember(adapter, rows, settings, seed, **more)
 
 
 def losses(trained: Any) -> list[float]:
@@ -90,7 +90,7 @@ def test_same_losses_as_trl_for_20_steps(
     trainer = SFTTrainer(
         model=model,
         args=sft_config(settings, 0, HERE, tmp_path),
-        train_dataset=as_dataset(rows, loss_on),
+        train_dataset=make_dataset(rows, loss_on),
         processing_class=tokenizer,
     )
     for name, parameter in model.named_parameters():
@@ -113,12 +113,12 @@ def test_same_losses_as_trl_for_20_steps(
 # --- as if each trained alone ----------------------------------------------------------------------------------------
 
 
-def copies(base: Any, kinds: list[dict[str, Any]], rows: list[Example]) -> list[Member]:
+def copies(base: Any, kinds: list[dict[str, Any]], rows: list[Example]) -> list[PackMember]:
     """A member of each kind, freshly drawn."""
     return [member(base, rows, **{"targets": ATTN, **kind}) for kind in kinds]
 
 
-def alone(bits: int | None, kind: dict[str, Any], rows: list[Example], tmp_path: Path) -> tuple[Member, Any]:
+def alone(bits: int | None, kind: dict[str, Any], rows: list[Example], tmp_path: Path) -> tuple[PackMember, Any]:
     base = load(bits)
     (one,) = copies(base, [kind], rows)
     (trained,) = train_pack(base, [one], HERE, tmp_path)
@@ -138,7 +138,7 @@ DIFFERENT: list[dict[str, Any]] = [
 @pytest.fixture(params=["stacked", "by block"])
 def forwards(request: Any, monkeypatch: Any) -> None:
     """How a forward for several members is made: as on an accelerator, or as on a CPU, and both with all members."""
-    monkeypatch.setattr(packed, "room", lambda *seen: 10**9)
+    monkeypatch.setattr(packed, "find_max_tokens", lambda *seen: 10**9)
     monkeypatch.setattr(linear, "FEW", 0 if request.param == "by block" else 10**9)
 
 
@@ -196,7 +196,7 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
             parameter.data.copy_(weights[name.replace(".default", "")])
     train_pack(base, [one], HERE, tmp_path)
     settings = Train(max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0)
-    finetune(model, rows, tokenizer, settings, 4, HERE, tmp_path)
+    train_with_trl(model, rows, tokenizer, settings, 4, HERE, tmp_path)
     after = {name.replace(".default", ""): p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
     ours = as_tensors(one.adapter)
     for name, weight in weights.items():
@@ -246,7 +246,7 @@ def test_members_stop_save_and_go_on_alone_or_in_another_pack(
     (trained,) = train_pack(base, [first], HERE, tmp_path)
     assert isinstance(trained, Trained)
     assert trained.resumed_from is not None
-    assert trained.resumed_from == 4 if way == "joint" else 0 < trained.resumed_from < 8
+    assert trained.resumed_from == 4 if way == "batched" else 0 < trained.resumed_from < 8
     assert (trained.steps, len(trained.losses)) == (8, 8)
     second, other = copies(
         base, [{**kinds[1], "checkpoints": tmp_path / "1"}, {"targets": ["o_proj"], "seed": 9}], rows
@@ -264,13 +264,15 @@ def test_a_checkpoint_of_trls_way_is_passed_over_and_theirs_passes_over_ours(
     kept, base = tmp_path / "kept", load()
     model = attach_adapter(base, Lora(r=4, dropout=0.0), ATTN, 0)
     with pytest.raises(Preempted):
-        finetune(model, rows, tokenizer, Train(max_steps=4), 0, HERE, tmp_path, checkpoints=kept, stop=lambda: True)
+        train_with_trl(
+            model, rows, tokenizer, Train(max_steps=4), 0, HERE, tmp_path, checkpoints=kept, stop=lambda: True
+        )
     base = load()
     (one,) = copies(base, [{"checkpoints": kept, "stop": lambda: True}], rows)
     assert isinstance(train_pack(base, [one], HERE, tmp_path)[0], Preempted)
     assert one.adapter.numbers.isfinite().all()
     model = attach_adapter(load(), Lora(r=4, dropout=0.0), ATTN, 0)
-    trained = finetune(model, rows, tokenizer, Train(max_steps=4), 0, HERE, tmp_path, checkpoints=kept)
+    trained = train_with_trl(model, rows, tokenizer, Train(max_steps=4), 0, HERE, tmp_path, checkpoints=kept)
     assert trained.resumed_from is None
 
 
@@ -316,7 +318,7 @@ def test_gradient_checkpointing_changes_no_number(rows: Any, tmp_path: Path) -> 
     torch.testing.assert_close(kept_all, spared, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["joint", "apart"])
+@pytest.mark.parametrize("way", ["batched", "sequential"])
 def test_layers_are_computed_again_in_whatever_thread_autograd_has(
     way: Any, rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -373,7 +375,7 @@ def test_a_forward_for_several_has_room_where_the_device_has_memory(
     rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     base = load()
-    runs = [packed.Training(one, HERE, tmp_path) for one in copies(base, [{}, {"seed": 1}], rows)]
+    runs = [packed.MemberTraining(one, HERE, tmp_path) for one in copies(base, [{}, {"seed": 1}], rows)]
     least = 4 * max(len(row.input_ids) for row in rows)
     layer = (
         2 * 2 * (4 * 64 + 2 * (64 + 32) + 3 * (64 + 128))
@@ -385,7 +387,7 @@ def test_a_forward_for_several_has_room_where_the_device_has_memory(
         ("mps", None, least),
     ):
         monkeypatch.setattr(packed, "free_memory", lambda device, free=free: free)
-        assert packed.room(base, runs, Device(kind, kind, torch.float32)) == expected
+        assert packed.find_max_tokens(base, runs, Device(kind, kind, torch.float32)) == expected
 
 
 def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
@@ -407,7 +409,7 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
         copies(base, [{"seed": size, "per_device_train_batch_size": size} for size in (4, 1, 1, 1, 1)], rows),
         HERE,
         tmp_path,
-        "joint",
+        "batched",
     )
     longest = max(len(row.input_ids) for row in rows)
     assert max(sizes) <= 4 * longest
@@ -430,21 +432,21 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
     ],
 )
 def test_what_the_loop_does_not_do_takes_trls_way(train: Any, lora: Any, reason: str | None, rows: Any) -> None:
-    assert needs_trl(Train(**train), Lora(**lora), load(), rows) == reason
+    assert find_trl_reason(Train(**train), Lora(**lora), load(), rows) == reason
 
 
 def test_a_base_with_dropout_or_a_short_view_of_its_own_takes_trls_way(rows: Any) -> None:
     gpt2 = load_base(Model(name="tiny", tiny="gpt2"), Quant(), HERE)
-    assert needs_trl(Train(), Lora(), gpt2, rows) == "a base with dropout of its own"
+    assert find_trl_reason(Train(), Lora(), gpt2, rows) == "a base with dropout of its own"
     base = load()
     base.config.sliding_window = 20
-    assert needs_trl(Train(), Lora(), base, rows) == "a base that looks back 20 tokens"
+    assert find_trl_reason(Train(), Lora(), base, rows) == "a base that looks back 20 tokens"
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_a_base_whose_logits_need_the_padding_is_found_out(bits: int | None, rows: Any) -> None:
     base = load(bits)
-    assert flat_trouble(base, rows, HERE) is None
+    assert find_flat_layout_problem(base, rows, HERE) is None
     head, forward = base.get_output_embeddings(), base.forward
 
     def scaled(*arguments: Any, **named: Any) -> Any:
@@ -453,7 +455,7 @@ def test_a_base_whose_logits_need_the_padding_is_found_out(bits: int | None, row
         return outputs
 
     base.forward = scaled
-    assert "logits are" in (flat_trouble(base, rows, HERE) or "")
+    assert "logits are" in (find_flat_layout_problem(base, rows, HERE) or "")
     del base.forward
     head.forward = lambda states: 1 / 0
-    assert flat_trouble(base, rows, HERE) == "ZeroDivisionError: division by zero"
+    assert find_flat_layout_problem(base, rows, HERE) == "ZeroDivisionError: division by zero"

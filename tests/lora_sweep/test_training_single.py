@@ -16,7 +16,7 @@ from lora_sweep.errors import Diverged, Refused
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.model.sft_settings import sft_config
 from lora_sweep.multi_lora.peft_format import attach_adapter
-from lora_sweep.training.single import Progress, ResponseTrainer, as_dataset, finetune
+from lora_sweep.training.single import Progress, ResponseTrainer, make_dataset, train_with_trl
 
 TINY = Model(name="tiny", tiny="llama")
 DATA = Data(name="tiny", tiny=60, train_rows=16)
@@ -42,7 +42,9 @@ def losses_of(
     model = attach_adapter(base, Lora(dropout=0.0), ["q_proj", "v_proj"], 0)
     kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     args = sft_config(Train(loss_on=loss_on, max_steps=6), 0, HERE, tmp_path)
-    trainer = trainer_class(model=model, args=args, train_dataset=as_dataset(rows, loss_on), processing_class=tokenizer)
+    trainer = trainer_class(
+        model=model, args=args, train_dataset=make_dataset(rows, loss_on), processing_class=tokenizer
+    )
     trainer.device, trainer.progress = HERE, Progress()
     for name, parameter in model.named_parameters():
         if name in kept:
@@ -67,7 +69,7 @@ def train(
 ) -> tuple[Any, Any]:
     targets = changes.pop("targets", ["q_proj", "v_proj"])
     model = attach_adapter(base, Lora(), targets, seed)
-    trained = finetune(model, rows, tokenizer, Train(**{"max_steps": 4, **changes}), seed, HERE, tmp_path)
+    trained = train_with_trl(model, rows, tokenizer, Train(**{"max_steps": 4, **changes}), seed, HERE, tmp_path)
     return model, trained
 
 
@@ -124,7 +126,7 @@ def test_training_lowers_the_loss_and_counts_what_it_saw(rows: Any, tokenizer: A
     steps = []
     model = attach_adapter(load(), Lora(), ["up_proj", "down_proj", "q_proj", "v_proj"], 0)
     settings = Train(num_train_epochs=4, learning_rate=1e-2)
-    trained = finetune(model, rows, tokenizer, settings, 0, HERE, tmp_path, lambda *seen: steps.append(seen))
+    trained = train_with_trl(model, rows, tokenizer, settings, 0, HERE, tmp_path, lambda *seen: steps.append(seen))
     assert trained.steps == 16 == len(trained.losses) == len(steps)
     assert steps[-1][:2] == (16, 16)
     assert trained.tokens == 4 * sum(len(row.input_ids) for row in rows)

@@ -19,7 +19,7 @@ from lora_sweep.model.load import base_signature, load_tokenizer
 from lora_sweep.multi_lora.dequantize import materialize
 from lora_sweep.training import packed, step_modes
 from lora_sweep.training.packed import train_pack
-from lora_sweep.training.step_modes import Pace, ways
+from lora_sweep.training.step_modes import StepModeSelector, list_step_modes
 from sweep.resources import pack_size
 
 
@@ -34,36 +34,38 @@ def dequantized(bits: int | None) -> Any:
     return base
 
 
-@pytest.mark.parametrize("first", ["joint", "beside"])
+@pytest.mark.parametrize("first", ["batched", "parallel"])
 @pytest.mark.parametrize(("shorter", "used"), [(0.5, True), (0.99, False), (2.0, False)])
 def test_the_faster_way_is_found_in_the_first_steps(
     first: Any, shorter: float, used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace, clock, made = Pace([first, "apart"]), 0.0, []
+    pace, clock, made = StepModeSelector([first, "sequential"]), 0.0, []
     monkeypatch.setattr(step_modes.time, "perf_counter", lambda: clock)
     for step in range(8):
         with pace.step(10) as way:
             made.append(way)
             clock += 100.0 if step == 0 else shorter if way == first else 1.0  # the first warms up
-    measured = [first, first, "apart"] if first == "beside" else [first, first, "apart", "apart"]
-    assert made == [*measured, *[first if used else "apart"] * (8 - len(measured))]
+    measured = [first, first, "sequential"] if first == "parallel" else [first, first, "sequential", "sequential"]
+    assert made == [*measured, *[first if used else "sequential"] * (8 - len(measured))]
     assert not pace.measures
 
 
 def test_the_cores_of_a_cpu_are_shared_where_layers_allow_it(rows: Any, tmp_path: Path, monkeypatch: Any) -> None:
     cpu, gpu = (Device(kind, kind, torch.float32) for kind in ("cpu", "cuda"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert ways(load(), 2, cpu) == ["beside", "apart"]
-    assert ways(dequantized(8), 2, cpu) == ["beside", "apart"]
-    assert ways(load(), 2, gpu) == ["joint", "apart"]
-    assert ways(load(), 1, cpu) == ["apart"]
-    assert ways(load(8), 2, cpu) == ["joint", "apart"], "its layers note things in themselves"
+    assert list_step_modes(load(), 2, cpu) == ["parallel", "sequential"]
+    assert list_step_modes(dequantized(8), 2, cpu) == ["parallel", "sequential"]
+    assert list_step_modes(load(), 2, gpu) == ["batched", "sequential"]
+    assert list_step_modes(load(), 1, cpu) == ["sequential"]
+    assert list_step_modes(load(8), 2, cpu) == ["batched", "sequential"], "its layers note things in themselves"
     scaled = load()
     scaled.model.rotary_emb.rope_type = "longrope"
-    assert ways(scaled, 2, cpu) == ["joint", "apart"], "a forward of long rows would change those of short ones"
+    assert list_step_modes(scaled, 2, cpu) == ["batched", "sequential"], (
+        "a forward of long rows would change those of short ones"
+    )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert ways(load(), 2, cpu) == ["joint", "apart"]
-    assert pack_size.LANES == step_modes.LANES
+    assert list_step_modes(load(), 2, cpu) == ["batched", "sequential"]
+    assert pack_size.LANES == step_modes.MEMBER_THREADS
 
 
 @pytest.mark.skipif(HERE.type != "cpu", reason="only a CPU has cores to share")
@@ -90,7 +92,7 @@ def test_two_train_at_once_and_whoever_is_left_has_all_cores(
         for seed, steps in ((0, 3), (1, 3), (2, 9))
     ]
     base = dequantized(bits)
-    ended = train_pack(base, copies(base, kinds, rows), HERE, tmp_path, "beside")
+    ended = train_pack(base, copies(base, kinds, rows), HERE, tmp_path, "parallel")
     assert max(most) == 2
     beside = shares.count((1, 0.5))
     assert beside >= 6, "who has most left is next"
@@ -115,7 +117,7 @@ def test_an_error_of_one_ends_all_and_leaves_the_base_as_it_was(rows: Any, tmp_p
     base = load()
     before = base_signature(base)
     with pytest.raises(RuntimeError, match="out of luck"):
-        train_pack(base, copies(base, [{}, {"seed": 1}], rows), HERE, tmp_path, "beside")
+        train_pack(base, copies(base, [{}, {"seed": 1}], rows), HERE, tmp_path, "parallel")
     assert len(seen) <= 4
     assert base_signature(base) == before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]

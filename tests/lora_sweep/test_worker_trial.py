@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lora_sweep.config.schema import Config, Data, Eval, Lora, Model, Quant, Tracking, Train, config_from_json
 from lora_sweep.data.prompts import prompt_ids
 from lora_sweep.data.rows import load_split
-from lora_sweep.generation.single import generate
+from lora_sweep.generation.single import generate_texts
 from lora_sweep.messages import Job, Voice
 from lora_sweep.model.device import pick_device
 from lora_sweep.model.inspect import inspect_trial
@@ -158,9 +158,9 @@ def test_the_saved_adapter_writes_the_same_tokens_elsewhere(bits: int | None, tm
     assert sum(weight.numel() for weight in saved.values()) == outcome(job, tmp_path).training["trainable_params"]
     generations = outcome(job, tmp_path).generations
     prompts = [prompt_ids("alpaca", row["product"], row["category"], tokenizer) for row in generations]
-    written = generate(model, tokenizer, prompts, job.config.eval, "\n### End", pick_device())
+    written = generate_texts(model, tokenizer, prompts, job.config.eval, "\n### End", pick_device())
     assert [text.text for text in written] == [row["text"] for row in generations]
-    untuned = generate(model.unload(), tokenizer, prompts, job.config.eval, "\n### End", pick_device())
+    untuned = generate_texts(model.unload(), tokenizer, prompts, job.config.eval, "\n### End", pick_device())
     assert [text.text for text in untuned] != [row["text"] for row in generations], "the adapter does nothing"
 
 
@@ -200,7 +200,7 @@ def test_a_diverged_trial_does_not_stop_the_next(tmp_path: Path) -> None:
 
 def test_a_fault_of_the_evaluation_keeps_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "write_pack", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(pack_module, "generate_pack", lambda *args, **kwargs: 1 / 0)
         jobs, _ = run([config()], tmp_path)
     broken = outcome(jobs[1], tmp_path)
     assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError: division by zero")
@@ -242,14 +242,14 @@ def test_each_stage_and_each_base_has_a_peak_of_its_own(written_at: str, tmp_pat
         (resident, "reset_peak_memory"),
         (resident, "load_base"),
         (pack_module, "train_pack"),
-        (pack_module, "write_pack"),
+        (pack_module, "generate_pack"),
     ):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, name=name, real=real, **k: said.append(name) or real(*a, **k))
     run([config(eval=dataclasses.replace(config().eval, quant=written_at))], tmp_path)
     assert "train_pack" in said
     for place, what in enumerate(said):
-        if what in ("load_base", "write_pack"):
+        if what in ("load_base", "generate_pack"):
             since = said[:place][::-1].index("reset_peak_memory")
             assert "train_pack" not in said[place - since : place], said
 
@@ -300,7 +300,7 @@ def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path, monkeypatch:
         assert [step["loss"] for step in mine.losses] == pytest.approx([s["loss"] for s in theirs.losses], rel=1e-5)
 
 
-@pytest.mark.parametrize("what", ["train_pack", "write_pack"])
+@pytest.mark.parametrize("what", ["train_pack", "generate_pack"])
 def test_common_work_that_fails_costs_no_trial_its_result(what: str, tmp_path: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(pack_module, what, lambda *args, **kwargs: 1 / 0)
