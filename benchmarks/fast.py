@@ -36,7 +36,7 @@ from benchmarks.tables import as_markdown  # noqa: E402
 from lora_sweep.config.schema import Config, register_schema  # noqa: E402
 from sweep.engines.local.worker_process import ENVIRONMENT  # noqa: E402
 from sweep.plan.make import make_plan  # noqa: E402
-from sweep.resources.machine import allocator  # noqa: E402
+from sweep.resources.machine import choose_allocator  # noqa: E402
 from sweep.trials import Plan, Planned  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -157,7 +157,7 @@ class Bench:
         command += [] if name is None else [self.file(name, "work.json")]
         for option, value in options.items():
             command += [f"--{option.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
-        found = run([*command, *(["--float32"] if self.float32 else [])], {**ENVIRONMENT, **allocator()})
+        found = run([*command, *(["--float32"] if self.float32 else [])], {**ENVIRONMENT, **choose_allocator()})
         self.say(f"ours {what} {name or ''}: {json.dumps(found.get('seconds', {}))}")
         return found
 

@@ -158,10 +158,10 @@ def run_here(plan: Plan, waiting: list[Waiting], runs: Path, name: str, worker: 
         remove_stale(runs / "locks")  # of workers that were killed
 
 
-def workers_on(plan: Plan) -> list[machine.Place]:
+def workers_on(plan: Plan) -> list[machine.Slot]:
     """The place of each worker that the plan's settings ask for; several may share one."""
     settings = plan.trials[0].config.launch
-    places = machine.places(settings.devices)
+    places = machine.find_slots(settings.devices)
     return [places[number % len(places)] for number in range(settings.workers or len(places))]
 
 
@@ -206,7 +206,7 @@ def check_disk(plan: Plan, states: dict[Key, State], runs: Path) -> None:
             pass
     except OSError as error:
         raise Refused(f"runs_dir = {runs}", f"cannot be written: {error.strerror}") from None
-    needed, free = needed_bytes(plan, states, len(workers_on(plan))), machine.free_bytes(runs)
+    needed, free = needed_bytes(plan, states, len(workers_on(plan))), machine.measure_free_disk(runs)
     if needed > free:
         raise Refused(
             f"runs_dir = {runs}", f"needs about {format_disk_bytes(needed)}, and {format_disk_bytes(free)} are free"

@@ -61,6 +61,6 @@ def run_trials(trials: list[Planned], runs: Path, name: str) -> None:
     settings = trials[0].config.launch
     board = Board(name, len(waiting), time.time(), counts={"waiting": len(waiting)})
     status = {item.trial.key: "waiting" for item in waiting}
-    places = machine.places(settings.devices)[:1]
+    places = machine.find_slots(settings.devices)[:1]
     crew = Crew(runs, name, settings, places, Queue(waiting), status, PlainLines(board.started), board)
     crew.run()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lora_sweep.config.identity import base_identity, canonical
 from lora_sweep.messages import STAGES
-from sweep.resources.pack_size import packed
+from sweep.resources.pack_size import choose_pack_members
 from sweep.trials import Planned
 
 MAX_DEATHS = 3  # of a trial's worker: the first attempt and two retries
@@ -76,7 +76,7 @@ class Queue:
             return []
         candidates = companions(first, free) if most > 1 else [first]
         forecasts = [each.trial.forecast for each in candidates]
-        pack = [candidates[place] for place in packed(forecasts, most, room, at_a_time)]
+        pack = [candidates[place] for place in choose_pack_members(forecasts, most, room, at_a_time)]
         for each in pack:
             self.waiting.remove(each)
         return pack

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sweep.resources.estimate import Finished, expected_time, finished_before, left, needed_bytes
-from sweep.resources.machine import Place, free_bytes, places
+from sweep.resources.machine import Slot, find_slots, measure_free_disk
 from sweep.store.trial_state import State
 from sweep.text import count_noun, format_disk_bytes, format_duration
 from sweep.trials import Key, Plan, Planned
@@ -21,7 +21,7 @@ def plan_table(
     name: str,
     states: Mapping[Key, State],
     notes: Sequence[str] = (),
-    devices: Sequence[Place] | None = None,
+    devices: Sequence[Slot] | None = None,
 ) -> str:
     """The plan's head, its rows, and why some of them cannot run or are run again.
 
@@ -36,7 +36,7 @@ def plan_table(
         Refused: ``launch.devices`` names a device that is not there.
     """
     settings = plan.trials[0].config.launch
-    given = places(settings.devices) if devices is None else devices
+    given = find_slots(settings.devices) if devices is None else devices
     used = [given[i % len(given)] for i in range(settings.workers or len(given))]
     work, room = left(plan, states), room_bytes(used)
     tight = {trial.key for trial in work if room is not None and trial.forecast.total > room}
@@ -116,7 +116,7 @@ def data_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def room_bytes(used: Sequence[Place]) -> int | None:
+def room_bytes(used: Sequence[Slot]) -> int | None:
     """Memory for one worker where there is most of it; None where a device does not tell.
 
     Args:
@@ -127,7 +127,7 @@ def room_bytes(used: Sequence[Place]) -> int | None:
     return max(known) if len(known) == len(shares) else None
 
 
-def device_line(used: Sequence[Place], tight: int) -> str:
+def device_line(used: Sequence[Slot], tight: int) -> str:
     """What the workers own, and whether every trial fits on it."""
     kinds = Counter((place.name, place.memory_bytes) for place in dict.fromkeys(used))
     named = []
@@ -150,7 +150,7 @@ def materialize_lines(work: Sequence[Planned]) -> list[str]:
 
 
 def time_line(
-    work: Sequence[Planned], states: Mapping[Key, State], finished: Sequence[Finished], used: Sequence[Place]
+    work: Sequence[Planned], states: Mapping[Key, State], finished: Sequence[Finished], used: Sequence[Slot]
 ) -> str:
     """How long what is left takes, after finished trials of the same base on the same device."""
     here = [each for each in finished if any(each.device.startswith((place.name, place.type)) for place in used)]
@@ -165,7 +165,9 @@ def time_line(
 
 def disk_line(plan: Plan, states: Mapping[Key, State], runs: Path, workers: int) -> str:
     needed = needed_bytes(plan, states, workers)
-    return f"disk needed: about {format_disk_bytes(needed)} in {runs} (free: {format_disk_bytes(free_bytes(runs))})"
+    return (
+        f"disk needed: about {format_disk_bytes(needed)} in {runs} (free: {format_disk_bytes(measure_free_disk(runs))})"
+    )
 
 
 # --- words -------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def needed_bytes(plan: Plan, states: Mapping[Key, State], at_once: int | None = 
     needed = sum(adapters) + TEXT_BYTES * len(work)
     if any(trial.config.train.checkpoint_steps for trial in work):
         settings = plan.trials[0].config.launch
-        members = (at_once or workers_of(settings)) * pack_size.at_once(settings.pack)
+        members = (at_once or workers_of(settings)) * pack_size.max_pack_members(settings.pack)
         largest = sorted(adapters, reverse=True)[:members]
         needed += CHECKPOINT_FACTOR * CHECKPOINTS_AT_ONCE * sum(largest)
     return needed

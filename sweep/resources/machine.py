@@ -1,7 +1,7 @@
-"""This machine, without torch: devices for workers, their environment, memory, disk, and the kernel's kills.
+"""This machine, without torch: slots for workers, a worker's environment, memory, disk, and the kernel's kills.
 
-What accelerators there are, torch says once, in a process of its own; the answer is kept until the machine, its
-devices' files or torch are others. ``root`` is where /proc and /sys are looked for, so that a test can make its own.
+A child process asks torch once which accelerators there are. Its answer is cached until the machine, its device files
+or torch change. ``root`` is the folder that holds /proc and /sys; tests make their own.
 """
 
 import ctypes.util
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lora_sweep.config.identity import short_hash
 from lora_sweep.errors import Refused
@@ -24,17 +24,26 @@ from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import read_json, write_json
 
 ROOT = Path("/")
-TCMALLOC = ("tcmalloc_minimal", "tcmalloc")
+TCMALLOC_LIBRARIES = ("tcmalloc_minimal", "tcmalloc")
+
+
+class DeviceFields(TypedDict):
+    """The fields of a :class:`Slot`, as ``lora_sweep.model.device`` prints them."""
+
+    type: str
+    index: int | None
+    name: str
+    memory_bytes: int | None
 
 
 @dataclass(frozen=True)
-class Place:
-    """A device that a worker can own.
+class Slot:
+    """What one worker runs on: one device of this machine.
 
     Attributes:
-        type: torch's: cpu, cuda, xpu, mps.
-        index: among the accelerators that this process sees; None of the CPU.
-        memory_bytes: all that it has, in use or not; None where nobody tells.
+        type: torch's name for the kind of device: cpu, cuda, xpu or mps.
+        index: the device's number among the accelerators that this process sees; None for the CPU.
+        memory_bytes: its whole memory, free or in use; None if the device does not report it.
     """
 
     type: str
@@ -43,135 +52,140 @@ class Place:
     memory_bytes: int | None
 
 
-def places(devices: str | list[int]) -> list[Place]:
-    """The devices that ``launch.devices`` means: each once, the CPU only where it is asked for or alone.
+def find_slots(devices: str | list[int]) -> list[Slot]:
+    """One slot for each device that ``launch.devices`` selects; the CPU only if it is selected or the only device.
 
     Raises:
-        Refused: an index that no accelerator has.
+        Refused: no accelerator has this index.
     """
-    cpu = Place("cpu", None, "cpu", memory_bytes())
+    cpu = Slot("cpu", None, "cpu", read_memory_limit())
     if devices == "cpu":
         return [cpu]
-    found = {place.index: place for place in accelerators()}
+    accelerators = {slot.index: slot for slot in find_accelerators()}
     if devices == "auto":
-        return list(found.values()) or [cpu]
+        return list(accelerators.values()) or [cpu]
     for index in devices:
-        if not found:
+        if not accelerators:
             raise Refused(f"launch.devices = {devices}", "this machine has no accelerator", ("auto", "cpu"))
-        if index not in found:
-            raise Refused(f"launch.devices = {devices}", f"there is no device {index}", map(str, found))
-    return [found[int(index)] for index in devices]
+        if index not in accelerators:
+            raise Refused(f"launch.devices = {devices}", f"there is no device {index}", map(str, accelerators))
+    return [accelerators[int(index)] for index in devices]
 
 
-def accelerators() -> list[Place]:
-    """Every accelerator that torch would use here, from the cache or from a process that imports it."""
-    if os.environ.get("LORA_SWEEP_DEVICE") == "cpu":  # as lora_sweep.model.device obeys it
+def find_accelerators() -> list[Slot]:
+    """Every accelerator that torch would use here, from the cache or from a child process that imports torch."""
+    if os.environ.get("LORA_SWEEP_DEVICE") == "cpu":  # lora_sweep.model.device obeys this variable too
         return []
-    nodes = device_nodes()
-    seen = {
-        "machine": [platform.node(), _text(ROOT / "proc/sys/kernel/random/boot_id"), nodes],
+    device_files = list_device_files()
+    cache_key = {
+        "machine": [platform.node(), _read_text(ROOT / "proc/sys/kernel/random/boot_id"), device_files],
         "visible": [os.environ.get(name) for name in VISIBLE],
         "torch": importlib.metadata.version("torch"),
     }
-    kept = cache_folder() / "devices" / f"{short_hash(seen, 24)}.json"
-    known = read_json(kept)
-    if known is None:
-        known = {"devices": ask_torch()}
-        unready = not known["devices"] and any("nvidia" in node for node in nodes)  # its driver may be there tomorrow
-        if not unready:
-            write_json(kept, known)
-    return [Place(**device) for device in known["devices"]]
+    path = cache_folder() / "devices" / f"{short_hash(cache_key, 24)}.json"
+    cached = read_json(path)
+    if cached is not None:
+        return [Slot(**device) for device in cached["devices"]]
+    devices = ask_torch_for_devices()
+    driver_is_missing = not devices and any("nvidia" in name for name in device_files)  # it may be installed later
+    if not driver_is_missing:
+        write_json(path, {"devices": devices})
+    return [Slot(**device) for device in devices]
 
 
-def device_nodes() -> list[str]:
-    """The names of the accelerators' files: a device that comes or goes changes them."""
+def list_device_files() -> list[str]:
+    """The accelerators' files under /dev; the list changes when a device is added or removed."""
     return sorted(str(path) for pattern in ("dev/nvidia*", "dev/dri/*") for path in ROOT.glob(pattern))
 
 
-def ask_torch() -> list[dict[str, Any]]:
-    """What ``python -m lora_sweep.model.device`` prints last."""
+def ask_torch_for_devices() -> list[DeviceFields]:
+    """Run ``python -m lora_sweep.model.device`` and return the devices that it prints on its last line."""
     command = [sys.executable, "-m", "lora_sweep.model.device"]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"lora_sweep.model.device ended with exit code {done.returncode}:\n{done.stderr[-4000:]}")
-    answer: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    answer: list[DeviceFields] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
-def environment(place: Place, workers_on_it: int, cores: int) -> dict[str, str]:
-    """The variables with which a worker process sees this place alone.
+def build_worker_environment(slot: Slot, workers_on_it: int, cores: int) -> dict[str, str]:
+    """The environment variables that let a worker process see this slot's device and no other.
 
     Args:
-        workers_on_it: how many workers share the place; on a CPU they share its cores, unless OMP_NUM_THREADS says how.
+        workers_on_it: how many workers share the slot. On a CPU they divide its cores, unless OMP_NUM_THREADS is set.
+        cores: how many CPU cores the machine has.
     """
-    if place.type == "cpu":
+    if slot.type == "cpu":
         threads = {"OMP_NUM_THREADS": str(max(1, cores // workers_on_it))}
-        share = workers_on_it > 1 and not os.environ.get("OMP_NUM_THREADS")
-        return {"LORA_SWEEP_DEVICE": "cpu", **(threads if share else {}), **allocator()}
-    if place.type == "cuda":
-        hip = {"HIP_VISIBLE_DEVICES"} if os.environ.get("HIP_VISIBLE_DEVICES") else set()  # ROCm reads it first
-        entry = visible_entry((*hip, "CUDA_VISIBLE_DEVICES")[0], place)
-        return dict.fromkeys(("CUDA_VISIBLE_DEVICES", *hip), entry)
-    if place.type == "xpu":
-        return {"ZE_AFFINITY_MASK": visible_entry("ZE_AFFINITY_MASK", place)}
+        divides_cores = workers_on_it > 1 and not os.environ.get("OMP_NUM_THREADS")
+        return {"LORA_SWEEP_DEVICE": "cpu", **(threads if divides_cores else {}), **choose_allocator()}
+    if slot.type == "cuda":
+        hip = {"HIP_VISIBLE_DEVICES"} if os.environ.get("HIP_VISIBLE_DEVICES") else set()  # ROCm reads this one first
+        device = name_visible_device((*hip, "CUDA_VISIBLE_DEVICES")[0], slot)
+        return dict.fromkeys(("CUDA_VISIBLE_DEVICES", *hip), device)
+    if slot.type == "xpu":
+        return {"ZE_AFFINITY_MASK": name_visible_device("ZE_AFFINITY_MASK", slot)}
     return {}
 
 
-def allocator() -> dict[str, str]:
-    """The variable with which a process takes tcmalloc, where it is installed; torch's own launcher for CPUs does so.
+def choose_allocator() -> dict[str, str]:
+    """The variable that makes a process use tcmalloc, if it is installed, as torch's launcher for CPUs does.
 
-    glibc spent 7 % of a CPU's step on looking for room, in one thread, and took fresh pages for what it did not find:
-    with tcmalloc trainings took 4 to 15 % less time. Whatever allocator is preloaded already stays.
+    glibc's allocator took 7 % of a training step on a CPU, in one thread; with tcmalloc training took 4 to 15 % less
+    time. An allocator that is preloaded already stays.
     """
-    before = os.environ.get("LD_PRELOAD", "")
-    if sys.platform != "linux" or "malloc" in before:
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if sys.platform != "linux" or "malloc" in preloaded:
         return {}
-    found = next(filter(None, map(ctypes.util.find_library, TCMALLOC)), None)
-    return {} if found is None else {"LD_PRELOAD": f"{found}:{before}".rstrip(":")}
+    library = next(filter(None, map(ctypes.util.find_library, TCMALLOC_LIBRARIES)), None)
+    return {} if library is None else {"LD_PRELOAD": f"{library}:{preloaded}".rstrip(":")}
 
 
-def visible_entry(variable: str, place: Place) -> str:
-    """The place's name in a variable that lists devices: the index-th of those that it lists already, if it does."""
-    index = place.index or 0
-    listed = [entry.strip() for entry in os.environ.get(variable, "").split(",") if entry.strip()]
+def name_visible_device(variable: str, slot: Slot) -> str:
+    """The slot's device as a variable such as CUDA_VISIBLE_DEVICES names it.
+
+    If the variable is set already, the slot's index counts among the devices that it lists.
+    """
+    index = slot.index or 0
+    listed = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
     return listed[index] if index < len(listed) else str(index)
 
 
 # --- memory and disk ---------------------------------------------------------------------------------------------
 
 
-def memory_bytes(root: Path = ROOT) -> int:
-    """Memory that this process may use: the machine's, or less where a control group limits it."""
+def read_memory_limit(root: Path = ROOT) -> int:
+    """Bytes of memory that this process may use: all of the machine's, or less if a control group limits it."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = [
-        _text(folder / name) for folder in control_groups(root) for name in ("memory.max", "memory.limit_in_bytes")
-    ]
-    return min([total, *(int(text) for text in found if text and text.isdigit())])  # "max" means none
+    names = ("memory.max", "memory.limit_in_bytes")
+    limits = [_read_text(folder / name) for folder in list_control_groups(root) for name in names]
+    return min([total, *(int(limit) for limit in limits if limit and limit.isdigit())])  # "max" means no limit
 
 
-def oom_kills(root: Path = ROOT) -> int:
-    """How many processes the kernel has killed for memory: in this process's control group, else on the machine."""
-    files = [folder / name for folder in control_groups(root) for name in ("memory.events", "memory.oom_control")]
+def count_oom_kills(root: Path = ROOT) -> int:
+    """How many processes the kernel killed for lack of memory, in this process's control group or on the machine."""
+    files = [folder / name for folder in list_control_groups(root) for name in ("memory.events", "memory.oom_control")]
     for path in (*files, root / "proc/vmstat"):
-        for line in (_text(path) or "").splitlines():
+        for line in (_read_text(path) or "").splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
 
 
-def free_bytes(path: Path) -> int:
-    """Free bytes of the disk that ``path`` lies on, or will lie on once it is made."""
-    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    return shutil.disk_usage(nearest).free
+def measure_free_disk(path: Path) -> int:
+    """Free bytes of the disk that holds ``path``, or that will hold it once it exists."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
 
 
-def control_groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control group and its parents, nearest first: those of version 2, then of 1.
+def list_control_groups(root: Path) -> Iterator[Path]:
+    """The folders of this process's control group and of its parents, nearest first: version 2, then version 1.
 
-    A container may see the path that its host has, with nothing there: the mount itself is then its group.
+    In a container /proc may name the host's path, which does not exist inside; the limit is then in the mount itself,
+    which comes last.
     """
     paths: dict[str, str] = {}
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+    for line in (_read_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or "memory" in controllers.split(","):
             paths["memory" if controllers else ""] = path
@@ -182,8 +196,8 @@ def control_groups(root: Path) -> Iterator[Path]:
             yield from (top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
 
 
-def _text(path: Path) -> str | None:
-    """A file's text without its last line's end; None when it cannot be read."""
+def _read_text(path: Path) -> str | None:
+    """A file's text without surrounding white space; None if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError:

@@ -1,85 +1,93 @@
-"""How many trials of one base run together in a worker, and which: arithmetic over memory forecasts.
+"""How many trials of one base train together in a worker, and which ones: arithmetic over memory forecasts.
 
-A pack needs the base once, every member's adapter with its optimizer's states, and the activations and logits of one
-member at a time; on a CPU of two, which train beside each other there.
+A pack holds the base once, an adapter with its optimizer state for each member, and the activations and logits of one
+member at a time. On a CPU two members train beside each other, so it holds those of two.
 """
 
 import math
 from collections.abc import Sequence
 
 from lora_sweep.facts.memory import Forecast
-from sweep.resources.machine import Place
+from sweep.resources.machine import Slot
 
-MOST = 8  # a worker's death costs all members what they did since their last checkpoints
-LANES = 2  # as lora_sweep.training.step_modes has it
-CPU_PEAK = 2  # a CPU process takes two to three times its forecast, and the rest of the machine needs some too
-ACCELERATOR_SHARE = 0.85  # of its memory: the context, and what the allocator cannot use
+MAX_PACK_MEMBERS = 8  # when a worker dies, every member loses its work since its last checkpoint
+CPU_LANES = 2  # the same as in lora_sweep.training.step_modes
+CPU_PEAK_FACTOR = 2  # a CPU process takes two to three times its forecast, and the rest of the machine needs some too
+USABLE_ACCELERATOR_SHARE = 0.85  # the rest goes to the context and to what the allocator cannot use
 
 
-def room_bytes(place: Place, workers: int) -> int | None:
-    """What the forecast of a pack may come to on a place; None where the place does not tell its memory.
+def limit_pack_memory(slot: Slot, workers: int) -> int | None:
+    """The bytes that a pack's forecast may reach on a slot; None if the slot does not report its memory.
 
     Args:
-        workers: that share the place.
+        workers: how many workers share the slot.
     """
-    if place.memory_bytes is None:
+    if slot.memory_bytes is None:
         return None
-    usable = place.memory_bytes / CPU_PEAK if place.type == "cpu" else place.memory_bytes * ACCELERATOR_SHARE
-    return int(usable / workers)
+    if slot.type == "cpu":
+        return int(slot.memory_bytes / CPU_PEAK_FACTOR / workers)
+    return int(slot.memory_bytes * USABLE_ACCELERATOR_SHARE / workers)
 
 
-def most_members(asked: int | str, room: int | None, share: int) -> int:
-    """How many trials a worker may take at once, if they fit.
-
-    ``auto`` takes no more than its ``share``, and one where nobody tells the memory. A number is taken at its word.
+def limit_pack_members(setting: int | str, memory: int | None, share: int) -> int:
+    """How many trials a worker may take at once, if they fit its memory.
 
     Args:
-        asked: ``launch.pack``.
+        setting: ``launch.pack``. A number is taken as it is. ``auto`` is at most ``share``, and 1 if the memory is
+            unknown.
+        memory: bytes, from :func:`limit_pack_memory`.
+        share: from :func:`share_waiting_trials`.
     """
-    if isinstance(asked, int):
-        return asked
-    return 1 if room is None else max(1, min(MOST, share))
+    if isinstance(setting, int):
+        return setting
+    return 1 if memory is None else max(1, min(MAX_PACK_MEMBERS, share))
 
 
-def even_share(waiting: int, running: int, workers: int, idle: int) -> int:
-    """How many of the waiting trials a worker takes so that none is without, now or when those that run have ended.
+def share_waiting_trials(waiting: int, running: int, workers: int, idle: int) -> int:
+    """How many of the waiting trials one worker takes, so that every worker has some, now and after the running ones.
 
     Args:
-        idle: how many of the workers run nothing, this one among them.
+        waiting, running: numbers of trials.
+        workers: how many there are.
+        idle: how many of them run nothing, including the one that asks.
     """
     return min(math.ceil(waiting / idle), math.ceil((waiting + running) / workers))
 
 
-def at_once(asked: int | str) -> int:
-    """The most members that a pack can have, whatever the memory."""
-    return asked if isinstance(asked, int) else MOST
+def max_pack_members(setting: int | str) -> int:
+    """The largest number of members that ``launch.pack`` allows, whatever the memory."""
+    return setting if isinstance(setting, int) else MAX_PACK_MEMBERS
 
 
-def at_a_time(place: Place) -> int:
-    """Of how many members a pack has activations at once."""
-    return LANES if place.type == "cpu" else 1
+def count_lanes(slot: Slot) -> int:
+    """How many members of a pack compute at the same time, each with activations in memory."""
+    return CPU_LANES if slot.type == "cpu" else 1
 
 
-def pack_bytes(forecasts: Sequence[Forecast], at_a_time: int) -> int:
-    """What trials of one base need together, with the activations of so many at a time."""
+def forecast_pack_memory(forecasts: Sequence[Forecast], lanes: int) -> int:
+    """Bytes that trials of one base need together, if ``lanes`` of them compute at the same time."""
     return (
-        max(each.base for each in forecasts)
-        + sum(each.adapter for each in forecasts)
-        + sum(sorted(each.activations for each in forecasts)[-at_a_time:])
-        + sum(sorted(each.logits for each in forecasts)[-at_a_time:])
+        max(forecast.base for forecast in forecasts)
+        + sum(forecast.adapter for forecast in forecasts)
+        + sum(sorted(forecast.activations for forecast in forecasts)[-lanes:])
+        + sum(sorted(forecast.logits for forecast in forecasts)[-lanes:])
     )
 
 
-def packed(forecasts: Sequence[Forecast], most: int, room: int | None, at_a_time: int) -> list[int]:
-    """Which of these trials of one base to run together: their places in ``forecasts``, the first of which is set.
+def choose_pack_members(forecasts: Sequence[Forecast], max_members: int, memory: int | None, lanes: int) -> list[int]:
+    """Which of these trials of one base to run together, as indices into ``forecasts``.
 
-    Whoever would not fit beside those before is left out; the first is not, for alone it has to be tried.
+    The first trial is always chosen: even if it does not fit alone, it has to be tried. Each further one is chosen if
+    it fits beside those chosen before it.
+
+    Args:
+        memory: bytes; None: no limit.
     """
     chosen = [0]
-    for place in range(1, len(forecasts)):
-        if len(chosen) >= most:
+    for index in range(1, len(forecasts)):
+        if len(chosen) >= max_members:
             break
-        together = [forecasts[each] for each in [*chosen, place]]
-        if room is None or pack_bytes(together, at_a_time) <= room:
-            chosen.append(place)
+        together = [forecasts[member] for member in [*chosen, index]]
+        if memory is None or forecast_pack_memory(together, lanes) <= memory:
+            chosen.append(index)
     return chosen

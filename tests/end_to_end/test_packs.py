@@ -140,7 +140,7 @@ def test_a_death_is_counted_for_no_member_and_who_dies_alone_is_killed(runs: Pat
 def test_the_kernels_kill_is_no_members_oom(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = tmp_path / "kills"
     monkeypatch.setattr(
-        sweep.engines.local.worker_process, "oom_kills", lambda: kills.stat().st_size if kills.exists() else 0
+        sweep.engines.local.worker_process, "count_oom_kills", lambda: kills.stat().st_size if kills.exists() else 0
     )
     monkeypatch.setenv("SCRIPT", json.dumps({"t1": f"kernel {kills}"}))
     monkeypatch.setenv("LORA_SWEEP_DEVICE", "cpu")

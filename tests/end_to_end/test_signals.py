@@ -247,7 +247,7 @@ def test_the_kernels_kill_is_oom(runs: Path, on_oom: str, tmp_path: Path, monkey
     kills = tmp_path / "kills"
     script = {"t0": f"kernel {kills}", "t1": "die once"}
     monkeypatch.setattr(
-        sweep.engines.local.worker_process, "oom_kills", lambda: kills.stat().st_size if kills.exists() else 0
+        sweep.engines.local.worker_process, "count_oom_kills", lambda: kills.stat().st_size if kills.exists() else 0
     )
     monkeypatch.setenv("SCRIPT", json.dumps(script))
     monkeypatch.setenv("LORA_SWEEP_DEVICE", "cpu")

@@ -213,7 +213,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
 
 
 def test_a_full_disk_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "free_bytes", lambda path: 10)
+    monkeypatch.setattr(machine, "measure_free_disk", lambda path: 10)
     with pytest.raises(Refused, match=r"runs_dir = .*: needs about .* MB, and 0.0 MB are free"):
         launch(plan_of(tmp_path, "a", 1), [], WORKER)
     assert not (tmp_path / "trials").exists()

@@ -22,7 +22,7 @@ from sweep.plan import __main__
 from sweep.plan import make as planning
 from sweep.plan.make import find_facts, make_plan
 from sweep.plan.table import plan_table
-from sweep.resources.machine import Place
+from sweep.resources.machine import Slot
 from sweep.store import trial_state
 from sweep.store.trial_state import State
 from sweep.trials import Plan, Planned, varied_keys, varied_values
@@ -489,10 +489,10 @@ def test_a_finished_sweep_run_again_changes_no_file(tmp_path: Path) -> None:
 
 # --- the table -----------------------------------------------------------------------------------------------------
 
-CPU = Place("cpu", None, "cpu", 16 << 30)
+CPU = Slot("cpu", None, "cpu", 16 << 30)
 
 
-def table(plan: Plan, runs: Path, *devices: Place, notes: tuple[str, ...] = (), **states: State) -> list[str]:
+def table(plan: Plan, runs: Path, *devices: Slot, notes: tuple[str, ...] = (), **states: State) -> list[str]:
     """The lines of the plan's table; ``states`` by the trials' labels without blanks, else as the files say."""
     found = trial_state.states(plan, runs)
     by_label = {trial.label.replace(" ", "_").replace("=", ""): trial.key for trial in plan.trials}
@@ -599,7 +599,7 @@ def test_devices_and_the_workers_that_share_them(
     plan = planned(changed(launch__workers=workers))
     heavy = [dataclasses.replace(t, forecast=dataclasses.replace(t.forecast, weights=3 << 29)) for t in plan.trials]
     plan = dataclasses.replace(plan, trials=heavy)
-    lines = table(plan, tmp_path, *(Place("cuda", i, "big", size << 30) for i, size in enumerate(devices)))
+    lines = table(plan, tmp_path, *(Slot("cuda", i, "big", size << 30) for i, size in enumerate(devices)))
     assert lines[2] == line
     assert ("does not fit" in lines[-1]) != fits
 
@@ -624,9 +624,9 @@ def test_the_time_is_learnt_from_finished_trials_of_this_base_on_this_device(tmp
     weights, said = table(plan, tmp_path)[3:5]
     assert weights == "dequantized weights: 0.00 GiB more, where there is room (quant.materialize=auto)"
     assert said == "about 35 min for 3 of the 5 that are left (from 1 finished trial of the same base)"
-    two = table(plan, tmp_path, Place("cpu", None, "cpu", None), Place("cuda", 0, "big", None))[4]
+    two = table(plan, tmp_path, Slot("cpu", None, "cpu", None), Slot("cuda", 0, "big", None))[4]
     assert two.startswith("about 18 min for 3 of")
-    assert table(plan, tmp_path, Place("cuda", 0, "big", None))[4].startswith("time unknown")
+    assert table(plan, tmp_path, Slot("cuda", 0, "big", None))[4].startswith("time unknown")
 
 
 def test_a_device_that_is_not_there_is_refused_with_the_plan(tmp_path: Path) -> None:
@@ -738,11 +738,11 @@ def test_planning_with_known_facts_loads_no_torch(tmp_path: Path) -> None:
     code = "\n".join(
         [
             "import json, sys",
-            "from sweep import plan",
+            "from sweep.plan import __main__ as command, make",
             f"answer = json.loads({json.dumps(FACTS.to_json())!r})",
-            "plan.ask_inspect = lambda requests, strict: [{'facts': answer} for _ in requests]",
+            "make.ask_inspect = lambda requests, strict: [{'facts': answer} for _ in requests]",
             f"sys.argv = ['plan', 'model=tiny', 'data=tiny', 'lora.r=2,4', 'runs_dir={tmp_path}/runs']",
-            "plan.main()",
+            "command.main()",
             "print(sorted({'torch', 'transformers', 'pandas', 'wandb'} & set(sys.modules)))",
         ]
     )

@@ -13,7 +13,7 @@ from lxml import html as lxml_html
 from support.chromium import watch
 from support.hostile import HOSTILE_TEXTS
 from support.report_files import config_of, entry_of, training_of, write_evaluation, write_sweep, write_trial
-from test_ranking import grid
+from test_report_ranking import grid
 
 from lora_sweep.runs.files import sweep_file, trial_folder, write_atomic, write_json
 from sweep.report.write import write_report

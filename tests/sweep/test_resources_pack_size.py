@@ -5,17 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_sweep.facts.memory import Forecast
-from sweep.resources.machine import Place
+from sweep.resources.machine import Slot
 from sweep.resources.pack_size import (
-    LANES,
-    MOST,
-    at_a_time,
-    at_once,
-    even_share,
-    most_members,
-    pack_bytes,
-    packed,
-    room_bytes,
+    CPU_LANES,
+    MAX_PACK_MEMBERS,
+    choose_pack_members,
+    count_lanes,
+    forecast_pack_memory,
+    limit_pack_members,
+    limit_pack_memory,
+    max_pack_members,
+    share_waiting_trials,
 )
 
 SMALL = Forecast(weights=100, adapter=10, activations=20, logits=5)
@@ -25,41 +25,41 @@ forecasts = st.lists(st.builds(Forecast, st.just(100), sizes, sizes, sizes), min
 
 def test_a_pack_needs_one_base_all_adapters_and_the_largest_steps() -> None:
     wide = Forecast(weights=100, adapter=7, activations=50, logits=1)
-    assert pack_bytes([SMALL], 2) == pack_bytes([SMALL], 1) == SMALL.total
-    assert pack_bytes([SMALL, wide, SMALL], 1) == 100 + (10 + 7 + 10) + 50 + 5
-    assert pack_bytes([SMALL, wide, SMALL], 2) == 100 + (10 + 7 + 10) + (50 + 20) + (5 + 5)
+    assert forecast_pack_memory([SMALL], 2) == forecast_pack_memory([SMALL], 1) == SMALL.total
+    assert forecast_pack_memory([SMALL, wide, SMALL], 1) == 100 + (10 + 7 + 10) + 50 + 5
+    assert forecast_pack_memory([SMALL, wide, SMALL], 2) == 100 + (10 + 7 + 10) + (50 + 20) + (5 + 5)
 
 
 def test_copies_of_the_base_count_where_they_are_made_in_any_case() -> None:
-    assert pack_bytes([Forecast(100, 10, 20, 5, materialized=400)] * 2, 1) == 145
-    assert pack_bytes([Forecast(100, 10, 20, 5, materialized=400, always=True)] * 2, 1) == 545
+    assert forecast_pack_memory([Forecast(100, 10, 20, 5, materialized=400)] * 2, 1) == 145
+    assert forecast_pack_memory([Forecast(100, 10, 20, 5, materialized=400, always=True)] * 2, 1) == 545
 
 
 @pytest.mark.parametrize(("room", "members"), [(0, 1), (134, 1), (135, 1), (144, 1), (145, 2), (164, 3), (1000, 9)])
 def test_as_many_as_fit_run_together_and_one_in_any_case(room: int, members: int) -> None:
-    assert packed([SMALL] * 9, 9, room, 1) == list(range(members))
+    assert choose_pack_members([SMALL] * 9, 9, room, 1) == list(range(members))
 
 
 def test_who_does_not_fit_makes_room_for_who_does() -> None:
-    assert packed([SMALL, Forecast(100, 500, 20, 5), SMALL], 8, 145, 1) == [0, 2]
+    assert choose_pack_members([SMALL, Forecast(100, 500, 20, 5), SMALL], 8, 145, 1) == [0, 2]
 
 
 def test_on_a_cpu_two_members_have_activations_at_once() -> None:
-    assert at_a_time(Place("cpu", None, "cpu", 1000)) == LANES == 2
-    assert at_a_time(Place("cuda", 0, "big", 1000)) == 1
-    assert packed([SMALL] * 9, 9, 169, LANES) == [0]
-    assert packed([SMALL] * 9, 9, 189, LANES) == [0, 1, 2]
+    assert count_lanes(Slot("cpu", None, "cpu", 1000)) == CPU_LANES == 2
+    assert count_lanes(Slot("cuda", 0, "big", 1000)) == 1
+    assert choose_pack_members([SMALL] * 9, 9, 169, CPU_LANES) == [0]
+    assert choose_pack_members([SMALL] * 9, 9, 189, CPU_LANES) == [0, 1, 2]
 
 
 def test_where_nobody_tells_the_memory_a_number_is_obeyed_and_auto_packs_none() -> None:
-    assert most_members("auto", None, share=50) == 1
-    assert most_members(4, None, share=1) == 4
-    assert packed([SMALL] * 9, 4, None, 2) == [0, 1, 2, 3]
+    assert limit_pack_members("auto", None, share=50) == 1
+    assert limit_pack_members(4, None, share=1) == 4
+    assert choose_pack_members([SMALL] * 9, 4, None, 2) == [0, 1, 2, 3]
 
 
 def test_auto_takes_its_share_up_to_a_limit_and_a_number_is_one() -> None:
-    assert [most_members("auto", 1, share) for share in (0, 1, 3, 100)] == [1, 1, 3, MOST]
-    assert most_members(3, 1, share=1) == 3
+    assert [limit_pack_members("auto", 1, share) for share in (0, 1, 3, 100)] == [1, 1, 3, MAX_PACK_MEMBERS]
+    assert limit_pack_members(3, 1, share=1) == 3
 
 
 @pytest.mark.parametrize(
@@ -67,32 +67,32 @@ def test_auto_takes_its_share_up_to_a_limit_and_a_number_is_one() -> None:
     [(8, 0, 1, 1, 8), (9, 0, 2, 2, 5), (4, 5, 2, 1, 4), (5, 0, 4, 4, 2), (3, 2, 4, 3, 1), (7, 1, 2, 1, 4)],
 )
 def test_a_share_is_even(waiting: int, running: int, workers: int, idle: int, share: int) -> None:
-    assert even_share(waiting, running, workers, idle) == share
+    assert share_waiting_trials(waiting, running, workers, idle) == share
 
 
-@pytest.mark.parametrize(("asked", "most"), [("auto", MOST), (1, 1), (3, 3)])
+@pytest.mark.parametrize(("asked", "most"), [("auto", MAX_PACK_MEMBERS), (1, 1), (3, 3)])
 def test_the_disk_is_asked_for_the_largest_pack(asked: int | str, most: int) -> None:
-    assert at_once(asked) == most
+    assert max_pack_members(asked) == most
 
 
-def test_a_cpu_counts_half_of_its_memory_and_workers_share_a_place() -> None:
-    assert room_bytes(Place("cpu", None, "cpu", 1000), 1) == 500
-    assert room_bytes(Place("cpu", None, "cpu", 1000), 2) == 250
-    assert room_bytes(Place("cuda", 0, "big", 1000), 1) == 850
-    assert room_bytes(Place("cpu", None, "cpu", None), 1) is None
+def test_a_cpu_counts_half_of_its_memory_and_workers_share_a_slot() -> None:
+    assert limit_pack_memory(Slot("cpu", None, "cpu", 1000), 1) == 500
+    assert limit_pack_memory(Slot("cpu", None, "cpu", 1000), 2) == 250
+    assert limit_pack_memory(Slot("cuda", 0, "big", 1000), 1) == 850
+    assert limit_pack_memory(Slot("cpu", None, "cpu", None), 1) is None
 
 
 @given(forecasts, st.integers(1, 12), st.integers(0, 5000), st.integers(1, 2))
 def test_a_pack_fits_and_nobody_who_fits_is_left_out(these: list[Forecast], most: int, room: int, lanes: int) -> None:
-    chosen = packed(these, most, room, lanes)
+    chosen = choose_pack_members(these, most, room, lanes)
     assert chosen[0] == 0
     assert chosen == sorted(set(chosen))
     assert len(chosen) <= most
     members = [these[place] for place in chosen]
-    assert len(chosen) == 1 or pack_bytes(members, lanes) <= room
+    assert len(chosen) == 1 or forecast_pack_memory(members, lanes) <= room
     if len(chosen) < most:
         others = [each for place, each in enumerate(these) if place not in chosen]
-        assert all(pack_bytes([*members, each], lanes) > room for each in others)
+        assert all(forecast_pack_memory([*members, each], lanes) > room for each in others)
 
 
 @given(st.integers(0, 60), st.integers(1, 6))
@@ -100,7 +100,7 @@ def test_no_worker_is_without_while_another_has_several(trials: int, workers: in
     packs: list[int] = []
     for started in range(workers):
         waiting = trials - sum(packs)
-        share = even_share(waiting, sum(packs), workers, workers - started)
-        packs.append(min(waiting, most_members("auto", 1, share)))
-    assert sum(packs) == min(trials, MOST * workers)
+        share = share_waiting_trials(waiting, sum(packs), workers, workers - started)
+        packs.append(min(waiting, limit_pack_members("auto", 1, share)))
+    assert sum(packs) == min(trials, MAX_PACK_MEMBERS * workers)
     assert max(packs) - min(packs) <= 1

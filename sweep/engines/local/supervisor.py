@@ -28,7 +28,7 @@ from sweep.engines.event_log import Ledger
 from sweep.engines.local.worker_process import COMMAND, Worker, as_job
 from sweep.engines.queue import MAX_DEATHS, Queue, Waiting, can_halve
 from sweep.resources import pack_size
-from sweep.resources.machine import Place, environment
+from sweep.resources.machine import Slot, build_worker_environment
 from sweep.status.live import Screen
 from sweep.status.progress import Board, Running
 from sweep.store import trial_state
@@ -64,7 +64,7 @@ class Crew:
     runs: Path
     name: str
     settings: Launch
-    places: list[Place]
+    places: list[Slot]
     queue: Queue
     status: dict[Key, str]
     screen: Screen
@@ -142,13 +142,13 @@ class Crew:
     def next_pack(self, number: int, loaded: str | None, running: list[Waiting]) -> list[Waiting]:
         """What the worker of a place runs next, without those that have died too often."""
         place = self.places[number]
-        room = pack_size.room_bytes(place, self.places.count(place))
+        room = pack_size.limit_pack_memory(place, self.places.count(place))
         busy = sum(bool(each.items) for each in self.workers.values())
         workers = len(self.places)
-        share = pack_size.even_share(len(self.queue.waiting), len(running), workers, workers - busy)
-        most = pack_size.most_members(self.settings.pack, room, share)
+        share = pack_size.share_waiting_trials(len(self.queue.waiting), len(running), workers, workers - busy)
+        most = pack_size.limit_pack_members(self.settings.pack, room, share)
         pack = []
-        for item in self.queue.take(loaded, running, time.monotonic(), most, room, pack_size.at_a_time(place)):
+        for item in self.queue.take(loaded, running, time.monotonic(), most, room, pack_size.count_lanes(place)):
             if trial_state.deaths(trial_state.setbacks_of(item.trial, self.runs)) < MAX_DEATHS:
                 pack.append(item)
             else:  # the orchestrator died before it could say so
@@ -157,7 +157,7 @@ class Crew:
 
     def hire(self, number: int) -> Worker:
         place = self.places[number]
-        variables = environment(place, self.places.count(place), os.cpu_count() or 1)
+        variables = build_worker_environment(place, self.places.count(place), os.cpu_count() or 1)
         worker = Worker.start(number, place, variables, self.runs, self.name, self.command)
         self.workers[number] = worker
         self.selector.register(worker.output, selectors.EVENT_READ, number)

@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_sweep.runs import files
 from sweep.engines.queue import Waiting
-from sweep.resources.machine import Place, oom_kills
+from sweep.resources.machine import Slot, count_oom_kills
 from sweep.trials import Key, Planned
 
 COMMAND = (sys.executable, "-m", "lora_sweep.worker.loop")
@@ -44,7 +44,7 @@ class Worker:
     """
 
     number: int
-    place: Place
+    place: Slot
     process: subprocess.Popen[bytes]
     ooms_before: int
     loaded: str | None = None
@@ -61,7 +61,7 @@ class Worker:
 
     @classmethod
     def start(
-        cls, number: int, place: Place, environment: dict[str, str], runs: Path, sweep: str, command: Sequence[str]
+        cls, number: int, place: Slot, environment: dict[str, str], runs: Path, sweep: str, command: Sequence[str]
     ) -> "Worker":
         """Start the process, in a group of its own; its errors go to the sweep's worker-N.log."""
         log = files.report_folder(runs, sweep) / f"worker-{number + 1}.log"
@@ -77,7 +77,7 @@ class Worker:
             )
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
-        return cls(number, place, process, oom_kills(), heard=time.monotonic())
+        return cls(number, place, process, count_oom_kills(), heard=time.monotonic())
 
     @property
     def output(self) -> int:
@@ -153,7 +153,7 @@ class Worker:
 
     def ran_out_of_memory(self) -> bool:
         """Whether the system killed a process for memory while this one lived, and it died of SIGKILL."""
-        return self.process.returncode == -signal.SIGKILL and oom_kills() > self.ooms_before
+        return self.process.returncode == -signal.SIGKILL and count_oom_kills() > self.ooms_before
 
 
 def as_job(trial: Planned, **more: Any) -> dict[str, Any]:
