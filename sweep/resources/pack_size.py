@@ -11,7 +11,7 @@ from lora_sweep.facts.memory import Forecast
 from sweep.resources.machine import Slot
 
 MAX_PACK_MEMBERS = 8  # when a worker dies, every member loses its work since its last checkpoint
-CPU_LANES = 2  # the same as in lora_sweep.training.step_modes
+MEMBER_THREADS = 2  # the same as in lora_sweep.training.step_modes
 CPU_PEAK_FACTOR = 2  # a CPU process takes two to three times its forecast, and the rest of the machine needs some too
 USABLE_ACCELERATOR_SHARE = 0.85  # the rest goes to the context and to what the allocator cannot use
 
@@ -59,22 +59,22 @@ def max_pack_members(setting: int | str) -> int:
     return setting if isinstance(setting, int) else MAX_PACK_MEMBERS
 
 
-def count_lanes(slot: Slot) -> int:
+def count_member_threads(slot: Slot) -> int:
     """How many members of a pack compute at the same time, each with activations in memory."""
-    return CPU_LANES if slot.type == "cpu" else 1
+    return MEMBER_THREADS if slot.type == "cpu" else 1
 
 
-def forecast_pack_memory(forecasts: Sequence[Forecast], lanes: int) -> int:
-    """Bytes that trials of one base need together, if ``lanes`` of them compute at the same time."""
+def forecast_pack_memory(forecasts: Sequence[Forecast], threads: int) -> int:
+    """Bytes that trials of one base need together, if ``threads`` of them compute at the same time."""
     return (
         max(forecast.base for forecast in forecasts)
         + sum(forecast.adapter for forecast in forecasts)
-        + sum(sorted(forecast.activations for forecast in forecasts)[-lanes:])
-        + sum(sorted(forecast.logits for forecast in forecasts)[-lanes:])
+        + sum(sorted(forecast.activations for forecast in forecasts)[-threads:])
+        + sum(sorted(forecast.logits for forecast in forecasts)[-threads:])
     )
 
 
-def choose_pack_members(forecasts: Sequence[Forecast], max_members: int, memory: int | None, lanes: int) -> list[int]:
+def choose_pack_members(forecasts: Sequence[Forecast], max_members: int, memory: int | None, threads: int) -> list[int]:
     """Which of these trials of one base to run together, as indices into ``forecasts``.
 
     The first trial is always chosen: even if it does not fit alone, it has to be tried. Each further one is chosen if
@@ -88,6 +88,6 @@ def choose_pack_members(forecasts: Sequence[Forecast], max_members: int, memory:
         if len(chosen) >= max_members:
             break
         together = [forecasts[member] for member in [*chosen, index]]
-        if memory is None or forecast_pack_memory(together, lanes) <= memory:
+        if memory is None or forecast_pack_memory(together, threads) <= memory:
             chosen.append(index)
     return chosen

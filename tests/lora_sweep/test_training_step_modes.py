@@ -65,7 +65,7 @@ def test_the_cores_of_a_cpu_are_shared_where_layers_allow_it(rows: Any, tmp_path
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert list_step_modes(load(), 2, cpu) == ["batched", "sequential"]
-    assert pack_size.CPU_LANES == step_modes.MEMBER_THREADS
+    assert pack_size.MEMBER_THREADS == step_modes.MEMBER_THREADS
 
 
 @pytest.mark.skipif(HERE.type != "cpu", reason="only a CPU has cores to share")

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from lora_sweep.facts.memory import Forecast
 from sweep.resources.machine import Slot
 from sweep.resources.pack_size import (
-    CPU_LANES,
     MAX_PACK_MEMBERS,
+    MEMBER_THREADS,
     choose_pack_members,
-    count_lanes,
+    count_member_threads,
     forecast_pack_memory,
     limit_pack_members,
     limit_pack_memory,
@@ -45,10 +45,10 @@ def test_who_does_not_fit_makes_room_for_who_does() -> None:
 
 
 def test_on_a_cpu_two_members_have_activations_at_once() -> None:
-    assert count_lanes(Slot("cpu", None, "cpu", 1000)) == CPU_LANES == 2
-    assert count_lanes(Slot("cuda", 0, "big", 1000)) == 1
-    assert choose_pack_members([SMALL] * 9, 9, 169, CPU_LANES) == [0]
-    assert choose_pack_members([SMALL] * 9, 9, 189, CPU_LANES) == [0, 1, 2]
+    assert count_member_threads(Slot("cpu", None, "cpu", 1000)) == MEMBER_THREADS == 2
+    assert count_member_threads(Slot("cuda", 0, "big", 1000)) == 1
+    assert choose_pack_members([SMALL] * 9, 9, 169, MEMBER_THREADS) == [0]
+    assert choose_pack_members([SMALL] * 9, 9, 189, MEMBER_THREADS) == [0, 1, 2]
 
 
 def test_where_nobody_tells_the_memory_a_number_is_obeyed_and_auto_packs_none() -> None:

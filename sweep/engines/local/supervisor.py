@@ -148,7 +148,9 @@ class Crew:
         share = pack_size.share_waiting_trials(len(self.queue.waiting), len(running), workers, workers - busy)
         most = pack_size.limit_pack_members(self.settings.pack, room, share)
         pack = []
-        for item in self.queue.take(loaded, running, time.monotonic(), most, room, pack_size.count_lanes(place)):
+        for item in self.queue.take(
+            loaded, running, time.monotonic(), most, room, pack_size.count_member_threads(place)
+        ):
             if trial_state.deaths(trial_state.setbacks_of(item.trial, self.runs)) < MAX_DEATHS:
                 pack.append(item)
             else:  # the orchestrator died before it could say so
