@@ -33,7 +33,7 @@ from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noq
 from lora_sweep.messages import Voice  # noqa: E402
 from lora_sweep.model.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
-from lora_sweep.multi_lora.peft_format import fresh_adapter, load_adapter  # noqa: E402
+from lora_sweep.multi_lora.peft_format import create_adapter, load_adapter  # noqa: E402
 from lora_sweep.training import packed  # noqa: E402
 from lora_sweep.training.single import Trained  # noqa: E402
 from lora_sweep.worker.resident import Shared  # noqa: E402
@@ -76,7 +76,7 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
     loaded = time.perf_counter() - STARTED
     settings = dataclasses.replace(config.train, max_steps=steps)
     pack = [
-        packed.PackMember(fresh_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
+        packed.PackMember(create_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
         for seed in range(members)
     ]
     reset_peak_memory(device)
@@ -107,18 +107,18 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
 def layouts() -> Iterator[list[Layout]]:
     """The shapes of every forward that is made within this."""
     seen: list[Layout] = []
-    own = packed.flatten
+    own = packed.concatenate_rows
 
     def watched(*arguments: Any) -> Any:
         flat = own(*arguments)
         seen.append(layout_of(flat))
         return flat
 
-    packed.flatten = watched
+    packed.concatenate_rows = watched
     try:
         yield seen
     finally:
-        packed.flatten = own
+        packed.concatenate_rows = own
 
 
 def layout_of(flat: Any) -> Layout:

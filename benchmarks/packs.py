@@ -35,7 +35,7 @@ from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noq
 from lora_sweep.model.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.linear import Adapter  # noqa: E402
-from lora_sweep.multi_lora.peft_format import fresh_adapter  # noqa: E402
+from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
 from lora_sweep.training.packed import PackMember, train_pack  # noqa: E402
 from lora_sweep.training.single import Trained  # noqa: E402
 
@@ -103,7 +103,7 @@ def rows_of(vocab: int, count: int) -> list[Example]:
 
 def adapter_of(base: Any, seed: int) -> Adapter:
     targets = [name for name, _ in base.named_modules() if name.rpartition(".")[2] in cost_model.TARGETS["all_linear"]]
-    return fresh_adapter(base, Lora(r=cost_model.RANK), targets, seed)[0]
+    return create_adapter(base, Lora(r=cost_model.RANK), targets, seed)[0]
 
 
 def training(base: Any, rows: list[Example], device: Device, adapters: list[Adapter], together: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from benchmarks.fast import planned  # noqa: E402
 from lora_sweep.messages import Voice  # noqa: E402
 from lora_sweep.model.device import pick_device  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
-from lora_sweep.multi_lora.peft_format import fresh_adapter  # noqa: E402
+from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
 from lora_sweep.training.packed import PackMember, train_pack  # noqa: E402
 from lora_sweep.worker.resident import Shared  # noqa: E402
 
@@ -44,7 +44,7 @@ def main(overrides: list[str]) -> None:
     shared = Shared(config, device)
     base = shared.base_at(config.quant, Voice(tell=lambda event: None))
     rows = shared.examples("train", config.data, config.train.max_length)
-    adapter, _ = fresh_adapter(base, config.lora, trial.target_modules, config.seed)
+    adapter, _ = create_adapter(base, config.lora, trial.target_modules, config.seed)
     member = PackMember(adapter, rows, dataclasses.replace(config.train, max_steps=2), config.seed)
     with tempfile.TemporaryDirectory() as scratch:
         train_pack(base, [member], device, Path(scratch))

@@ -19,9 +19,16 @@ from lora_sweep.config.schema import Eval
 from lora_sweep.data.prompts import Example
 from lora_sweep.generation.single import GeneratedText, PreemptionCriteria, decode_text, find_eos_ids, pad_left
 from lora_sweep.model.device import Device, is_out_of_memory
-from lora_sweep.multi_lora.head_loss import head_loss
-from lora_sweep.multi_lora.layout import ATTENTION, Batch, Block, attending, common_prefix, flatten
-from lora_sweep.multi_lora.linear import Adapter, Blocks, packed
+from lora_sweep.multi_lora.head_loss import compute_head_loss
+from lora_sweep.multi_lora.layout import (
+    ATTENTION_NAME,
+    DecodingBatch,
+    MemberRows,
+    concatenate_rows,
+    measure_common_prefix,
+    use_layout,
+)
+from lora_sweep.multi_lora.linear import Adapter, AdapterMap, attach_pack
 
 CACHE_GROWTH_TOKENS = 64  # tokens that a cache grows by at a time
 MIN_ACTIVE_SHARE = 0.75  # of a batch still being written: below it, finished texts are taken out of it
@@ -38,14 +45,14 @@ class GenerationRequest:
 
 
 @contextlib.contextmanager
-def infer_with_adapters(base: Any, adapters: Sequence[Adapter | None], device: Device) -> Iterator[Blocks]:
+def infer_with_adapters(base: Any, adapters: Sequence[Adapter | None], device: Device) -> Iterator[AdapterMap]:
     """Within this, ``base`` has the adapters and our attention, and keeps no gradient."""
     attention = base.config._attn_implementation
     for adapter in adapters:
         if adapter is not None:
             adapter.in_dtype(device.compute_dtype)
-    with torch.no_grad(), packed(base, adapters) as blocks:
-        base.set_attn_implementation(ATTENTION)
+    with torch.no_grad(), attach_pack(base, adapters) as blocks:
+        base.set_attn_implementation(ATTENTION_NAME)
         try:
             yield blocks
         finally:
@@ -157,7 +164,7 @@ class Decoding:
 
 def decode_batch(
     base: Any,
-    blocks: Blocks,
+    blocks: AdapterMap,
     texts: list[DecodingSequence],
     how: Decoding,
     asked: PreemptionCriteria,
@@ -176,7 +183,7 @@ def decode_batch(
     while True:
         asked.heed()
         blocks.sizes = [sum(text.author == number for text in alive) for number in range(len(blocks.adapters))]
-        with attending(Batch(mask)):
+        with use_layout(DecodingBatch(mask)):
             hidden = base.base_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
             # Of two dimensions: a product with [texts, 1, hidden], cut from all positions, would copy the head's
             # weights for every text.
@@ -234,7 +241,7 @@ class GrowingCacheLayer(DynamicLayer):
 
 def compute_member_losses(
     base: Any,
-    blocks: Blocks,
+    blocks: AdapterMap,
     member: int,
     rows: Sequence[Example],
     batch_size: int,
@@ -258,14 +265,16 @@ def compute_member_losses(
         PreemptionCriteria(stop).heed()
         places = order[start : start + batch_size]
         some = [rows[place] for place in places]
-        flat = flatten([Block(some, common_prefix(some), 1.0)], ["response"], device.type, device.compute_dtype)
+        flat = concatenate_rows(
+            [MemberRows(some, measure_common_prefix(some), 1.0)], ["response"], device.type, device.compute_dtype
+        )
         blocks.sizes = [0] * len(blocks.adapters)
         blocks.sizes[member] = flat.input_ids.shape[1]
-        with attending(flat):
+        with use_layout(flat):
             hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
             states = hidden.last_hidden_state[0].index_select(0, flat.kept)
             blocks.sizes[member] = len(states)
-            _, each = head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
+            _, each = compute_head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
         begin = 0
         for place, row in zip(places, some, strict=True):
             count = len(row.input_ids) - max(1, row.prompt_length)
@@ -280,11 +289,11 @@ def find_flat_layout_problem(base: Any, rows: Sequence[Example], device: Device)
     A model can have an attention of its own, or do more than a product between its last states and its logits.
     """
     some = sorted(rows, key=lambda row: len(row.input_ids))[:2]
-    shared = common_prefix(some)
+    shared = measure_common_prefix(some)
     try:
         with infer_with_adapters(base, [], device):
-            flat = flatten([Block(some, shared, 1.0)], ["response"], device.type, device.compute_dtype)
-            with attending(flat):
+            flat = concatenate_rows([MemberRows(some, shared, 1.0)], ["response"], device.type, device.compute_dtype)
+            with use_layout(flat):
                 hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
             found = base.get_output_embeddings()(hidden.last_hidden_state[0, : sum(flat.sizes)]).float()
     except Exception as error:  # whatever a model's own code cannot do

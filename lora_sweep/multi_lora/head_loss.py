@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-LOGITS = 64 << 20  # bytes of logits that are there at once: of 682 tokens with 49,152 each in bf16
-AT_ONCE = 16  # of these tokens in fp32 on a CPU: 3 MB, which its caches hold from one pass to the next
-ELSEWHERE = 256  # in fp32 on another device: 50 MB
-MULTIPLE = 8  # of tokens: a product of 315 took 7 % longer than one of 320 (AVX512-BF16)
+MAX_LOGITS_BYTES = 64 << 20  # bytes of logits that are there at once: of 682 tokens with 49,152 each in bf16
+CPU_SOFTMAX_TOKENS = 16  # of these tokens in fp32 on a CPU: 3 MB, which its caches hold from one pass to the next
+GPU_SOFTMAX_TOKENS = 256  # in fp32 on another device: 50 MB
+TOKEN_MULTIPLE = 8  # of tokens: a product of 315 took 7 % longer than one of 320 (AVX512-BF16)
 
 
-def head_loss(
+def compute_head_loss(
     states: torch.Tensor, head: Any, wanted: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The negative log-likelihood of tokens, in fp32.
@@ -24,25 +24,25 @@ def head_loss(
         The weighted sum, which can be differentiated, and the losses [n] in nats, which cannot.
     """
     if type(head) is torch.nn.Linear and not head.weight.requires_grad:
-        total, each = FrozenHead.apply(states, head.weight, head.bias, wanted, weights)  # type: ignore[no-untyped-call]
+        total, each = FrozenHeadLoss.apply(states, head.weight, head.bias, wanted, weights)  # type: ignore[no-untyped-call]
         return total, each
     each = functional.cross_entropy(head(states).float(), wanted, reduction="none")
     return (each * weights).sum(), each.detach()
 
 
-class FrozenHead(torch.autograd.Function):
-    """:func:`head_loss` of a head without an adapter: the gradient is made on the way, while the logits are there."""
+class FrozenHeadLoss(torch.autograd.Function):
+    """The loss under a head without an adapter. Its gradient is made in the forward, while the logits are there."""
 
     @staticmethod
     def forward(ctx: Any, states: Any, weight: Any, bias: Any, wanted: Any, weights: Any) -> Any:
-        tokens, beyond = len(states), -len(states) % MULTIPLE
+        tokens, beyond = len(states), -len(states) % TOKEN_MULTIPLE
         if beyond:
             states = functional.pad(states, (0, 0, 0, beyond))
             wanted, weights = (functional.pad(of_tokens, (0, beyond)) for of_tokens in (wanted, weights))
         each = torch.empty(len(states), dtype=torch.float32, device=states.device)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        at_once = AT_ONCE if states.device.type == "cpu" else ELSEWHERE
-        for part in parts(len(states), len(weight) * states.element_size()):
+        at_once = CPU_SOFTMAX_TOKENS if states.device.type == "cpu" else GPU_SOFTMAX_TOKENS
+        for part in split_tokens(len(states), len(weight) * states.element_size()):
             logits = functional.linear(states[part], weight, bias)
             for rows, named, losses in zip(
                 *(t.split(at_once) for t in (logits, wanted[part], each[part])), strict=True
@@ -66,8 +66,8 @@ class FrozenHead(torch.autograd.Function):
         return gradient * gradients[0], None, None, None, None
 
 
-def parts(tokens: int, bytes_each: int) -> list[slice]:
+def split_tokens(tokens: int, bytes_each: int) -> list[slice]:
     """``tokens`` in parts of like size, a multiple of 8, whose logits take :data:`LOGITS` at most."""
-    most = max(1, LOGITS // bytes_each // MULTIPLE) * MULTIPLE
-    size = -(-max(1, tokens) // max(1, -(-tokens // most)) // MULTIPLE) * MULTIPLE
+    most = max(1, MAX_LOGITS_BYTES // bytes_each // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+    size = -(-max(1, tokens) // max(1, -(-tokens // most)) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
     return [slice(begin, begin + size) for begin in range(0, tokens, size)]

@@ -14,14 +14,14 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from lora_sweep.data.prompts import IGNORED, Example
-from lora_sweep.multi_lora.member_threads import lane
+from lora_sweep.multi_lora.member_threads import get_member_thread
 
-ATTENTION = "lora_sweep_flat"  # the name of our attention among transformers'
-MULTIPLE = 8  # of tokens: bf16 products of another number took 5 to 7 % longer, some a third (AVX512-BF16); of heads
+ATTENTION_NAME = "lora_sweep"  # the name of our attention among transformers'
+ROW_MULTIPLE = 8  # of tokens: bf16 products of another number took 5 to 7 % longer, some a third (AVX512-BF16)
 
 
 @dataclass(frozen=True)
-class Block:
+class MemberRows:
     """What one member contributes to a flat sequence.
 
     Attributes:
@@ -35,7 +35,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Flat:
+class RaggedBatch:
     """A flat sequence of T tokens, with R sequences in it: rows without their prefixes, and prefixes.
 
     Attributes:
@@ -45,25 +45,25 @@ class Flat:
         padded: how the attention sees the sequences beside each other; None on a CPU, which takes one after another.
         kept: [n]: positions whose logits are needed; ``wanted`` [n]: the tokens they are to predict.
         weights: [n]: of these in the loss; ``owners`` [n]: the blocks they belong to; ``labelled``: how many of each.
-        sequences: how a CPU's attention sees the sequences, by :func:`sequences_of`'s further arguments.
+        sequences: how a CPU's attention sees the sequences, by :func:`index_sequences`'s further arguments.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     sizes: list[int]
     spans: list[tuple[int, int, int, int]]
-    padded: "Padded | None"
+    padded: "PaddedIndex | None"
     kept: torch.Tensor
     wanted: torch.Tensor
     weights: torch.Tensor
     owners: torch.Tensor
     labelled: list[int]
-    sequences: dict[Any, "Sequences"] = field(default_factory=dict)
+    sequences: dict[Any, "SequenceIndex"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Padded:
-    """The R sequences of a :class:`Flat`, padded to the longest.
+class PaddedIndex:
+    """The R sequences of a :class:`RaggedBatch`, padded to the longest.
 
     Attributes:
         queries: [R, longest]: where a sequence's tokens are; beyond its end, any place.
@@ -78,13 +78,13 @@ class Padded:
     places: torch.Tensor
 
 
-def short_window(base: Any, longest: int) -> str | None:
+def explain_short_window(base: Any, longest: int) -> str | None:
     """Why rows of so many tokens cannot be laid out flat: our attention looks back over all of a row."""
     window = getattr(base.config, "sliding_window", None)
     return f"a base that looks back {window} tokens" if window and longest > window else None
 
 
-def common_prefix(rows: Sequence[Example]) -> int:
+def measure_common_prefix(rows: Sequence[Example]) -> int:
     """How many tokens all rows begin with, less than the shortest prompt: a prompt's last token is each row's own."""
     first = rows[0].input_ids
     length = min(min(row.prompt_length, len(row.input_ids)) for row in rows) - 1
@@ -93,7 +93,9 @@ def common_prefix(rows: Sequence[Example]) -> int:
     return max(0, length) if len(rows) > 1 else 0
 
 
-def flatten(blocks: Sequence[Block], loss_on: Sequence[str], device: str, dtype: torch.dtype) -> Flat:
+def concatenate_rows(
+    blocks: Sequence[MemberRows], loss_on: Sequence[str], device: str, dtype: torch.dtype
+) -> RaggedBatch:
     """Lay out ``blocks``; ``loss_on`` says of each which labels count."""
     ids: list[int] = []
     positions: list[int] = []
@@ -116,20 +118,20 @@ def flatten(blocks: Sequence[Block], loss_on: Sequence[str], device: str, dtype:
                     key = (number, begin + at if at < shared else start + at - shared, label)
                     losses[key] = losses.get(key, 0.0) + block.weight
         sizes.append(len(ids) - begin)
-    if len(ids) > MULTIPLE:  # the last token as often as it takes, of no block and with no label
-        beyond = -len(ids) % MULTIPLE
+    if len(ids) > ROW_MULTIPLE:  # the last token as often as it takes, of no block and with no label
+        beyond = -len(ids) % ROW_MULTIPLE
         ids += ids[-1:] * beyond
         positions += positions[-1:] * beyond
 
     def tensor(values: Any, kind: torch.dtype = torch.long) -> torch.Tensor:
         return torch.as_tensor(values, dtype=kind).to(device)
 
-    return Flat(
+    return RaggedBatch(
         tensor([ids]),
         tensor([positions]),
         sizes,
         spans,
-        None if device == "cpu" else _padded(spans, len(ids), device, dtype),
+        None if device == "cpu" else pad_spans(spans, len(ids), device, dtype),
         tensor([position for _, position, _ in losses]),
         tensor([token for _, _, token in losses]),
         tensor(list(losses.values()), torch.float32),
@@ -138,7 +140,7 @@ def flatten(blocks: Sequence[Block], loss_on: Sequence[str], device: str, dtype:
     )
 
 
-def _padded(spans: Sequence[tuple[int, int, int, int]], tokens: int, device: str, dtype: torch.dtype) -> Padded:
+def pad_spans(spans: Sequence[tuple[int, int, int, int]], tokens: int, device: str, dtype: torch.dtype) -> PaddedIndex:
     """The sequences beside each other; what fills up to ``tokens`` stands where the last token does."""
     longest, shared = max(span[1] for span in spans), max(span[3] for span in spans)
     step = torch.arange(longest)
@@ -156,11 +158,11 @@ def _padded(spans: Sequence[tuple[int, int, int, int]], tokens: int, device: str
     places = torch.empty(tokens, dtype=torch.long)
     places[queries[own]] = torch.arange(len(spans) * longest).view(len(spans), longest)[own]
     places[sum(span[1] for span in spans) :] = places[spans[-1][0] + spans[-1][1] - 1]
-    return Padded(queries.to(device), keys.to(device), mask.to(device, dtype), places.to(device))
+    return PaddedIndex(queries.to(device), keys.to(device), mask.to(device, dtype), places.to(device))
 
 
 @dataclass(frozen=True)
-class Batch:
+class DecodingBatch:
     """A batch of sequences that are written on, whose keys and values are cached.
 
     Attributes:
@@ -170,13 +172,13 @@ class Batch:
     mask: torch.Tensor
 
 
-_attended: dict[int, list[Flat | Batch]] = {}  # by lane, the innermost last
+_attended: dict[int, list[RaggedBatch | DecodingBatch]] = {}  # by lane, the innermost last
 
 
 @contextlib.contextmanager
-def attending(layout: Flat | Batch) -> Iterator[None]:
+def use_layout(layout: RaggedBatch | DecodingBatch) -> Iterator[None]:
     """Within this, our attention reads this layout."""
-    layouts = _attended.setdefault(lane(), [])
+    layouts = _attended.setdefault(get_member_thread(), [])
     layouts.append(layout)
     try:
         yield
@@ -184,7 +186,7 @@ def attending(layout: Flat | Batch) -> Iterator[None]:
         layouts.pop()
 
 
-def flat_attention(
+def attend_layout(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -201,25 +203,25 @@ def flat_attention(
     Returns:
         [1, T, heads, size], or [B, new tokens, heads, size].
     """
-    layout = _attended[lane()][-1]
-    if isinstance(layout, Batch):
-        return attention(query, key, value, layout.mask, scaling).transpose(1, 2), None
+    layout = _attended[get_member_thread()][-1]
+    if isinstance(layout, DecodingBatch):
+        return attend_padded(query, key, value, layout.mask, scaling).transpose(1, 2), None
     padded = layout.padded
     if padded is None:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        found = sequences_of(layout, query.shape[1], key.shape[1], query.dtype)
-        each: torch.Tensor = BySequence.apply(query, key, value, found, scaling)  # type: ignore[no-untyped-call]
+        found = index_sequences(layout, query.shape[1], key.shape[1], query.dtype)
+        each: torch.Tensor = SequenceAttention.apply(query, key, value, found, scaling)  # type: ignore[no-untyped-call]
         return each, None
     rows, longest = padded.queries.shape
     q, k, v = (
-        _gather(states, places)
+        _gather_rows(states, places)
         for states, places in ((query, padded.queries), (key, padded.keys), (value, padded.keys))
     )
-    out = attention(q, k, v, padded.mask, scaling).transpose(1, 2)
+    out = attend_padded(q, k, v, padded.mask, scaling).transpose(1, 2)
     return out.reshape(rows * longest, query.shape[1], -1).index_select(0, padded.places)[None], None
 
 
-def attention(
+def attend_padded(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
     """Attention as the device does it fast.
@@ -229,20 +231,20 @@ def attention(
     """
     scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
     if q.device.type == "cpu":
-        return attention_by_products(q, k, v, mask, scaling)
+        return attend_by_products(q, k, v, mask, scaling)
     shared, size = q.shape[1] // k.shape[1], v.shape[-1]
     if shared > 1:  # with a mask and enable_gqa most GPUs are left with the kernel that keeps all probabilities
         k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-    if beyond := -q.shape[-1] % MULTIPLE:  # OpenLLaMA-3B's heads have 100: no fused kernel takes that
+    if beyond := -q.shape[-1] % ROW_MULTIPLE:  # OpenLLaMA-3B's heads have 100: no fused kernel takes that
         q, k, v = (functional.pad(each, (0, beyond)) for each in (q, k, v))
     out = functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
     return out[..., :size]
 
 
-def attention_by_products(
+def attend_by_products(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """:func:`attention` with its probabilities kept.
+    """:func:`attend_padded` with its probabilities kept.
 
     For a CPU: torch's fused one took five times as long in bf16 (4 rows of 105 tokens, forward and backward).
     Query heads that share a key head stand below each other, so that keys and values need no copies.
@@ -256,7 +258,7 @@ def attention_by_products(
 
 
 @dataclass(frozen=True)
-class Sequences:
+class SequenceIndex:
     """Where the R sequences of a flat sequence lie one after another, with a head's tokens beside each other.
 
     A row is one head's of one token. Query heads that share a key head stand below each other.
@@ -279,15 +281,15 @@ class Sequences:
     prefixes: list[tuple[int, int, int]]
 
 
-def sequences_of(layout: Flat, heads: int, groups: int, dtype: torch.dtype) -> Sequences:
+def index_sequences(layout: RaggedBatch, heads: int, groups: int, dtype: torch.dtype) -> SequenceIndex:
     """Of a layout, with so many query heads and key heads; made once, for all layers of a forward."""
     key = heads, groups, dtype
     if key not in layout.sequences:
-        layout.sequences[key] = _sequences(layout.spans, heads, groups, dtype)
+        layout.sequences[key] = _build_index(layout.spans, heads, groups, dtype)
     return layout.sequences[key]
 
 
-def _sequences(spans: list[tuple[int, int, int, int]], heads: int, groups: int, dtype: torch.dtype) -> Sequences:
+def _build_index(spans: list[tuple[int, int, int, int]], heads: int, groups: int, dtype: torch.dtype) -> SequenceIndex:
     queries, keys, parts, masks, prefixes = [], [], [], [], []
     end = spans[-1][0] + spans[-1][1]
     query_places, key_places = torch.empty(end, heads, dtype=torch.long), torch.empty(end, groups, dtype=torch.long)
@@ -305,10 +307,10 @@ def _sequences(spans: list[tuple[int, int, int, int]], heads: int, groups: int, 
         prefixes += [(prefix_start, shared, number)] if shared else []
         n, m = parts[-1][0].stop, parts[-1][1].stop
     places = query_places.flatten(), key_places.flatten()
-    return Sequences(torch.cat(queries), torch.cat(keys), parts, masks, *places, prefixes)
+    return SequenceIndex(torch.cat(queries), torch.cat(keys), parts, masks, *places, prefixes)
 
 
-class BySequence(torch.autograd.Function):
+class SequenceAttention(torch.autograd.Function):
     """The attention of a flat sequence on a CPU: one of its sequences after another, none of them padded.
 
     A call costs little there, and this multiplies a third less than sequences padded to the longest.
@@ -316,18 +318,18 @@ class BySequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, found: Sequences, scaling: float
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, found: SequenceIndex, scaling: float
     ) -> torch.Tensor:
         groups, tokens = key.shape[1], query.shape[2]
-        q = _rows(query).index_select(0, found.queries).mul_(scaling)
-        k, v = (_rows(each).index_select(0, found.keys) for each in (key, value))
+        q = _split_rows(query).index_select(0, found.queries).mul_(scaling)
+        k, v = (_split_rows(each).index_select(0, found.keys) for each in (key, value))
         made, saved = q.new_empty(len(q), v.shape[1]), [q, k, v]
         for (of_q, of_k), mask in zip(found.parts, found.masks, strict=True):
-            its_q, its_k, its_v = _by_group(groups, q[of_q], k[of_k], v[of_k])
+            its_q, its_k, its_v = _group_rows(groups, q[of_q], k[of_k], v[of_k])
             seen = torch.softmax(torch.baddbmm(mask, its_q, its_k.transpose(1, 2)), dim=-1)
-            torch.bmm(seen, its_v, out=_by_group(groups, made[of_q])[0])
+            torch.bmm(seen, its_v, out=_group_rows(groups, made[of_q])[0])
             saved.append(seen)
-        out = _at_places(made, found.query_places, tokens, query.shape[1])
+        out = _scatter_rows(made, found.query_places, tokens, query.shape[1])
         end = len(found.query_places) // query.shape[1]
         out[end:] = out[end - 1]  # what fills up is a copy of the last token
         ctx.save_for_backward(*saved)
@@ -341,34 +343,34 @@ class BySequence(torch.autograd.Function):
         grad = gradients[0].reshape(-1, v.shape[1]).index_select(0, found.queries)
         grad_q, grad_k, grad_v = (torch.empty_like(each) for each in (q, k, v))
         for (of_q, of_k), seen in zip(found.parts, every_seen, strict=True):
-            its_q, its_k, its_v, its_grad = _by_group(groups, q[of_q], k[of_k], v[of_k], grad[of_q])
-            to_q, to_k, to_v = _by_group(groups, grad_q[of_q], grad_k[of_k], grad_v[of_k])
+            its_q, its_k, its_v, its_grad = _group_rows(groups, q[of_q], k[of_k], v[of_k], grad[of_q])
+            to_q, to_k, to_v = _group_rows(groups, grad_q[of_q], grad_k[of_k], grad_v[of_k])
             slope = torch._softmax_backward_data(torch.bmm(its_grad, its_v.transpose(1, 2)), seen, -1, seen.dtype)
             torch.bmm(slope, its_k, out=to_q)
             torch.bmm(slope.transpose(1, 2), its_q, out=to_k)
             torch.bmm(seen.transpose(1, 2), its_grad, out=to_v)
-        of_query = _at_places(grad_q.mul_(ctx.scaling), found.query_places, ctx.tokens, ctx.heads, 0)
+        of_query = _scatter_rows(grad_q.mul_(ctx.scaling), found.query_places, ctx.tokens, ctx.heads, 0)
         of_both = []
         for each in (grad_k, grad_v):
-            out = _at_places(each, found.key_places, ctx.tokens, groups, 0)
+            out = _scatter_rows(each, found.key_places, ctx.tokens, groups, 0)
             for begin, shared, number in found.prefixes:
-                (its_rows,) = _by_group(groups, each[found.parts[number][1]])
+                (its_rows,) = _group_rows(groups, each[found.parts[number][1]])
                 out[begin : begin + shared] += its_rows[:, :shared].transpose(0, 1)
             of_both.append(out)
         return *(each[None].transpose(1, 2) for each in (of_query, *of_both)), None, None
 
 
-def _rows(states: torch.Tensor) -> torch.Tensor:
+def _split_rows(states: torch.Tensor) -> torch.Tensor:
     """[1, heads, T, size] as [T * heads, size]."""
     return states[0].transpose(0, 1).reshape(-1, states.shape[3])
 
 
-def _by_group(groups: int, *rows: torch.Tensor) -> list[torch.Tensor]:
+def _group_rows(groups: int, *rows: torch.Tensor) -> list[torch.Tensor]:
     """Rows of one sequence [n, size], each as [groups, n / groups, size]."""
     return [each.view(groups, -1, each.shape[1]) for each in rows]
 
 
-def _at_places(
+def _scatter_rows(
     rows: torch.Tensor, places: torch.Tensor, tokens: int, heads: int, beyond: float | None = None
 ) -> torch.Tensor:
     """[tokens, heads, size]: ``rows`` where ``places`` says; after those ``beyond``, or anything."""
@@ -380,11 +382,11 @@ def _at_places(
     return out
 
 
-def _gather(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _gather_rows(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[1, heads, T, size] at ``places`` [R, n], as [R, heads, n, size]."""
     rows, length = places.shape
     flat = states[0].transpose(0, 1)  # [T, heads, size]
     return flat.index_select(0, places.flatten()).view(rows, length, *flat.shape[1:]).transpose(1, 2)
 
 
-AttentionInterface.register(ATTENTION, flat_attention)
+AttentionInterface.register(ATTENTION_NAME, attend_layout)

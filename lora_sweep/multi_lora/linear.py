@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lora_sweep.multi_lora.dropout import draw, joined, masked
-from lora_sweep.multi_lora.member_threads import lane
+from lora_sweep.multi_lora.dropout import draw_dropped, join_dropped, zero_dropped
+from lora_sweep.multi_lora.member_threads import get_member_thread
 
-FEW = 512  # rows of decoding; of more, as of prompts, the zeros of stacked adapters are much to multiply
+MAX_STACKED_ROWS = 512  # rows of decoding; of more, as of prompts, the zeros of stacked adapters are much to multiply
 
 
 class Adapter:
@@ -71,11 +71,11 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Part:
+class SegmentGroup:
     """Some rows of an input, and the matrices of those whose they are, for all layers that read it.
 
     Attributes:
-        span: which rows; ``found``: the blocks in it, as of :meth:`Blocks.of`.
+        span: which rows; ``found``: the blocks in it, as of :meth:`AdapterMap.of`.
         a: [c, in]: the matrices A below each other, those of the first layer's owners, then the next layer's.
         b: of each layer [out, its columns of the c]: the matrices B beside each other.
         owners: of each layer, whose its columns are, in order; ``widths``: how many are each layer's.
@@ -92,34 +92,34 @@ class Part:
 
 
 @dataclass
-class Blocks:
+class AdapterMap:
     """Whose the rows of the present forward are.
 
     Attributes:
         adapters: of the members of the pack; None for one that has none, as a baseline.
-        readers: by the first layer to read an input, all that do.
+        input_groups: by the first layer to read an input, all that do.
         sizes: rows of each, in order; rows are tokens of a flat sequence, or sequences of a batch.
         drawing: names each block's place in its training, for its dropout; None: no dropout.
     """
 
     adapters: list[Adapter | None]
-    readers: dict[str, list["PackedLinear"]] = field(default_factory=dict)
+    input_groups: dict[str, list["PackedLinear"]] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
     drawing: list[int] | None = None
     input: torch.Tensor | None = None  # what the last layer read
     drawn: dict[int, torch.Tensor] = field(default_factory=dict)  # which numbers of it are dropped, by block
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of it, by layers that have yet to be called
-    plan: tuple[Any, dict[tuple[str, ...], list[Part]]] = (None, {})  # of the present sizes, by layers
+    plan: tuple[Any, dict[tuple[str, ...], list[SegmentGroup]]] = (None, {})  # of the present sizes, by layers
     whose: list[bool] = field(default_factory=list)  # blocks that have rows, when the stacks were made
     stacks: dict[Any, Any] = field(default_factory=dict)  # matrices beside each other, by layers and whose
     scales: dict[Any, torch.Tensor] = field(default_factory=dict)  # of stacks' columns, by row
-    others: dict[int, "Blocks"] = field(default_factory=dict)  # of the lanes but 0, by lane
+    others: dict[int, "AdapterMap"] = field(default_factory=dict)  # of the lanes but 0, by lane
 
-    def mine(self) -> "Blocks":
+    def mine(self) -> "AdapterMap":
         """Those of the present thread's lane: each has a forward of its own."""
-        number = lane()
+        number = get_member_thread()
         if number and number not in self.others:
-            self.others[number] = Blocks(self.adapters, self.readers)
+            self.others[number] = AdapterMap(self.adapters, self.input_groups)
         return self.others[number] if number else self
 
     def of(self, rows: int) -> list[tuple[int, int, int, Adapter]]:
@@ -130,13 +130,13 @@ class Blocks:
         return [(n, begin, end, own) for n, (begin, end, own) in numbered if own is not None and begin < end]
 
     def output(self, x: torch.Tensor, layer: "PackedLinear") -> torch.Tensor:
-        """Of one layer [rows, out], made together with those of all its ``readers`` of the same ``x`` [..., in]."""
+        """Of one layer [rows, out], made with those of all layers that read the same ``x`` [..., in]."""
         if self.input is not x:
             self.let_go()
             self.input = x
         if layer.name not in self.outputs:
-            group = self.readers.get(layer.name, [layer])
-            made = product(x.reshape(-1, x.shape[-1]), group, self)
+            group = self.input_groups.get(layer.name, [layer])
+            made = multiply_pack(x.reshape(-1, x.shape[-1]), group, self)
             self.outputs |= dict(zip((each.name for each in group), made, strict=True))
         return self.outputs.pop(layer.name)
 
@@ -144,7 +144,7 @@ class Blocks:
         """Forget the last input, and what was made of it."""
         self.input, self.drawn, self.outputs = None, {}, {}
 
-    def parts(self, x: torch.Tensor, names: tuple[str, ...]) -> list[Part]:
+    def parts(self, x: torch.Tensor, names: tuple[str, ...]) -> list[SegmentGroup]:
         """The rows of ``x`` by whose they are; or all of them as one, where a call costs more than what it multiplies.
 
         That is so for few rows, as in decoding, and on anything but a CPU. A NaN of one member is then one for all.
@@ -158,7 +158,7 @@ class Blocks:
         known = self.plan[1]
         if names not in known:
             found = [each for each in self.of(len(x)) if any(name in each[3].a for name in names)]
-            if len(found) > 1 and (len(x) <= FEW or x.device.type != "cpu"):
+            if len(found) > 1 and (len(x) <= MAX_STACKED_ROWS or x.device.type != "cpu"):
                 known[names] = [self.part(x, slice(0, len(x)), found, names)]
             else:
                 known[names] = [self.part(x, slice(each[1], each[2]), [each], names) for each in found]
@@ -166,22 +166,22 @@ class Blocks:
 
     def part(
         self, x: torch.Tensor, span: slice, found: list[tuple[int, int, int, Adapter]], names: tuple[str, ...]
-    ) -> Part:
+    ) -> SegmentGroup:
         """The rows of ``x`` in ``span``, which belong to the blocks ``found``."""
         key = (*names, *(number for number, *_ in found))
         if key not in self.stacks:
             owners = [[(own, name) for *_, own in found if name in own.a] for name in names]
             widths = [sum(len(own.a[name]) for own, name in each) for each in owners]
-            a = as_one([own.a[name] for each in owners for own, name in each], 0)
-            b = [as_one([own.b[name] for own, name in each], 1) if each else a[:0] for each in owners]
+            a = join_matrices([own.a[name] for each in owners for own, name in each], 0)
+            b = [join_matrices([own.b[name] for own, name in each], 1) if each else a[:0] for each in owners]
             self.stacks[key] = a, b, owners, widths
         a, b, owners, widths = self.stacks[key]
         scales = [own.scale if self.drawing is None else own.scale / (1 - own.dropout) for *_, own in found]
         if len(found) == 1:
-            return Part(span, found, a, b, owners, widths, scales[0])
+            return SegmentGroup(span, found, a, b, owners, widths, scales[0])
         of_found = list(zip(found, scales, strict=True))
         columns = [(n, len(own.a[name]), s) for name in names for (n, _, _, own), s in of_found if name in own.a]
-        return Part(span, found, a, b, owners, widths, self.scale(x, columns))
+        return SegmentGroup(span, found, a, b, owners, widths, self.scale(x, columns))
 
     def changed(self) -> None:
         """Told when the adapters' numbers may have changed."""
@@ -202,7 +202,9 @@ class Blocks:
             self.scales = {**now, key: torch.where(rows == numbers, scales, 0.0)}
         return self.scales[key]
 
-    def dropped(self, x: torch.Tensor, part: Part, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def dropped(
+        self, x: torch.Tensor, part: SegmentGroup, names: tuple[str, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A part's rows, in training with some numbers zeroed, and which those are. The rest is not scaled up.
 
         A draw is a function of the adapter's seed, the place in its training, and the name of its first layer that
@@ -215,17 +217,17 @@ class Blocks:
             if number not in self.drawn:
                 first = next(name for name in names if name in own.a)
                 seed = zlib.crc32(f"{own.seed} {self.drawing[number]} {first}".encode())
-                self.drawn[number] = draw(x[begin:end], own.dropout, seed)
+                self.drawn[number] = draw_dropped(x[begin:end], own.dropout, seed)
         drawn = self.drawn[found[0][0]]
         if len(found) > 1:
-            drawn = joined(rows, [(begin, end, self.drawn[number]) for number, begin, end, _ in found])
-        return masked(rows, drawn), drawn
+            drawn = join_dropped(rows, [(begin, end, self.drawn[number]) for number, begin, end, _ in found])
+        return zero_dropped(rows, drawn), drawn
 
 
 class PackedLinear(torch.nn.Module):
     """A frozen linear layer, plus for each block of its input's rows what that block's adapter adds."""
 
-    def __init__(self, name: str, base_layer: Any, blocks: Blocks) -> None:
+    def __init__(self, name: str, base_layer: Any, blocks: AdapterMap) -> None:
         super().__init__()
         self.name, self.base_layer, self.blocks = name, base_layer, blocks
 
@@ -247,7 +249,7 @@ class PackedLinear(torch.nn.Module):
         return weight.T if isinstance(self.base_layer, Conv1D) else weight, self.base_layer.bias
 
 
-class Product(torch.autograd.Function):
+class PackedProduct(torch.autograd.Function):
     """``x @ W.T`` and each block's update for some layers as one node; its backward adds to the adapters' gradients.
 
     What the layers' matrices A make of a block is one product, and so are the gradients of A and of the block. A
@@ -255,7 +257,7 @@ class Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks, *begun: Any) -> Any:
+    def forward(ctx: Any, x: torch.Tensor, layers: Sequence[PackedLinear], blocks: AdapterMap, *begun: Any) -> Any:
         ys, ctx.weights, ctx.shape, ctx.parts = [], [], x.shape, []
         saved: list[torch.Tensor | None] = []
         for y, layer in zip(begun, layers, strict=True):
@@ -294,7 +296,7 @@ class Product(torch.autograd.Function):
             if drawn is None:
                 grad_x[part.span].addmm_(grad_low, part.a)
             else:
-                grad_x[part.span].add_(masked(grad_low @ part.a, drawn))
+                grad_x[part.span].add_(zero_dropped(grad_low @ part.a, drawn))
         of_begun = [None if w is not None else g for g, w in zip(gradients, ctx.weights, strict=True)]
         return grad_x, None, None, *of_begun
 
@@ -309,40 +311,40 @@ def add_gradients(owners: list[tuple[Adapter, str]], grad_a: torch.Tensor, grad_
         begin = columns.stop
 
 
-def product(x: torch.Tensor, layers: Sequence[PackedLinear], blocks: Blocks) -> tuple[torch.Tensor, ...]:
-    """:class:`Product` of x [rows, in], as [rows, out] of each layer."""
+def multiply_pack(x: torch.Tensor, layers: Sequence[PackedLinear], blocks: AdapterMap) -> tuple[torch.Tensor, ...]:
+    """:class:`PackedProduct` of x [rows, in], as [rows, out] of each layer."""
     begun = [layer.base_layer(x) if layer.dense()[0] is None else None for layer in layers]
-    ys: tuple[torch.Tensor, ...] = Product.apply(x, layers, blocks, *begun)  # type: ignore[no-untyped-call]
+    ys: tuple[torch.Tensor, ...] = PackedProduct.apply(x, layers, blocks, *begun)  # type: ignore[no-untyped-call]
     return ys
 
 
-def as_one(matrices: list[torch.Tensor], dim: int) -> torch.Tensor:
+def join_matrices(matrices: list[torch.Tensor], dim: int) -> torch.Tensor:
     """The only one itself, several copied into one along ``dim``."""
     return matrices[0] if len(matrices) == 1 else torch.cat(matrices, dim)
 
 
 @contextlib.contextmanager
-def packed(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[Blocks]:
+def attach_pack(base: Any, adapters: Sequence[Adapter | None]) -> Iterator[AdapterMap]:
     """Within this, ``base`` has the adapters; who owns which rows is for the caller to say in what this yields.
 
     Looks once which layers read one input, so that they are made together from the first time on: a training that
     goes on from a checkpoint makes the same products as one that was never interrupted.
     """
-    blocks = Blocks(list(adapters))
+    blocks = AdapterMap(list(adapters))
     names = dict.fromkeys(name for adapter in adapters if adapter is not None for name in adapter.a)
     layers = {name: base.get_submodule(name) for name in names}
     try:
         for name, layer in layers.items():
-            replace(base, name, PackedLinear(name, layer, blocks))
-        blocks.readers = readers(base)
+            replace_module(base, name, PackedLinear(name, layer, blocks))
+        blocks.input_groups = find_input_groups(base)
         blocks.let_go()
         yield blocks
     finally:
         for name, layer in layers.items():
-            replace(base, name, layer)
+            replace_module(base, name, layer)
 
 
-def readers(base: Any) -> dict[str, list[PackedLinear]]:
+def find_input_groups(base: Any) -> dict[str, list[PackedLinear]]:
     """See in a forward of one token which layers read one and the same input: q, k and v; gate and up.
 
     They multiply nothing then, so that this costs little.
@@ -372,7 +374,7 @@ def readers(base: Any) -> dict[str, list[PackedLinear]]:
     return {group[0].name: group for group in groups}
 
 
-def replace(base: Any, name: str, layer: torch.nn.Module) -> None:
+def replace_module(base: Any, name: str, layer: torch.nn.Module) -> None:
     """Put ``layer`` where the module ``name`` is."""
     parent, _, child = name.rpartition(".")
     setattr(base.get_submodule(parent), child, layer)

@@ -9,11 +9,11 @@ import threading
 _own = threading.local()
 
 
-def lane() -> int:
+def get_member_thread() -> int:
     """The present thread's."""
     return getattr(_own, "number", 0)
 
 
-def enter_lane(number: int) -> None:
+def enter_member_thread(number: int) -> None:
     """Make the present thread a lane, from 1 on."""
     _own.number = number

@@ -13,7 +13,11 @@ from lora_sweep.config.schema import Lora
 from lora_sweep.model.load import lora_config
 from lora_sweep.multi_lora.linear import Adapter
 
-PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"  # of the names in PEFT's files
+NAME_PREFIX, A_SUFFIX, B_SUFFIX = (
+    "base_model.model.",
+    ".lora_A.weight",
+    ".lora_B.weight",
+)  # of the names in PEFT's files
 
 
 def attach_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) -> PeftModel:
@@ -26,49 +30,49 @@ def attach_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) 
     return model
 
 
-def fresh_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) -> tuple[Adapter, LoraConfig]:
+def create_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) -> tuple[Adapter, LoraConfig]:
     """The adapter that :func:`attach_adapter` draws, off the base again, and what PEFT's files say of it."""
     model = attach_adapter(base, lora, target_modules, seed)
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     config: Any = model.peft_config["default"]
-    adapter = as_adapter({name: tensor.clone() for name, tensor in tensors.items()}, config, seed)
+    adapter = build_adapter({name: tensor.clone() for name, tensor in tensors.items()}, config, seed)
     model.unload()
     return adapter, config
 
 
-def as_adapter(tensors: dict[str, torch.Tensor], config: Any, seed: int = 0) -> Adapter:
+def build_adapter(tensors: dict[str, torch.Tensor], config: Any, seed: int = 0) -> Adapter:
     """Tensors as PEFT's files name them, in our form."""
     found = {}
-    for ending in (A, B):
+    for ending in (A_SUFFIX, B_SUFFIX):
         names = [name for name in tensors if name.endswith(ending)]
-        found[ending] = {name.removeprefix(PREFIX).removesuffix(ending): tensors[name] for name in names}
-    if len(found[A]) + len(found[B]) != len(tensors):
+        found[ending] = {name.removeprefix(NAME_PREFIX).removesuffix(ending): tensors[name] for name in names}
+    if len(found[A_SUFFIX]) + len(found[B_SUFFIX]) != len(tensors):
         raise RuntimeError("the adapter has more than the matrices of LoRA")
     scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-    return Adapter(found[A], found[B], scale, config.lora_dropout, seed)
+    return Adapter(found[A_SUFFIX], found[B_SUFFIX], scale, config.lora_dropout, seed)
 
 
-def as_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
+def export_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     """Our form, with the names of PEFT's files."""
     a, b = adapter.views(adapter.numbers)
-    tensors = {f"{PREFIX}{name}{A}": matrix for name, matrix in a.items()}
-    tensors |= {f"{PREFIX}{name}{B}": matrix for name, matrix in b.items()}
+    tensors = {f"{NAME_PREFIX}{name}{A_SUFFIX}": matrix for name, matrix in a.items()}
+    tensors |= {f"{NAME_PREFIX}{name}{B_SUFFIX}": matrix for name, matrix in b.items()}
     return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
 
 
-def read_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor]) -> None:
-    """Give an adapter the numbers that :func:`as_tensors` made of one like it."""
+def import_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor]) -> None:
+    """Give an adapter the numbers that :func:`export_tensors` made of one like it."""
     a, b = adapter.views(adapter.numbers)
     for name in a:
-        a[name].copy_(tensors[f"{PREFIX}{name}{A}"])
-        b[name].copy_(tensors[f"{PREFIX}{name}{B}"])
+        a[name].copy_(tensors[f"{NAME_PREFIX}{name}{A_SUFFIX}"])
+        b[name].copy_(tensors[f"{NAME_PREFIX}{name}{B_SUFFIX}"])
     adapter.changed()
 
 
 def save_adapter(adapter: Adapter, config: LoraConfig, folder: Path) -> None:
     """A folder as PEFT's own save_pretrained makes it, without its model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(as_tensors(adapter), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(export_tensors(adapter), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config.inference_mode = True
     config.save_pretrained(str(folder))
 
@@ -76,4 +80,4 @@ def save_adapter(adapter: Adapter, config: LoraConfig, folder: Path) -> None:
 def load_adapter(folder: Path, device: str) -> Adapter:
     """The adapter that lies in ``folder``."""
     tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME, device=device)
-    return as_adapter(tensors, PeftConfig.from_pretrained(str(folder)))
+    return build_adapter(tensors, PeftConfig.from_pretrained(str(folder)))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-class Norm(torch.autograd.Function):
+class FusedRmsNorm(torch.autograd.Function):
     """``weight * x / sqrt(mean(x²) + eps)`` (arXiv 1910.07467), made in fp32 as transformers' Llama makes it."""
 
     @staticmethod
@@ -33,8 +33,8 @@ class Norm(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def norms_as_nodes(base: Any) -> Iterator[None]:
-    """Within this, the norms of ``base`` that are such ones are made by :class:`Norm`."""
+def fuse_norms(base: Any) -> Iterator[None]:
+    """Within this, the norms of ``base`` that are such ones are made by :class:`FusedRmsNorm`."""
     known: dict[Any, bool] = {}
     norms = []
     for module in base.modules():
@@ -45,7 +45,7 @@ def norms_as_nodes(base: Any) -> Iterator[None]:
             known[kind] = is_rms_norm(module)
         norms += [module] if known[kind] else []
     for norm in norms:
-        norm.forward = partial(_forward, norm)
+        norm.forward = partial(_forward_norm, norm)
     try:
         yield
     finally:
@@ -53,18 +53,18 @@ def norms_as_nodes(base: Any) -> Iterator[None]:
             del norm.forward
 
 
-def _forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    y: torch.Tensor = Norm.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
+def _forward_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = FusedRmsNorm.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
     return y
 
 
 @torch.no_grad()
 def is_rms_norm(module: Any) -> bool:
-    """Whether a module makes of some numbers what :class:`Norm` makes: others of the name add one to their weight."""
+    """Whether a module computes what :class:`FusedRmsNorm` computes: Gemma's norm, for one, adds one to its weight."""
     weight = getattr(module, "weight", None)
     if not hasattr(module, "variance_epsilon") or weight is None or weight.dim() != 1 or weight.requires_grad:
         return False
     if len(inspect.signature(module.forward).parameters) > 1:  # a gate beside the numbers
         return False
     some = torch.linspace(-2, 3, 2 * len(weight), dtype=weight.dtype, device=weight.device).view(2, -1)
-    return torch.allclose(module(some), _forward(module, some), rtol=2 * torch.finfo(weight.dtype).eps, atol=0)
+    return torch.allclose(module(some), _forward_norm(module, some), rtol=2 * torch.finfo(weight.dtype).eps, atol=0)

@@ -22,11 +22,18 @@ from lora_sweep.data.prompts import Example
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.model.device import Device, free_memory, gpu_utilization, wait_for
 from lora_sweep.model.sft_settings import sft_config
-from lora_sweep.multi_lora.head_loss import head_loss
-from lora_sweep.multi_lora.layout import ATTENTION, Block, attending, common_prefix, flatten, short_window
-from lora_sweep.multi_lora.linear import Adapter, Blocks, packed
-from lora_sweep.multi_lora.peft_format import as_tensors, read_tensors
-from lora_sweep.multi_lora.rms_norm import norms_as_nodes
+from lora_sweep.multi_lora.head_loss import compute_head_loss
+from lora_sweep.multi_lora.layout import (
+    ATTENTION_NAME,
+    MemberRows,
+    concatenate_rows,
+    explain_short_window,
+    measure_common_prefix,
+    use_layout,
+)
+from lora_sweep.multi_lora.linear import Adapter, AdapterMap, attach_pack
+from lora_sweep.multi_lora.peft_format import export_tensors, import_tensors
+from lora_sweep.multi_lora.rms_norm import fuse_norms
 from lora_sweep.runs.checkpoints import folder_of, last_valid, prune, seal
 from lora_sweep.training.single import Progress, Trained
 from lora_sweep.training.step_modes import MEMBER_THREADS, MemberThreads, StepMode, StepModeSelector, list_step_modes
@@ -54,7 +61,7 @@ def find_trl_reason(train: Train, lora: Lora, base: Any, rows: Sequence[Example]
         f"train.sft.{further[0] if further else ''}": bool(further),
         "a base with dropout of its own": any(dropout),
     }
-    return next((reason for reason, holds in reasons.items() if holds), short_window(base, longest))
+    return next((reason for reason, holds in reasons.items() if holds), explain_short_window(base, longest))
 
 
 @dataclass
@@ -93,8 +100,8 @@ def train_pack(
         for group in group_micro_batches(alive, most):
             forward_backward(base, blocks, runs, group, device, share)
 
-    with norms_as_nodes(base), packed(base, [member.adapter for member in members]) as blocks:
-        base.set_attn_implementation(ATTENTION)
+    with fuse_norms(base), attach_pack(base, [member.adapter for member in members]) as blocks:
+        base.set_attn_implementation(ATTENTION_NAME)
         base.enable_input_require_grads()
         if checkpointing:
             base.train()
@@ -129,7 +136,7 @@ class MemberTraining:
     def __init__(self, member: PackMember, device: Device, scratch: Path) -> None:
         self.member, self.device = member, device
         self.longest = max(len(row.input_ids) for row in member.rows)
-        self.prefix = common_prefix(member.rows)
+        self.prefix = measure_common_prefix(member.rows)
         self.outcome: Trained | Diverged | Preempted | None = None
         self.at = 0
         self.loss: torch.Tensor = torch.zeros((), device=device.type)
@@ -146,8 +153,6 @@ class MemberTraining:
         self.began = self.progress.train_seconds, self.progress.tokens
         if self.at == len(self.order):
             self.end()
-
-    # --- made by transformers ----------------------------------------------------------------------------------------
 
     def plan(self, scratch: Path) -> tuple[list[tuple[float, list[list[int]]]], Any, Any]:
         """The epoch that each step ends in and its micro-batches of rows' numbers; the optimizer and the schedule."""
@@ -176,8 +181,6 @@ class MemberTraining:
         trainer.create_optimizer_and_scheduler(steps)
         return order[:steps], trainer.optimizer, trainer.lr_scheduler
 
-    # --- a step ------------------------------------------------------------------------------------------------------
-
     def micro_batches(self) -> list[list[Example]]:
         """The rows of the next step, in parts of like length."""
         _, parts = self.order[self.at]
@@ -196,8 +199,8 @@ class MemberTraining:
         """Tokens of a micro-batch's prefix that are computed once."""
         return self.prefix if len(rows) > 1 else 0
 
-    def block(self, rows: list[Example]) -> Block:
-        return Block(rows, self.shared(rows), 1 / self.step_labels())
+    def block(self, rows: list[Example]) -> MemberRows:
+        return MemberRows(rows, self.shared(rows), 1 / self.step_labels())
 
     def step_labels(self) -> int:
         """Labelled tokens of the next step, of which its loss is the mean."""
@@ -262,8 +265,6 @@ class MemberTraining:
         done = self.progress
         self.outcome = Trained(self.at, done.train_seconds, done.tokens, done.losses, used, self.resumed_from)
 
-    # --- checkpoints -------------------------------------------------------------------------------------------------
-
     def keep(self) -> None:
         """Save where it is time to, and end where that was asked for."""
         folder, every, stopped = self.member.checkpoints, self.member.train.checkpoint_steps, self.member.stop()
@@ -276,7 +277,7 @@ class MemberTraining:
     def save(self, checkpoints: Path) -> None:
         folder = folder_of(checkpoints, self.at)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(as_tensors(self.member.adapter), folder / "adapter_model.safetensors")
+        save_file(export_tensors(self.member.adapter), folder / "adapter_model.safetensors")
         torch.save(
             {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}, folder / STATE_FILE
         )
@@ -291,9 +292,9 @@ class MemberTraining:
         if found is None:
             return
         tensors = load_file(found.folder / "adapter_model.safetensors", device=self.device.type)
-        if tensors.keys() != as_tensors(self.member.adapter).keys() or found.step >= len(self.order):
+        if tensors.keys() != export_tensors(self.member.adapter).keys() or found.step >= len(self.order):
             raise RuntimeError(f"{found.folder.name} is of another training")
-        read_tensors(self.member.adapter, tensors)
+        import_tensors(self.member.adapter, tensors)
         states = torch.load(found.folder / STATE_FILE, map_location=self.device.type, weights_only=True)
         self.optimizer.load_state_dict(states["optimizer"])
         self.schedule.load_state_dict(states["schedule"])
@@ -357,7 +358,7 @@ def group_micro_batches(alive: Sequence[MemberTraining], most: int) -> list[list
 
 def forward_backward(
     base: Any,
-    blocks: Blocks,
+    blocks: AdapterMap,
     runs: Sequence[MemberTraining],
     group: list[tuple[MemberTraining, list[Example]]],
     device: Device,
@@ -370,7 +371,7 @@ def forward_backward(
     """
     begun, blocks = time.perf_counter(), blocks.mine()
     owners = [next(place for place, run in enumerate(runs) if run is owner) for owner, _ in group]
-    flat = flatten(
+    flat = concatenate_rows(
         [run.block(rows) for run, rows in group],
         [run.member.train.loss_on for run, _ in group],
         device.type,
@@ -381,13 +382,13 @@ def forward_backward(
     for place, (run, rows), size in zip(owners, group, flat.sizes, strict=True):
         blocks.sizes[place] = size
         blocks.drawing[place] = run.drawing(rows)
-    with attending(flat):
+    with use_layout(flat):
         hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
         states = hidden.last_hidden_state[0].index_select(0, flat.kept)
         tokens, blocks.sizes = blocks.sizes, [0] * len(runs)
         for place, count in zip(owners, flat.labelled, strict=True):
             blocks.sizes[place] = count
-        loss, each = head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
+        loss, each = compute_head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
         blocks.sizes = tokens  # layers may be computed again on the way back
         torch.autograd.backward(loss)
     blocks.let_go()

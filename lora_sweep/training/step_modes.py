@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 
 from lora_sweep.model.device import Device
-from lora_sweep.multi_lora.dequantize import is_materialized
-from lora_sweep.multi_lora.member_threads import enter_lane
+from lora_sweep.multi_lora.dequantize import has_stateless_layers
+from lora_sweep.multi_lora.member_threads import enter_member_thread
 
 StepMode = Literal[
     "batched", "parallel", "sequential"
@@ -54,7 +54,7 @@ def allows_parallel_forwards(base: Any) -> bool:
     """Whether two forwards at once do not meet in ``base``: bitsandbytes' own layers note things in themselves, and so
     do positions that are scaled by the length of the rows at hand."""
     scaled = any(kind in str(getattr(m, "rope_type", "")) for m in base.modules() for kind in ("dynamic", "longrope"))
-    return is_materialized(base) and not scaled
+    return has_stateless_layers(base) and not scaled
 
 
 class StepModeSelector:
@@ -90,7 +90,7 @@ class MemberThreads:
         self.cores = torch.get_num_threads()
         numbers = itertools.count(1)
         self.pool = ThreadPoolExecutor(  # starts no thread before it is given work
-            MEMBER_THREADS, "lane", initializer=lambda: enter_lane(next(numbers))
+            MEMBER_THREADS, "lane", initializer=lambda: enter_member_thread(next(numbers))
         )
 
     def steps(self, alive: Sequence[M], forwards: Callable[[M, float], None], once: bool) -> None:

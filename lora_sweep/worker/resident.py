@@ -14,7 +14,7 @@ from lora_sweep.generation.packed import find_flat_layout_problem
 from lora_sweep.messages import Voice
 from lora_sweep.model.device import Device, reset_peak_memory
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer, stored_bits
-from lora_sweep.multi_lora.dequantize import materialize
+from lora_sweep.multi_lora.dequantize import dequantize_base
 
 
 class Shared:
@@ -46,7 +46,7 @@ class Shared:
             voice.phase("loading")
             started = time.perf_counter()
             self.base = load_base(self.model, quant, self.device)
-            kept = " and dequantized it once" if materialize(self.base, quant, self.device) else ""
+            kept = " and dequantized it once" if dequantize_base(self.base, quant, self.device) else ""
             self.quant, self.signature, self.trouble = quant, base_signature(self.base), None
             bits = stored_bits(quant.bits, self.device)
             voice.say(f"loaded {self.model.name} at {bits} bits{kept} in {time.perf_counter() - started:.1f} s")

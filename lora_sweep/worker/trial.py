@@ -20,9 +20,9 @@ from lora_sweep.generation.single import GeneratedText, compute_neutral_loss, co
 from lora_sweep.messages import Job, Voice
 from lora_sweep.model.device import Device, peak_memory
 from lora_sweep.model.load import stored_bits
-from lora_sweep.multi_lora.layout import short_window
+from lora_sweep.multi_lora.layout import explain_short_window
 from lora_sweep.multi_lora.linear import Adapter
-from lora_sweep.multi_lora.peft_format import attach_adapter, fresh_adapter, load_adapter, save_adapter
+from lora_sweep.multi_lora.peft_format import attach_adapter, create_adapter, load_adapter, save_adapter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.provenance import now, provenance
 from lora_sweep.scoring import score
@@ -111,7 +111,7 @@ class Trial:
         if self.why_trl:
             self.voice.say(f"{self.job.label}: trains as TRL does: {self.why_trl}")
             return
-        adapter, self.peft_config = fresh_adapter(base, config.lora, self.job.target_modules, config.seed)
+        adapter, self.peft_config = create_adapter(base, config.lora, self.job.target_modules, config.seed)
         self.check_size(len(adapter.numbers))
         self.member = PackMember(
             adapter, self.rows, self.job.settings, config.seed, self.progress, self.folder.checkpoints, self.voice.stop
@@ -293,7 +293,7 @@ class Trial:
             self.why_trl = "its adapter is more than LoRA's matrices"
         else:
             longest = max(map(len, [*self.prompts, *(row.input_ids for row in self.reference_rows)]), default=0)
-            window = short_window(base, longest + self.job.decoding.max_new_tokens)
+            window = explain_short_window(base, longest + self.job.decoding.max_new_tokens)
             self.why_trl = window or self.shared.no_packs(self.reference_rows)
         self.voice.phase("writing")
         if self.why_trl:

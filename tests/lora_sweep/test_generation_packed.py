@@ -16,7 +16,7 @@ from lora_sweep.generation.packed import GenerationRequest, compute_member_losse
 from lora_sweep.generation.single import compute_reference_losses, generate_texts
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.multi_lora.linear import Adapter
-from lora_sweep.multi_lora.peft_format import fresh_adapter, save_adapter
+from lora_sweep.multi_lora.peft_format import create_adapter, save_adapter
 
 DATA = Data(name="tiny", tiny=60)
 MARKER = end_marker(DATA, "alpaca")
@@ -46,7 +46,7 @@ def load(shape: str = "llama", bits: int | None = None) -> Any:
 
 def noisy(base: Any, targets: list[str], seed: int, r: int = 4) -> tuple[Adapter, Any]:
     """An adapter that says something else with every seed: a fresh one does nothing."""
-    adapter, config = fresh_adapter(base, Lora(r=r, dropout=0.1), targets, seed)
+    adapter, config = create_adapter(base, Lora(r=r, dropout=0.1), targets, seed)
     adapter.numbers.normal_(0, 0.6, generator=torch.Generator(HERE.type).manual_seed(seed))
     return adapter, config
 

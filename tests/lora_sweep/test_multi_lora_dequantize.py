@@ -12,7 +12,7 @@ from lora_sweep.config.schema import Model, Quant
 from lora_sweep.model.device import Device, free_memory
 from lora_sweep.model.load import load_base
 from lora_sweep.multi_lora import dequantize as module
-from lora_sweep.multi_lora.dequantize import materialize
+from lora_sweep.multi_lora.dequantize import dequantize_base
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -37,7 +37,7 @@ def there_and_back(base: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.T
 def test_the_numbers_of_the_model_are_unchanged(bits: int, shape: str, dtype: torch.dtype) -> None:
     base, device = load(bits, dtype, shape)
     before = there_and_back(base, dtype)
-    assert materialize(base, Quant(bits), device)
+    assert dequantize_base(base, Quant(bits), device)
     assert not any(isinstance(layer, Linear4bit) for layer in base.modules())
     after = there_and_back(base, dtype)
     for old, new in zip(before, after, strict=True):
@@ -47,7 +47,7 @@ def test_the_numbers_of_the_model_are_unchanged(bits: int, shape: str, dtype: to
 def test_once_used_eight_bit_layers_too() -> None:
     base, device = load(8, torch.float32)
     plain = there_and_back(base, torch.float32)  # bitsandbytes moves the scales at the first product
-    materialize(base, Quant(8), device)
+    dequantize_base(base, Quant(8), device)
     again = there_and_back(base, torch.float32)
     assert torch.equal(plain[0], again[0])
     torch.testing.assert_close(plain[1], again[1])
@@ -62,7 +62,7 @@ def test_an_eight_bit_product_with_outliers_is_bitsandbytes_own(rows: int, dtype
     x = torch.randn(rows, layer.in_features).to(HERE.type, dtype)
     x[0, 3], x[-1, 5] = 9.0, -20.0
     own, other = layer(x), layer(2 * x)
-    materialize(base, Quant(8), device)
+    dequantize_base(base, Quant(8), device)
     kept = base.model.layers[0].mlp
     bound = 1e-6 if dtype == torch.float32 else 2**-8  # a rounding of bf16
     for _ in range(2):  # the second time from the input that was kept
@@ -88,14 +88,14 @@ def test_where_there_is_room(
 ) -> None:
     base, device = load(bits, torch.float32)
     monkeypatch.setattr(module, "free_memory", lambda device: free)
-    assert materialize(base, Quant(bits, materialize=how), device) is kept
+    assert dequantize_base(base, Quant(bits, materialize=how), device) is kept
     quantized = [layer for layer in base.modules() if isinstance(layer, Linear4bit | Linear8bitLt)]
     assert bool(quantized) is (bits == 8 or not kept)
 
 
 def test_a_base_that_is_not_quantized_is_left_alone() -> None:
     base, device = load(None, torch.float32)
-    assert not materialize(base, Quant(materialize="always"), device)
+    assert not dequantize_base(base, Quant(materialize="always"), device)
 
 
 def test_this_machine_tells_how_much_is_free() -> None:

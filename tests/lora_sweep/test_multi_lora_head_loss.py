@@ -5,21 +5,21 @@ import torch
 from support.here import HERE
 
 from lora_sweep.multi_lora import head_loss as module
-from lora_sweep.multi_lora.head_loss import AT_ONCE, MULTIPLE, head_loss, parts
+from lora_sweep.multi_lora.head_loss import CPU_SOFTMAX_TOKENS, TOKEN_MULTIPLE, compute_head_loss, split_tokens
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("tokens", [1, AT_ONCE + 1, 48 + AT_ONCE + 1])
+@pytest.mark.parametrize("tokens", [1, CPU_SOFTMAX_TOKENS + 1, 48 + CPU_SOFTMAX_TOKENS + 1])
 @pytest.mark.parametrize("bias", [False, True])
 def test_parts_have_the_losses_and_gradients_of_the_whole(
     dtype: torch.dtype, close: float, tokens: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOGITS", 48 * 50 * dtype.itemsize)
+    monkeypatch.setattr(module, "MAX_LOGITS_BYTES", 48 * 50 * dtype.itemsize)
     head = torch.nn.Linear(16, 50, bias=bias).to(HERE.type, dtype).requires_grad_(False)
     states = torch.randn(tokens, 16, device=HERE.type, dtype=dtype).requires_grad_()
     wanted = torch.randint(50, (tokens,), device=HERE.type)
     weights = torch.rand(tokens, device=HERE.type)
-    total, each = head_loss(states, head, wanted, weights)
+    total, each = compute_head_loss(states, head, wanted, weights)
     total.backward()  # type: ignore[no-untyped-call]
 
     exact = states.detach().double().requires_grad_()
@@ -37,15 +37,17 @@ def test_parts_have_the_losses_and_gradients_of_the_whole(
 def test_what_needs_no_gradient_keeps_none() -> None:
     head = torch.nn.Linear(16, 50).to(HERE.type).requires_grad_(False)
     states = torch.randn(3, 16, device=HERE.type)
-    total, each = head_loss(states, head, torch.tensor([1, 2, 3], device=HERE.type), torch.ones(3, device=HERE.type))
+    total, each = compute_head_loss(
+        states, head, torch.tensor([1, 2, 3], device=HERE.type), torch.ones(3, device=HERE.type)
+    )
     assert not total.requires_grad
     assert len(each) == 3
 
 
 @pytest.mark.parametrize(("tokens", "sizes"), [(0, []), (8, [8]), (48, [48]), (56, [32, 24]), (320, [48] * 6 + [32])])
 def test_parts_are_alike_and_hold_what_they_may(tokens: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOGITS", 48 * 100)
-    found = parts(tokens, 100)
+    monkeypatch.setattr(module, "MAX_LOGITS_BYTES", 48 * 100)
+    found = split_tokens(tokens, 100)
     assert [len(range(tokens)[part]) for part in found] == sizes
-    assert all(len(range(tokens)[part]) % MULTIPLE == 0 for part in found)
-    assert parts(8, 1 << 40) == [slice(0, 8)], "one logit alone is more"
+    assert all(len(range(tokens)[part]) % TOKEN_MULTIPLE == 0 for part in found)
+    assert split_tokens(8, 1 << 40) == [slice(0, 8)], "one logit alone is more"

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lora_sweep.config.schema import Model, Quant
 from lora_sweep.model.load import load_base
-from lora_sweep.multi_lora.rms_norm import Norm, is_rms_norm, norms_as_nodes
+from lora_sweep.multi_lora.rms_norm import FusedRmsNorm, fuse_norms, is_rms_norm
 
 
 def llama(dtype: torch.dtype, weight: float = 1.0) -> LlamaRMSNorm:
@@ -25,7 +25,7 @@ def test_a_norm_as_a_node_has_the_same_numbers_and_gradients(dtype: torch.dtype,
     norm = llama(dtype)
     x = torch.randn(1, 7, 24, device=HERE.type, dtype=dtype).requires_grad_()
     grad = torch.randn_like(x)
-    theirs, ours = norm(x), Norm.apply(x, norm.weight, 1e-5)
+    theirs, ours = norm(x), FusedRmsNorm.apply(x, norm.weight, 1e-5)
     torch.testing.assert_close(ours, theirs, rtol=1e-6 if dtype == torch.float32 else 0, atol=0)
     of_theirs, of_ours = (torch.autograd.grad(y, x, grad)[0] for y in (theirs, ours))
     off = torch.linalg.vector_norm((of_ours - of_theirs).float()) / torch.linalg.vector_norm(of_theirs.float())
@@ -54,6 +54,6 @@ def test_a_base_has_its_own_norms_again_afterwards() -> None:
     base = load_base(Model(name="tiny", tiny="llama"), Quant(None), HERE)
     norms = [module for module in base.modules() if isinstance(module, LlamaRMSNorm)]
     x = torch.randn(1, 3, base.config.hidden_size, device=HERE.type, requires_grad=True)
-    with norms_as_nodes(base):
-        assert {type(norm(x).grad_fn).__name__ for norm in norms} == {"NormBackward"}
-    assert "NormBackward" not in {type(norm(x).grad_fn).__name__ for norm in norms}
+    with fuse_norms(base):
+        assert {type(norm(x).grad_fn).__name__ for norm in norms} == {"FusedRmsNormBackward"}
+    assert "FusedRmsNormBackward" not in {type(norm(x).grad_fn).__name__ for norm in norms}

@@ -20,9 +20,9 @@ from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.model.sft_settings import sft_config
 from lora_sweep.multi_lora import linear
-from lora_sweep.multi_lora.dropout import draw, joined, masked
-from lora_sweep.multi_lora.head_loss import head_loss
-from lora_sweep.multi_lora.peft_format import as_tensors, attach_adapter, fresh_adapter
+from lora_sweep.multi_lora.dropout import draw_dropped, join_dropped, zero_dropped
+from lora_sweep.multi_lora.head_loss import compute_head_loss
+from lora_sweep.multi_lora.peft_format import attach_adapter, create_adapter, export_tensors
 from lora_sweep.training import packed
 from lora_sweep.training.packed import PackMember, find_trl_reason, train_pack
 from lora_sweep.training.single import Trained, make_dataset, train_with_trl
@@ -63,7 +63,7 @@ def member(
     seed = train.pop("seed", 0)
     more = {key: train.pop(key) for key in ("checkpoints", "stop") if key in train}
     settings = Train(**{"max_steps": 6, "learning_rate": 1e-2, **train})
-    adapter, _ = fresh_adapter(base, Lora(**{"dropout": 0.0, "r": 4, **(lora or {})}), targets, seed)
+    adapter, _ = create_adapter(base, Lora(**{"dropout": 0.0, "r": 4, **(lora or {})}), targets, seed)
     return PackMember(adapter, rows, settings, seed, **more)
 
 
@@ -139,7 +139,7 @@ DIFFERENT: list[dict[str, Any]] = [
 def forwards(request: Any, monkeypatch: Any) -> None:
     """How a forward for several members is made: as on an accelerator, or as on a CPU, and both with all members."""
     monkeypatch.setattr(packed, "find_max_tokens", lambda *seen: 10**9)
-    monkeypatch.setattr(linear, "FEW", 0 if request.param == "by block" else 10**9)
+    monkeypatch.setattr(linear, "MAX_STACKED_ROWS", 0 if request.param == "by block" else 10**9)
 
 
 @pytest.mark.usefixtures("forwards")
@@ -151,7 +151,7 @@ def test_each_member_trains_as_if_alone(bits: int | None, way: Any, rows: Any, t
     members = copies(base, DIFFERENT, rows)
     ended = train_pack(base, members, HERE, tmp_path, way)
     assert base_signature(base) == before
-    assert base.config._attn_implementation != "lora_sweep_flat"
+    assert base.config._attn_implementation != "lora_sweep"
     for kind, one, trained in zip(DIFFERENT, members, ended, strict=True):
         lonely, expected = alone(bits, kind, rows, tmp_path)
         assert losses(trained) == pytest.approx(losses(expected), rel=1e-4)
@@ -190,7 +190,7 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
     one = member(base, rows, ALL, max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0, seed=4)
     start = one.adapter.numbers.normal_(0, 0.05).clone()
     model = attach_adapter(load(), Lora(r=4, dropout=0.0), ALL, 4)
-    weights = as_tensors(one.adapter)
+    weights = export_tensors(one.adapter)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data.copy_(weights[name.replace(".default", "")])
@@ -198,7 +198,7 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
     settings = Train(max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0)
     train_with_trl(model, rows, tokenizer, settings, 4, HERE, tmp_path)
     after = {name.replace(".default", ""): p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
-    ours = as_tensors(one.adapter)
+    ours = export_tensors(one.adapter)
     for name, weight in weights.items():
         assert torch.linalg.vector_norm(after[name] - ours[name]) <= 1e-5 * torch.linalg.vector_norm(
             after[name] - weight
@@ -286,8 +286,8 @@ def test_dropout_is_of_the_seed_the_step_and_the_share_that_was_asked_for(rows: 
     assert one != other
     x = torch.ones(1000, 1000)
     for dtype in (torch.float32, torch.bfloat16):
-        masks = [draw(x.to(dtype), 0.05, seed) for seed in (1, 2)]
-        kept_numbers = [masked(x.to(dtype), mask).float() for mask in masks]
+        masks = [draw_dropped(x.to(dtype), 0.05, seed) for seed in (1, 2)]
+        kept_numbers = [zero_dropped(x.to(dtype), mask).float() for mask in masks]
         assert kept_numbers[0].unique().tolist() == [0.0, 1.0]
         assert float(kept_numbers[0].mean()) == pytest.approx(0.95, abs=0.001)  # 5 standard errors
         both = float((kept_numbers[0] * kept_numbers[1]).mean())
@@ -299,11 +299,11 @@ def test_dropout_is_of_the_seed_the_step_and_the_share_that_was_asked_for(rows: 
 def test_what_was_drawn_for_some_rows_is_dropped_of_all(shares: tuple[float, float], dtype: torch.dtype) -> None:
     rows = torch.randn(12, 40, dtype=dtype, device=HERE.type)
     spans = ((2, 5), (5, 12))
-    drawn = [draw(rows[begin:end], share, begin) for (begin, end), share in zip(spans, shares, strict=True)]
-    found = masked(rows, joined(rows, [(*span, each) for span, each in zip(spans, drawn, strict=True)]))
+    drawn = [draw_dropped(rows[begin:end], share, begin) for (begin, end), share in zip(spans, shares, strict=True)]
+    found = zero_dropped(rows, join_dropped(rows, [(*span, each) for span, each in zip(spans, drawn, strict=True)]))
     assert torch.equal(found[:2], rows[:2])
     for (begin, end), each in zip(spans, drawn, strict=True):
-        assert torch.equal(found[begin:end], masked(rows[begin:end], each))
+        assert torch.equal(found[begin:end], zero_dropped(rows[begin:end], each))
         assert 0 < int((found[begin:end] == 0).sum()) < found[begin:end].numel()
 
 
@@ -343,16 +343,16 @@ def test_gradient_checkpointing_keeps_no_layers_inputs(
     alive: list[int] = []
 
     def drawn(*arguments: Any) -> torch.Tensor:
-        mask = draw(*arguments)
+        mask = draw_dropped(*arguments)
         made.append(weakref.ref(mask))
         return mask
 
     def loss(*arguments: Any) -> Any:
         alive.append(sum(mask() is not None for mask in made))
-        return head_loss(*arguments)
+        return compute_head_loss(*arguments)
 
-    monkeypatch.setattr(linear, "draw", drawn)
-    monkeypatch.setattr(packed, "head_loss", loss)
+    monkeypatch.setattr(linear, "draw_dropped", drawn)
+    monkeypatch.setattr(packed, "compute_head_loss", loss)
     kind: dict[str, Any] = {"lora": {"dropout": 0.3}, "targets": ALL, "gradient_checkpointing": saving, "max_steps": 2}
     alone(None, kind, rows, tmp_path)
     assert alive == ([1, 1] if saving else [8, 8])  # of two layers with four inputs; the last is not let go of yet
@@ -394,14 +394,14 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
     rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     sizes: list[int] = []
-    flatten = packed.flatten
+    flatten = packed.concatenate_rows
 
     def spy(*arguments: Any) -> Any:
         flat = flatten(*arguments)
         sizes.append(flat.input_ids.shape[1])
         return flat
 
-    monkeypatch.setattr(packed, "flatten", spy)
+    monkeypatch.setattr(packed, "concatenate_rows", spy)
     monkeypatch.setattr(packed, "free_memory", lambda device: None)
     base = load()
     train_pack(

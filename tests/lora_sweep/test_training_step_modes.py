@@ -16,7 +16,7 @@ from lora_sweep.data.prompts import Example, examples
 from lora_sweep.data.rows import load_split
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_tokenizer
-from lora_sweep.multi_lora.dequantize import materialize
+from lora_sweep.multi_lora.dequantize import dequantize_base
 from lora_sweep.training import packed, step_modes
 from lora_sweep.training.packed import train_pack
 from lora_sweep.training.step_modes import StepModeSelector, list_step_modes
@@ -30,7 +30,7 @@ def rows() -> list[Example]:
 
 def dequantized(bits: int | None) -> Any:
     base = load(bits)
-    materialize(base, Quant(bits, materialize="always"), HERE)
+    dequantize_base(base, Quant(bits, materialize="always"), HERE)
     return base
 
 
