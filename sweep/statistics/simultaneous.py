@@ -1,113 +1,156 @@
-"""The largest of many studentised statistics when nothing is true: its 95 % quantile, by the bootstrap.
+"""Comparisons whose intervals hold all together: with the best, with baselines, and of the differences in between.
 
-Pure numpy on matrices whose columns are prompts; knows nothing of entries, seeds or verdicts. In a draw every row has
-the same prompts, so that the statistics hang together as the rows do (Romano and Wolf 2005). A draw's errors are
-normal ones beside, where ``loads`` says so: the noise of seeds.
+A threshold is the 95 % quantile of the largest studentised statistic (:mod:`sweep.statistics.bootstrap`). For small
+samples it is carried over to Student's distribution: t^-1(Phi(c)). Everything is paired: the same column is the same
+prompt in every row.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
-from scipy.special import ndtri
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
-from lora_sweep.scoring.intervals import BOOTSTRAP_SEED, LEVEL, Array, draw_shares
+from lora_sweep.scoring.intervals import BOOTSTRAP_DRAWS, Array, student_quantile
+from sweep.statistics.bootstrap import bootstrap_best, bootstrap_largest, compute_pair_variances
+from sweep.statistics.estimates import Estimate, SeedNoise, add_seed_variance, bound_difference, compute_mean
 
-CHUNK = 500  # draws at once: for 1,000 rows, 4 MB an array
+Verdict: TypeAlias = Literal["high", "low", "no gain"]
+T = TypeVar("T")
 
 
-def quantile_of_best(data: Array, pairs: Array, own: Array, draws: int) -> float:
-    """Of max over i of (mean of b* - mean of i) / s(b*, i), where b* is the draw's best row of the centred ``data``.
+@dataclass(frozen=True)
+class TiedGroup:
+    """The best configuration and those that are not shown to be behind it.
+
+    Attributes:
+        best: index of the highest mean.
+        tied: of each configuration, whether it is in the group.
+        gaps: the mean of each configuration minus the best of the others' means. The intervals hold all together. A
+            configuration that is not tied has an interval that lies below zero as a whole.
+    """
+
+    best: int
+    tied: list[bool]
+    gaps: list[Estimate]
+
+
+def find_tied_group(
+    scores: ArrayLike, seeds: Sequence[float], noise: SeedNoise | None = None, draws: int = BOOTSTRAP_DRAWS
+) -> TiedGroup:
+    """The group tied with the best: multiple comparisons with the best (Hsu 1981), by bootstrapping the maximum.
+
+    In each draw of the centred means one configuration, b*, is the best; the statistic of the draw is the largest of
+    (mean of b* - mean of i) / s(b*, i) over all i. With c, its 95 % quantile, configuration i is tied where the best is
+    at most c * s ahead of it. So where all configurations are equal, all of them are in the group in 95 % of sweeps; c
+    allows for the best having been picked after its score was seen.
 
     Args:
-        data: (rows, prompts).
-        pairs: s^2 / n of each pair of rows, see ``pair_variances``.
-        own: the further variance of each row's mean.
+        scores: [configurations, prompts]
+        seeds: how many trainings each row is the mean of; math.inf for a baseline.
     """
-    n = data.shape[1]
-    residuals = data - data.mean(axis=0)  # what a prompt does to all rows is in no difference
-    weight, correlation = shrinkage(residuals)
-    sd = residuals.std(axis=1) / math.sqrt(n)
-    independent = sd[:, None] ** 2 + sd**2 - 2 * correlation * sd[:, None] * sd
-    errors = np.sqrt((1 - weight) * pairs * (n - 1) / n + weight * independent + own[:, None] + own)
-    errors[errors == 0.0] = np.inf
-    largest = []
-    for means in drawn(residuals, np.sqrt(own), weight, correlation, draws):
-        behind = means.max(axis=1, keepdims=True) - means
-        largest.append((behind / errors[means.argmax(axis=1)]).max(axis=1))
-    return upper_quantile(np.concatenate(largest))
+    matrix, counts = np.asarray(scores, dtype=np.float64) + 0.0, np.asarray(seeds, dtype=np.float64)
+    order = np.lexsort([counts, *matrix.T[::-1]])
+    data, shares = matrix[order], 1.0 / counts[order]
+    means = np.array([compute_mean(row) for row in data])
+    k, n = data.shape
+    best = int(np.argmax(means))
+    ahead = means[best] - means  # [configurations], by how much the best is ahead
+    if n < 2 or k < 2:
+        gaps = [Estimate(-gap, None, None) for gap in ahead.tolist()]
+        return TiedGroup(int(order[best]), [True] * k, restore_order(gaps, order))
+    pairs = compute_pair_variances(data)
+    c = bootstrap_best(data, pairs, shares * (noise.variance if noise else 0.0), draws)
+    margins = compute_margins(c, pairs[best], n, shares + shares[best], noise)
+    gaps = [
+        measure_lead(ahead, margins, best) if i == best else Estimate(-gap, *bound_difference(-gap, margin, n, k - 1))
+        for i, (gap, margin) in enumerate(zip(ahead.tolist(), margins.tolist(), strict=True))
+    ]
+    tied = [i == best or gap.high is None or gap.high >= 0.0 for i, gap in enumerate(gaps)]
+    return TiedGroup(int(order[best]), restore_order(tied, order), restore_order(gaps, order))
 
 
-def quantile_of_largest(values: Array, loads: Array, draws: int) -> float:
-    """Of max over the rows of |mean| / s, the rows of ``values``, (rows, prompts), being centred.
+def compare_with_baselines(
+    scores: ArrayLike,
+    baselines: ArrayLike,
+    seeds: Sequence[float],
+    noise: SeedNoise | None = None,
+    draws: int = BOOTSTRAP_DRAWS,
+) -> list[Estimate]:
+    """The mean of each configuration minus the mean of its baseline; the intervals hold all together.
 
-    ``loads``: (rows, sources), the deviations of each row's mean that independent normal sources cause.
+    Args:
+        scores: [configurations, prompts]
+        baselines: [configurations, prompts]; row i is the baseline of configuration i.
+        seeds: how many trainings each row of ``scores`` is the mean of.
     """
-    n = values.shape[1]
-    weight, correlation = shrinkage(values)
-    errors = np.sqrt(values.var(axis=1) / n + (loads**2).sum(axis=1))
-    errors[errors <= 1e-9 * np.abs(values).max()] = np.inf
-    found = [(np.abs(means) / errors).max(axis=1) for means in drawn(values, loads, weight, correlation, draws)]
-    return upper_quantile(np.concatenate(found))
+    matrix = np.asarray(scores, dtype=np.float64) - np.asarray(baselines, dtype=np.float64) + 0.0
+    counts = np.asarray(seeds, dtype=np.float64)
+    if not len(matrix):
+        return []
+    order = np.lexsort([counts, *matrix.T[::-1]])
+    loads = np.diag(np.sqrt(1.0 / counts[order]))
+    return restore_order(estimate_together(matrix[order], loads, noise, draws), order)
 
 
-def drawn(values: Array, loads: Array, weight: float, correlation: float, draws: int) -> Iterator[Array]:
-    """Means of the centred rows of ``values`` in ``draws`` draws, (some draws, rows) at a time.
-
-    ``weight`` of their variance is drawn from normal deviates with one ``correlation`` between any two, the rest from
-    the prompts. ``loads`` as in quantile_of_largest, or (rows,) for a source a row.
+def decide_verdict(is_tied: bool, versus_baseline: Estimate | None) -> Verdict | None:
+    """``no gain``: not shown to differ from the baseline. ``high``: better than the baseline and tied with the best.
+    ``low``: behind the best, or worse than the baseline. None for a tied configuration without a baseline.
     """
-    n = values.shape[1]
-    centred = math.sqrt(1.0 - weight) * (values - values.mean(axis=1, keepdims=True)).T
-    common, single = (math.sqrt(weight * part / n) * values.std(axis=1) for part in (correlation, 1.0 - correlation))
-    shares, generator = draw_shares(n, draws), np.random.default_rng(BOOTSTRAP_SEED)
-    for start in range(0, draws, CHUNK):
-        means = shares[start : start + CHUNK] @ centred
-        if weight:
-            means += generator.standard_normal(means.shape) * single
-            means += generator.standard_normal((len(means), 1)) * common
-        if loads.any():
-            sources = generator.standard_normal((len(means), loads.shape[-1]))
-            means += sources * loads if loads.ndim == 1 else sources @ loads.T
-        yield means
+    if versus_baseline is not None and versus_baseline.side == "undecided":
+        return "no gain"
+    if not is_tied or (versus_baseline is not None and versus_baseline.side == "worse"):
+        return "low"
+    return "high" if versus_baseline is not None else None
 
 
-def shrinkage(values: Array) -> tuple[float, float]:
-    """(how much of the correlations between rows is to be taken for chance, 0-1; the correlation common to them).
+def estimate_together(values: Array, loads: Array, noise: SeedNoise | None, draws: int) -> list[Estimate]:
+    """The mean of each row of ``values``, with intervals that all hold together in LEVEL of sweeps.
 
-    With few prompts, correlations of many rows differ mostly by chance, and the largest of statistics that seem
-    correlated is too small: from 12 prompts the 95 % quantile for 100 equal rows was 3.7, where 4.3 is true, and the
-    group that should hold all of 20 rows in 95 % of sweeps did in 90 %. So correlations are drawn towards their mean,
-    as far as their summed variance goes into their summed squares (Schäfer and Strimmer 2005, equation 8, with the
-    target of Ledoit and Wolf 2003).
+    Args:
+        values: [comparisons, prompts]
+        loads: [comparisons, sources of seed noise], how much of the deviation of each source a comparison has.
     """
     m, n = values.shape
-    if m < 3:
-        return 0.0, 0.0
-    sd = values.std(axis=1, ddof=1, keepdims=True)
-    z = np.divide(values - values.mean(axis=1, keepdims=True), sd, out=np.zeros(values.shape), where=sd > 0)
-    others = ~np.eye(m, dtype=bool)
-    products = (z @ z.T)[others]
-    variances = n / (n - 1) ** 3 * (((z**2) @ (z**2).T)[others] - products**2 / n)
-    correlations = products / (n - 1)
-    mean = float(correlations.mean())
-    total = float(((correlations - mean) ** 2).sum())
-    weight = float(np.clip(variances.sum() / total, 0.0, 1.0)) if total > 1e-12 else 0.0
-    return weight, min(max(mean, 0.0), 1.0)
+    means = [compute_mean(row) for row in values]
+    if n < 2:
+        return [Estimate(value, None, None) for value in means]
+    prompts = values.var(axis=1, ddof=1) / n
+    prompts[prompts <= (1e-9 * np.abs(values).max()) ** 2] = 0.0
+    c = bootstrap_largest(values, loads * math.sqrt(noise.variance if noise else 0.0), draws)
+    margins = compute_margins(c, prompts, n, (loads**2).sum(axis=1), noise).tolist()
+    return [
+        Estimate(value, *bound_difference(value, margin, n, m)) for value, margin in zip(means, margins, strict=True)
+    ]
 
 
-def pair_variances(data: Array) -> Array:
-    """s^2 / n of each pair's paired differences, (rows, rows); equal differences give exactly zero."""
-    variances = np.array([(row - data).var(axis=1, ddof=1) for row in data]) / data.shape[1]
-    return np.where(variances <= (1e-9 * np.abs(data).max()) ** 2, 0.0, variances)
+def compute_margins(c: float, prompts: Array, n: int, shares: Array, noise: SeedNoise | None) -> Array:
+    """Half the length of each interval, [comparisons].
 
-
-def upper_quantile(largest: Array) -> float:
-    """The LEVEL quantile plus two of its standard errors, so that it is seldom too small by the luck of the draws.
-
-    No less than one comparison needs: means of three resampled values cannot be as far off as normal ones, and two
-    equal rows were told apart by 3 prompts in 10 % of sweeps.
+    Args:
+        c: the threshold, as a quantile of the normal distribution.
+        prompts, n, shares, noise: as in :func:`add_seed_variance`.
     """
-    error = math.sqrt(LEVEL * (1.0 - LEVEL) / largest.size)
-    single = float(ndtri(0.5 + LEVEL / 2))
-    return max(single, float(np.quantile(largest, min(1.0, LEVEL + 2.0 * error))))
+    variances, df = add_seed_variance(prompts, n, shares, noise)
+    p = min(float(ndtr(c)), 1.0 - 1e-12)
+    return np.asarray(np.sqrt(variances) * student_quantile(p, df))
+
+
+def measure_lead(ahead: Array, margins: Array, best: int) -> Estimate:
+    """The gap of the best configuration to the best of the others, for any of them that may be it.
+
+    Args:
+        ahead: [configurations], by how much the best is ahead of each.
+        margins: [configurations], of these differences.
+    """
+    others = np.arange(ahead.size) != best
+    gaps, reach = ahead[others], margins[others]
+    return Estimate(float(gaps.min()), float((gaps - reach).min()), float((gaps + reach).min()))
+
+
+def restore_order(values: list[T], order: NDArray[np.intp]) -> list[T]:
+    """Values that were taken in the order of the indices ``order``, back in the order of the caller."""
+    return [value for _, value in sorted(zip(order.tolist(), values, strict=True), key=lambda pair: pair[0])]

@@ -760,7 +760,7 @@ def test_ids_that_are_paths_are_refused(runs: Path, trial_id: str | None) -> Non
 
 
 def test_importing_the_report_loads_no_torch() -> None:
-    code = "import sys, sweep.report, sweep.report.__main__; print(*sys.modules, sep='\\n')"
+    code = "import sys, sweep.report.write, sweep.report.__main__; print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "sweep" in loaded

@@ -16,6 +16,7 @@ from support.report_files import config_of, entry_of, training_of, write_evaluat
 from test_report_ranking import grid
 
 from lora_sweep.runs.files import sweep_file, trial_folder, write_atomic, write_json
+from sweep.report.formats.cells import cell as write_cell
 from sweep.report.write import write_report
 
 Json = dict[str, Any]
@@ -76,11 +77,11 @@ def test_every_number_is_the_same_in_every_output(tmp_path: Path) -> None:
             assert row["delta_baseline"] == standing["versus_baseline"]["value"]
             assert row["delta_best"] == standing["versus_best"]["value"]
         for header, key in SHOWN.items():
-            wanted = cells.cell(row, key)
+            wanted = write_cell(row, key)
             assert cells[header] == wanted
             assert page[header] == wanted.replace("(", "").replace(")", "")
         in_terminal = next(text for text in terminal.split("\n") if text.split()[:1] == [row["mark"]])
-        assert cells.cell(row, "quality") in in_terminal
+        assert write_cell(row, "quality") in in_terminal
     for effect, drawn, rows in zip(content["effects"], data["effects"], pairs(tables, "factor"), strict=True):
         for level, point, cells in zip(effect["levels"], drawn["levels"], rows, strict=True):
             mean = level["mean"]

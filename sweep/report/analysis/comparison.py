@@ -1,6 +1,6 @@
 """Entries compared: each with its interval, its difference to its baseline and to the best, and its verdict.
 
-Owns which entries can be compared, and on which prompts; ``sweep.statistics.comparisons`` owns the comparisons,
+Owns which entries can be compared, and on which prompts; ``sweep.statistics`` owns the comparisons,
 ``ranking`` the sentences. Everything is paired: an entry's number for a prompt stands beside every other's for the
 same prompt.
 """
@@ -16,8 +16,8 @@ from lora_sweep.scoring.intervals import Array, mean_interval
 from lora_sweep.scoring.metrics import SHARE_SCORERS
 from sweep.report.analysis.configurations import Entry
 from sweep.report.analysis.load import Row, Sweep, dig, is_other, number
-from sweep.statistics import comparisons
-from sweep.statistics.comparisons import Estimate, SeedNoise
+from sweep.statistics.estimates import Estimate, SeedNoise, count_wins, estimate_mean, estimate_seed_noise
+from sweep.statistics.simultaneous import compare_with_baselines, decide_verdict, find_tied_group
 
 OBJECTIVE = "quality"
 SCALE = 100.0  # of the objective: a row of zeros and hundreds is a proportion
@@ -41,7 +41,7 @@ class Standing:
             is tied where its own is not below zero as a whole.
         against_baseline: on how many prompts it is above, equal to and below its baseline; ``against_best`` likewise.
         tied: whether it is in the group tied with the best; None where it is not ranked.
-        verdict: ``high``, ``low``, ``no gain`` or None (see :func:`sweep.statistics.comparisons.verdict`).
+        verdict: ``high``, ``low``, ``no gain`` or None (see :func:`sweep.statistics.simultaneous.decide_verdict`).
     """
 
     entry: Entry
@@ -90,7 +90,7 @@ def compare(sweep: Sweep, ranked: list[Entry]) -> Compared:
     of_entry = [[scores[place] for place in entry.places if is_scored(sweep, place)] for entry in sweep.entries]
     places = [place for place, entry in enumerate(sweep.entries) if any(entry is other for other in ranked)]
     prompts = shared_prompts(each for place in places for each in of_entry[place])
-    noise = comparisons.seed_noise([matrix_of(of_entry[place], prompts) for place in places]) if prompts else None
+    noise = estimate_seed_noise([matrix_of(of_entry[place], prompts) for place in places]) if prompts else None
     is_share = scores_shares(sweep)
     standings = [
         alone(entry, of_entry[place], noise if place in places else None, is_share)
@@ -100,23 +100,23 @@ def compare(sweep: Sweep, ranked: list[Entry]) -> Compared:
     best = None
     if places and prompts:
         seeds = [len(of_entry[place]) for place in places]
-        found = comparisons.tied_with_best(matrix, seeds, noise)
+        found = find_tied_group(matrix, seeds, noise)
         best = places[found.best]
         controls = [control_of(sweep, sweep.entries[place], scores, prompts) for place in places]
         known = [number for number, control in enumerate(controls) if control is not None]
         versus: dict[int, Estimate | None] = dict.fromkeys(range(len(places)))
         if known:
             control = np.array([controls[number] for number in known])
-            said = comparisons.against_control(matrix[known], control, [seeds[number] for number in known], noise)
+            said = compare_with_baselines(matrix[known], control, [seeds[number] for number in known], noise)
             versus.update(zip(known, said, strict=True))
         for number, place in enumerate(places):
             tied = found.tied[number]
             standings[place] = replace(
                 standings[place],
                 versus_best=Estimate(0.0, 0.0, 0.0) if number == found.best else found.gaps[number],
-                against_best=comparisons.wins(matrix[number], matrix[found.best]),
+                against_best=count_wins(matrix[number], matrix[found.best]),
                 tied=tied,
-                verdict=comparisons.verdict(tied, versus[number]),
+                verdict=decide_verdict(tied, versus[number]),
                 versus_baseline=versus[number],
                 against_baseline=wins_over(matrix[number], controls[number]),
             )
@@ -167,7 +167,7 @@ def alone(entry: Entry, scores: list[Scores], noise: SeedNoise | None, is_share:
     seeds = len(scores) if entry.row["kind"] == "trial" else math.inf
     return Standing(
         entry,
-        quality=comparisons.mean(values, seeds, noise, SCALE, is_share),
+        quality=estimate_mean(values, seeds, noise, SCALE, is_share),
         prompts=count,
         seeds=len(scores),
         prompt_noise=float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None,
@@ -187,7 +187,7 @@ def control_of(sweep: Sweep, entry: Entry, scores: list[Scores], prompts: list[s
 
 
 def wins_over(values: Array, control: Array | None) -> tuple[int, int, int] | None:
-    return None if control is None else comparisons.wins(values, control)
+    return None if control is None else count_wins(values, control)
 
 
 def baseline_of(sweep: Sweep, row: Row) -> Row | None:

@@ -1,6 +1,6 @@
 """What each varied key changes on average over the others, and where two of them change each other.
 
-Owns the factors of a sweep and which of its entries form whole blocks; ``statistics.comparisons`` owns the intervals.
+Owns the factors of a sweep and which of its entries form whole blocks; ``sweep.statistics`` owns the intervals.
 A block of a factor is a choice of all other factors under which every level of it was scored: only whole blocks
 count, so that a level is never compared on other trials than its neighbour.
 """
@@ -17,8 +17,8 @@ from lora_sweep.scoring.intervals import Array
 from sweep.report.analysis.comparison import OBJECTIVE, SCALE, Compared
 from sweep.report.analysis.load import SHOWN_KEYS, Row, Sweep
 from sweep.report.formats.cells import HEADERS, change, interval
-from sweep.statistics import comparisons
-from sweep.statistics.comparisons import Estimate, Interaction
+from sweep.statistics.effects import Interaction, estimate_effect, estimate_interaction
+from sweep.statistics.estimates import Estimate
 from sweep.text import escape_controls, format_setting
 
 # A seed folds; what is asked of a row (eval, which rows of the data) is no setting of it; the rest changes no number.
@@ -70,7 +70,7 @@ class Joint:
     @property
     def text(self) -> str:
         """The clearest difference of differences, in words."""
-        (one, two), (high, other) = (self.first, self.second), self.found.place
+        (one, two), (high, other) = (self.first, self.second), self.found.cell
         by = f"{change(OBJECTIVE, self.found.difference.value)} {interval_text(self.found.difference)}"
         return (
             f"going from {one.name} {one.levels[0]} to {one.levels[high]} changes {OBJECTIVE} by {by} more under "
@@ -122,7 +122,7 @@ def main_effects(compared: Compared, found: list[Factor]) -> list[MainEffect]:
             continue
         cells = np.array(places)
         values, seeds = compared.matrix[cells], seeds_of(compared)[cells]
-        effect = comparisons.main_effect(values, seeds, compared.noise, SCALE, compared.is_share)
+        effect = estimate_effect(values, seeds, compared.noise, SCALE, compared.is_share)
         costs = [costs_of(compared, cells, level) for level in range(1, len(factor.levels))]
         effects.append(MainEffect(factor, len(places), effect.levels, effect.contrasts, costs))
     return effects
@@ -137,7 +137,7 @@ def interactions(compared: Compared, found: list[Factor]) -> list[Joint]:
             shape = (len(places), len(one.levels), len(two.levels))
             cells = np.array(places).reshape(shape)
             values, seeds = compared.matrix[cells], seeds_of(compared)[cells]
-            effect = comparisons.interaction(values, seeds, compared.noise, SCALE, compared.is_share)
+            effect = estimate_interaction(values, seeds, compared.noise, SCALE, compared.is_share)
             joint.append(Joint(one, two, effect))
     return joint
 

@@ -12,7 +12,7 @@ from sweep.report.analysis.effects import Factor, Joint, MainEffect, interval_te
 from sweep.report.analysis.load import Sweep
 from sweep.report.analysis.ranking import Ranking, is_alone_at_the_top
 from sweep.report.formats.cells import change, interval, row_name
-from sweep.statistics.comparisons import Estimate
+from sweep.statistics.estimates import Estimate
 from sweep.text import count_noun, escape_controls, format_decimals, format_setting
 
 SAME = 0.05  # a cost that differs by less is not worth a word
@@ -29,7 +29,7 @@ def observations(
 ) -> list[Observation]:
     """All lines, the sweep's warnings last."""
     found = [line for effect in effects for line in factor_lines(effect)]
-    found += [Observation("finding", f"An interaction: {each.text}.") for each in joint if each.found.visible]
+    found += [Observation("finding", f"An interaction: {each.text}.") for each in joint if each.found.is_visible]
     measured = [effect.factor for effect in effects]
     for factor in factors:
         if factor not in measured:

@@ -14,7 +14,7 @@ from sweep.report.analysis.configurations import Entry
 from sweep.report.analysis.differences import SOURCES, differing, makers
 from sweep.report.analysis.load import PENDING, Row, Sweep, is_other
 from sweep.report.formats.cells import interval, is_complete, is_failed, metric, row_name
-from sweep.statistics.comparisons import Estimate
+from sweep.statistics.estimates import Estimate
 from sweep.store.drift import from_what
 from sweep.text import count_noun, escape_controls, format_count
 

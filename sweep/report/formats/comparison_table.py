@@ -3,7 +3,7 @@
 from sweep.report.analysis.analysis import Analysis
 from sweep.report.analysis.comparison import OBJECTIVE, Standing
 from sweep.report.formats.cells import change, interval, metric
-from sweep.statistics.comparisons import Estimate
+from sweep.statistics.estimates import Estimate
 from sweep.text import UNKNOWN, format_count
 
 HEADERS = (

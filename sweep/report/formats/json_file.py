@@ -83,7 +83,7 @@ def interaction_json(joint: Joint) -> dict[str, Any]:
     return {
         "first": first.key,
         "second": second.key,
-        "visible": found.visible,
+        "visible": found.is_visible,
         "difference": value(found.difference),
         "text": joint.text,
         "cells": cells,

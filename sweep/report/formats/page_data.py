@@ -13,7 +13,7 @@ from sweep.report.analysis.load import dig, number
 from sweep.report.analysis.texts import page_texts
 from sweep.report.analysis.votes import Key, page_votes
 from sweep.report.formats.cells import status, tone
-from sweep.statistics.comparisons import Estimate
+from sweep.statistics.estimates import Estimate
 from sweep.text import escape_controls, format_setting
 
 CURVE_POINTS = 200  # of one trial
@@ -103,8 +103,8 @@ def interaction_data(joint: Joint) -> Json:
         for one, line in zip(first.levels, found.cells, strict=True)
         for two, cell in zip(second.levels, line, strict=True)
     ]
-    text = f"An interaction is visible: {joint.text}." if found.visible else "No interaction is visible."
-    return {"a": first.key, "b": second.key, "visible": found.visible, "text": text, "cells": cells}
+    text = f"An interaction is visible: {joint.text}." if found.is_visible else "No interaction is visible."
+    return {"a": first.key, "b": second.key, "visible": found.is_visible, "text": text, "cells": cells}
 
 
 def curves(analysis: Analysis) -> list[Json]:
