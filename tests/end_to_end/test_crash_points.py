@@ -14,7 +14,7 @@ from support.scripted import plan_of
 from lora_sweep.runs import files
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [*(ROOT / "lora_sweep").glob("*.py"), *(ROOT / "sweep").rglob("*.py")]
+SOURCES = [*(ROOT / "lora_sweep").rglob("*.py"), *(ROOT / "sweep").rglob("*.py")]
 NAMES = sorted({name for path in SOURCES for name in re.findall(r'crash_point\("([^"]+)"\)', path.read_text())})
 TRIALS = 3
 

@@ -35,7 +35,8 @@ def test_make_targets_exist(command: str) -> None:
 def test_commands_plan(command: str, tmp_path: Path, tiny_folder: object) -> None:
     """Each sweep plans, on tiny stand-ins for the model and the data; hub models plan with nothing at hand."""
     _, _, module, *arguments = shlex.split(command)
-    assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+    path = ROOT / module.replace(".", "/")
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
     (tmp_path / "rows.jsonl").write_text(
         "\n".join(f'{{"title": "lamp {i}", "kind": "lamp", "text": "A lamp."}}' for i in range(80))
     )

@@ -379,7 +379,7 @@ def test_every_key_that_we_give_the_trainer_is_refused_by_name() -> None:
     """Else TRL's config would be given it twice, and the trial would fail after its model was loaded."""
     import ast
 
-    source = ast.parse((ROOT / "lora_sweep/finetune.py").read_text())
+    source = ast.parse((ROOT / "lora_sweep/model/sft_settings.py").read_text())
     calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and ast.unparse(node.func) == "SFTConfig"]
     given = {str(keyword.arg) for call in calls for keyword in call.keywords if keyword.arg}
     assert "logging_nan_inf_filter" in given

@@ -157,7 +157,7 @@ def test_a_failure_inside_leaves_nothing_and_the_next_one_starts_afresh(tmp_path
 MAKER = """
 import sys, time
 from pathlib import Path
-from lora_sweep.fetch import made_once
+from lora_sweep.runs.cache import made_once
 folder, here = Path(sys.argv[1]), Path(sys.argv[2])
 (here / "started").touch()
 with made_once(folder) as part:

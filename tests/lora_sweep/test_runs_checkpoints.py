@@ -154,7 +154,8 @@ def save_and_tell(folder: str, kill_at: str = "") -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_bytes(undisturbed: tuple[Trained, str], tmp_path: Path) -> None:
-    code = "import sys; sys.path.insert(0, 'tests'); import test_checkpoints as t; t.save_and_tell(*sys.argv[1:])"
+    code = "import sys; sys.path.insert(0, 'tests/lora_sweep'); import test_runs_checkpoints as t; "
+    code += "t.save_and_tell(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(tmp_path)]
     killed = subprocess.run([*command, "5"], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -339,7 +340,7 @@ def test_what_is_unsealed_goes_and_counts_for_none_of_the_two(kept: Path) -> Non
 
 
 def test_a_kill_while_sealing_leaves_the_one_before(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = checkpoints.results.write_json, []
+    write, written = checkpoints.files.write_json, []
 
     def killed(path: Path, value: Any) -> None:
         written.append(path.name)
@@ -347,7 +348,7 @@ def test_a_kill_while_sealing_leaves_the_one_before(kept: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         write(path, value)
 
-    monkeypatch.setattr(checkpoints.results, "write_json", killed)
+    monkeypatch.setattr(checkpoints.files, "write_json", killed)
     shutil.copytree(kept / "checkpoint-6", kept / "checkpoint-8", ignore=shutil.ignore_patterns("manifest.json"))
     with pytest.raises(KeyboardInterrupt):
         seal(kept, 8, {"losses": []})

@@ -13,7 +13,7 @@ import pytest
 
 from lora_sweep.config.schema import Config, Lora, Tracking
 from lora_sweep.runs.files import report_folder
-from lora_sweep.tracking import run
+from lora_sweep.tracking import run as tracking
 
 needs_mlflow = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("mlflow", "sqlalchemy", "alembic")),
@@ -34,9 +34,9 @@ def told_as_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
-def open_run(runs: Path, run_id: str = "abc-def") -> run.Run:
+def open_run(runs: Path, run_id: str = "abc-def") -> tracking.Run:
     config = {**dataclasses.asdict(Config(lora=Lora(r=8))), "note": HOSTILE[3], "hub_token": "geheim"}
-    return run.open_run(
+    return tracking.open_run(
         MLFLOW, runs, group="first", name="r=08 attn", run_id=run_id, job_type="trial", config=config, tags=["tiny"]
     )
 
@@ -67,7 +67,9 @@ def test_trials_are_nested_in_their_sweep_and_what_is_made_again_replaces(tmp_pa
         run.log_step(step, {"loss": 3 / step, "grad_norm": None if step == 1 else float("inf")})
     rows = [{"prompt_id": f"validation-{i}", "text": text, "quality": None} for i, text in enumerate(HOSTILE)]
     run.finish({"quality": 41.5, "trainable_params": 896, "quality_ci_low": 30.0}, rows)
-    failed = run.open_run(MLFLOW, runs, group="first", name="bad", run_id="bad", job_type="trial", config={}, tags=[])
+    failed = tracking.open_run(
+        MLFLOW, runs, group="first", name="bad", run_id="bad", job_type="trial", config={}, tags=[]
+    )
     failed.fail("diverged", HOSTILE[1])
     folder = report_folder(runs, "first")
     folder.mkdir(parents=True)
@@ -75,7 +77,7 @@ def test_trials_are_nested_in_their_sweep_and_what_is_made_again_replaces(tmp_pa
     charts = {"rows": [{"mark": "1", "label": "r=8", "quality": 41.5, "trainable_params": 896}]}
     for labels in (["a", "b"], ["a", "b", "c"]):
         table_rows = [{"label": label, "kind": "trial", "status": "complete", "quality": 5} for label in labels]
-        run.log_sweep(MLFLOW, runs, name="first", command="c token=x", rows=table_rows, charts=charts)
+        tracking.log_sweep(MLFLOW, runs, name="first", command="c token=x", rows=table_rows, charts=charts)
 
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
@@ -98,7 +100,7 @@ def test_trials_are_nested_in_their_sweep_and_what_is_made_again_replaces(tmp_pa
     assert table(runs, sweep, "pareto_trainable_params")[0]["quality"] == 41.5
     assert (sweep.data.params["command"], sweep.data.metrics["best_quality"]) == ("c token=***", 5)
     assert (runs / "mlflow" / sweep.info.run_id / "artifacts/report/report.html").read_text() == "a page"
-    line = run.closing_line(MLFLOW, runs)
+    line = tracking.closing_line(MLFLOW, runs)
     assert line is not None
     assert line.startswith(f"MLflow: to look at it: mlflow ui --backend-store-uri sqlite:///{runs}/mlflow.db")
 
@@ -115,13 +117,14 @@ def test_trials_are_nested_in_their_sweep_and_what_is_made_again_replaces(tmp_pa
 def test_workers_that_start_together_make_one_sweep(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     script = (
-        "import sys; from pathlib import Path; from lora_sweep import config, tracking\n"
+        "import sys; from pathlib import Path; from lora_sweep.config import schema as config\n"
+        "from lora_sweep.tracking import run as tracking\n"
         "run = tracking.open_run(config.Tracking(backend='mlflow', project='p'), Path(sys.argv[1]), group='first',\n"
         "                        name=sys.argv[2], run_id=sys.argv[2], job_type='trial', config={}, tags=[])\n"
         "for step in range(1, 30): run.log_step(step, {'loss': 1.0})\n"
         "run.finish({'quality': 1.0})\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(run.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parents[2])}
     commands = [[sys.executable, "-c", script, str(runs), f"trial-{number}"] for number in range(3)]
     workers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for command in commands]
     assert [worker.communicate(timeout=60)[0] for worker in workers] == [b"", b"", b""]

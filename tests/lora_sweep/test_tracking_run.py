@@ -162,7 +162,8 @@ def test_a_tracker_that_does_not_open_is_one_line(monkeypatch: Any, tmp_path: Pa
 def test_no_tracking_writes_nothing_and_loads_nothing(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     script = (
-        "import sys; from pathlib import Path; from lora_sweep import config, tracking\n"
+        "import sys; from pathlib import Path; from lora_sweep.config import schema as config\n"
+        "from lora_sweep.tracking import run as tracking\n"
         "off, runs = config.Tracking(backend='none'), Path(sys.argv[1])\n"
         "run = tracking.open_run(off, runs, group='g', name='n', run_id='i', job_type='trial', config={}, tags=[])\n"
         "run.log_step(1, {'loss': 1.0}); run.finish({}, [{'text': 'x'}]); run.fail('failed', 'why')\n"

@@ -20,8 +20,9 @@ TRACKIO = Tracking(backend="trackio", project="p")
 WRITE = """
 import sys
 from pathlib import Path
-from lora_sweep import config, tracking
-from lora_sweep.results import report_folder
+from lora_sweep.config import schema as config
+from lora_sweep.tracking import run as tracking
+from lora_sweep.runs.files import report_folder
 
 runs, settings = Path(sys.argv[1]), config.Tracking(backend="trackio", project="p")
 folder = report_folder(runs, "first")

@@ -19,7 +19,8 @@ import pytest
 
 from lora_sweep.config.schema import Config, Lora, Tracking
 from lora_sweep.runs.files import report_folder
-from lora_sweep.tracking import run, wandb_mirror
+from lora_sweep.tracking import run as tracking
+from lora_sweep.tracking import wandb_mirror
 
 KEY = "0123456789abcdef" * 3
 NOWHERE = "http://127.0.0.1:9"
@@ -56,7 +57,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def open_run(runs: Path, settings: Tracking | None = None, **changes: Any) -> run.Run:
+def open_run(runs: Path, settings: Tracking | None = None, **changes: Any) -> tracking.Run:
     config = dataclasses.asdict(Config(lora=Lora(r=8, targets=["q_proj", "v_proj"])))
     values: dict[str, Any] = {
         "group": "first",
@@ -65,7 +66,7 @@ def open_run(runs: Path, settings: Tracking | None = None, **changes: Any) -> ru
         "job_type": "trial",
         "config": config,
     }
-    return run.open_run(settings or Tracking(), runs, **{**values, "tags": ["smollm2_demo"], **changes})
+    return tracking.open_run(settings or Tracking(), runs, **{**values, "tags": ["smollm2_demo"], **changes})
 
 
 def folders(runs: Path) -> list[Path]:
@@ -179,7 +180,7 @@ def test_the_sweeps_own_run_has_its_table_and_its_best(runs: Path) -> None:
         {"label": "e", "kind": "trial", "status": "complete", "quality": 98.0, "drift": ["data", "code"]},
     ]
     command = "python -m lora_sweep.train -m lora.r=8,16 train.sft.hub_token=hf_geheim"
-    run.log_sweep(Tracking(project="other"), runs, name="first", command=command, rows=rows)
+    tracking.log_sweep(Tracking(project="other"), runs, name="first", command=command, rows=rows)
 
     (folder,) = folders(runs)
     content = records(folder)
@@ -214,7 +215,7 @@ def test_the_sweeps_own_run_draws_its_charts_and_holds_the_report(runs: Path, tm
         "prompts": [{"id": "validation-0", "prompt": "Write:", "reference": "ok"}, {"id": "validation-1"}],
         "texts": {"0": {"1": {"text": HOSTILE[3]}, "2": {"text": "two"}}},
     }
-    run.log_sweep(Tracking(), runs, name="first", command="c", rows=[], charts=charts)
+    tracking.log_sweep(Tracking(), runs, name="first", command="c", rows=[], charts=charts)
 
     assert not list((tmp_path / "home").iterdir())
     (written,) = folders(runs)
@@ -244,14 +245,15 @@ def test_the_sweeps_own_run_draws_its_charts_and_holds_the_report(runs: Path, tm
 def test_no_secret_of_the_command_line_or_the_config_is_in_any_file(runs: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; from pathlib import Path; from lora_sweep import config, tracking\n"
+        "import sys; from pathlib import Path; from lora_sweep.config import schema as config\n"
+        "from lora_sweep.tracking import run as tracking\n"
         "values = {'train': {'sft': {'hub_token': 'geheim-config', 'eos': 'kept'}}}\n"
         "run = tracking.open_run(config.Tracking(), Path(sys.argv[1]), group='g', name='n', run_id='i',\n"
         "                        job_type='trial', config=values, tags=[])\n"
         "run.log_step(1, {'loss': 1.0}); print('geheim-printed')\n"
         "run.finish({'quality': 1.0}, [{'text': 'seen'}])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(run.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parents[2])}
     subprocess.run([sys.executable, str(script), str(runs), "--token=geheim-argv"], env=environment, check=True)
 
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path != script]
@@ -309,13 +311,14 @@ def test_runs_go_online_when_there_is_a_login_and_nobody_said_otherwise(
         path.write_text(file[1])
         path.chmod(stat.S_IRUSR | stat.S_IWUSR)
     assert wandb_mirror.effective_mode(settings) == expected
-    assert run.is_logged_in(settings) == (expected == "online")
+    assert tracking.is_logged_in(settings) == (expected == "online")
     assert capfd.readouterr().err == ""
 
 
 def test_nobody_is_asked_for_a_login_even_at_a_terminal(runs: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from lora_sweep import config, tracking\n"
+        "import sys; from pathlib import Path; from lora_sweep.config import schema as config\n"
+        "from lora_sweep.tracking import run as tracking\n"
         "for mode in ('auto', 'online'):\n"
         "    run = tracking.open_run(config.Tracking(mode=mode), Path(sys.argv[1]), group='g', name='n', run_id=mode,\n"
         "                            job_type='trial', config={}, tags=[])\n"
@@ -334,10 +337,10 @@ def test_nobody_is_asked_for_a_login_even_at_a_terminal(runs: Path) -> None:
 
 
 def test_the_sync_line_finds_every_folder_of_a_run_that_was_made_twice(runs: Path, monkeypatch: Any) -> None:
-    assert run.closing_line(Tracking(), runs) is None
+    assert tracking.closing_line(Tracking(), runs) is None
     for quality in (1.0, 2.0):
         open_run(runs).finish({"quality": quality})
-    line = run.closing_line(Tracking(), runs)
+    line = tracking.closing_line(Tracking(), runs)
     assert line is not None
     said = subprocess.run(
         f"{line.removeprefix('W&B: offline. To upload: ')} --dry-run",
@@ -349,9 +352,9 @@ def test_the_sync_line_finds_every_folder_of_a_run_that_was_made_twice(runs: Pat
     assert said.returncode == 0
     assert "Would sync 2 run(s)" in said.stderr
     assert "resume" not in of_type(records(folders(runs)[0]), "run")[0]  # `wandb sync` would append, not replace
-    assert run.closing_line(Tracking(backend="none"), runs) is None
+    assert tracking.closing_line(Tracking(backend="none"), runs) is None
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert run.closing_line(Tracking(), runs) is None
+    assert tracking.closing_line(Tracking(), runs) is None
 
 
 # --- a mirror's fault is no fault of the trial -----------------------------------------------------------------
@@ -406,7 +409,7 @@ def test_a_server_that_cannot_be_reached_makes_later_runs_offline_at_once(
     assert (captured.out.count("\n"), captured.err) == (1, "")
     offline = [folder for folder in folders(runs) if folder.name.startswith("offline-")]
     assert [summary(records(folder))["quality"] for folder in offline] == [7, 8]
-    assert run.closing_line(Tracking(mode="online"), runs) is not None
+    assert tracking.closing_line(Tracking(mode="online"), runs) is not None
 
 
 def test_an_end_of_the_service_that_would_end_the_process_does_not(runs: Path, capfd: Any) -> None:
@@ -431,7 +434,8 @@ def test_an_end_of_the_service_that_would_end_the_process_does_not(runs: Path, c
 
 def test_a_service_that_dies_is_one_line(runs: Path) -> None:
     script = (
-        "import os, signal, sys, time; from pathlib import Path; from lora_sweep import config, tracking\n"
+        "import os, signal, sys, time; from pathlib import Path; from lora_sweep.config import schema as config\n"
+        "from lora_sweep.tracking import run as tracking\n"
         "run = tracking.open_run(config.Tracking(), Path(sys.argv[1]), group='g', name='n', run_id='i',\n"
         "                        job_type='trial', config={}, tags=[])\n"
         "run.log_step(1, {'loss': 1.0})\n"

@@ -125,7 +125,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
 
 
 def test_what_a_trial_prints_is_in_its_log_even_from_compiled_code(tmp_path: Path) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[2]); import test_worker as t; from pathlib import Path; "
+    code = "import sys; sys.path.insert(0, sys.argv[2]); import test_worker_loop as t; from pathlib import Path; "
     code += "t.run_loud(Path(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)], capture_output=True, text=True
@@ -322,7 +322,7 @@ def test_after_a_pack_that_broke_off_the_process_ends(
 
 
 def test_what_is_said_of_a_member_is_in_its_own_log(tmp_path: Path) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[2]); import test_worker as t; from pathlib import Path; "
+    code = "import sys; sys.path.insert(0, sys.argv[2]); import test_worker_loop as t; from pathlib import Path; "
     code += "t.run_talking(Path(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)], capture_output=True, text=True
