@@ -37,7 +37,7 @@ from lora_sweep.config.schema import Config, register_schema  # noqa: E402
 from sweep.engines.local.worker_process import ENVIRONMENT  # noqa: E402
 from sweep.plan.make import make_plan  # noqa: E402
 from sweep.resources.machine import choose_allocator  # noqa: E402
-from sweep.trials import Plan, Planned  # noqa: E402
+from sweep.trials import Plan, PlannedTrial  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results.json")
 KEYS = tuple(f"{quant}/{targets}" for quant in ("none", "4bit", "8bit") for targets in ("attn", "all_linear"))
@@ -261,7 +261,7 @@ def writing(bench: Bench, name: str, adapters: int | None, prompts: int) -> dict
 # --- the work ---------------------------------------------------------------------------------------------------------
 
 
-def plan(ranks: Sequence[int]) -> dict[str, Planned]:
+def plan(ranks: Sequence[int]) -> dict[str, PlannedTrial]:
     """The trials of both sides, as ``quant/targets/r``: the grid's, and the like on a base that is not quantized."""
     names = [f"{key}/{r}" for key in KEYS for r in ranks if r == ranks[0] or not key.startswith("none")]
     points = []

@@ -19,11 +19,11 @@ class LocalLauncher(Launcher):
         from sweep.compose import compose_points
         from sweep.launch import launch
         from sweep.plan.make import make_plan
-        from sweep.trials import with_overrides
+        from sweep.trials import attach_overrides
 
         of_hydra = [str(override) for override in self.config.hydra.overrides.hydra]
         configs = compose_points(self.hydra_context.config_loader, of_hydra, job_overrides)
-        plan = with_overrides(make_plan(configs, strict=True), job_overrides)
+        plan = attach_overrides(make_plan(configs, strict=True), job_overrides)
         outcomes = launch(plan, sys.argv[1:])
         returns = []
         for overrides, result in zip(job_overrides, (outcomes[key] for key in plan.points), strict=True):

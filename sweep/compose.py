@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lora_sweep.config.schema import Config, config_from_json
 from lora_sweep.errors import Refused
-from sweep.trials import copied
+from sweep.trials import copy_tree
 
 CONFIG_NAME = "base"
 
@@ -55,7 +55,7 @@ def compose_points(
         if follows or not all(can_be_set(config, override) for override in values):
             configs.append(compose_groups(loader, [*base_overrides, *trial])[1])
             continue
-        config = copied(config)
+        config = copy_tree(config)
         for override in values:
             memo = (structural, override.input_line)
             if memo not in typed_values:

@@ -33,7 +33,7 @@ from sweep.store.drift import drift_notes
 from sweep.store.sweep_file import record_sweep, sweep_name
 from sweep.store.trial_state import State
 from sweep.text import format_disk_bytes
-from sweep.trials import Key, Plan, with_overrides
+from sweep.trials import Key, Plan, attach_overrides
 
 Outcomes = dict[Key, results.TrialResult]
 Run = Callable[[Plan, list[Waiting], Path, str], None]  # the plan, what waits of it, the runs folder, the sweep's name
@@ -227,7 +227,7 @@ def launch_points(
     Returns:
         That, and every trial's result.
     """
-    plan = with_overrides(make_plan(configs, strict=True), points)
+    plan = attach_overrides(make_plan(configs, strict=True), points)
     returned: list[Any] = []
 
     def run(plan: Plan, waiting: list[Waiting], runs: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a plan holds: its trials, baselines and points that cannot work, and what a person calls each of them."""
+"""What a plan holds: its trials, its baselines, and the points of the command that cannot work."""
 
 import copy
 import dataclasses
@@ -11,12 +11,14 @@ from lora_sweep.config.identity import eval_identity, short_hash
 from lora_sweep.config.schema import QUANT_BITS, Config
 from lora_sweep.facts.facts import Facts
 from lora_sweep.facts.memory import Forecast
+from sweep.labels import label_trial
 
 Key = tuple[str, str]  # trial id, evaluation id
+SWEEP_WIDE_KEYS = ("tracking", "launch", "runs_dir", "sweep_name")  # the same for all trials of a sweep
 
 
-class Row:
-    """What every row of a sweep has, whether it can run or not."""
+class PlanRow:
+    """What every row of a plan has, whether it can run or not."""
 
     trial_id: str
     eval_id: str
@@ -28,8 +30,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Planned(Row):
-    """One trial or baseline, ready for a worker."""
+class PlannedTrial(PlanRow):
+    """One trial or baseline, ready for a worker.
+
+    Attributes:
+        kind: ``trial`` or ``baseline``.
+        identity: everything that can change the adapter; its hash is ``trial_id``.
+        baseline: the key of the trial's baseline, which is prompted in the same form; None for a baseline.
+    """
 
     trial_id: str
     eval_id: str
@@ -41,16 +49,16 @@ class Planned(Row):
     trainable_params: int
     forecast: Forecast
     identity: dict[str, Any]
-    baseline: Key | None = None  # of a trial: its base, untuned, asked in the same form
+    baseline: Key | None = None
 
 
 @dataclass(frozen=True)
-class Invalid(Row):
-    """A point of the command that cannot work, beside others that can: nothing to run.
+class InvalidTrial(PlanRow):
+    """A point of the command that cannot work, while other points can. There is nothing to run.
 
     Attributes:
-        config: the point's; a number that is not finite stands in it as a word, since no file of results can hold it.
-        reason: the sentence with which it would be refused alone.
+        config: the point's configuration. JSON has no NaN and no infinity, so these are words in it.
+        reason: the sentence that refuses the point when it is run alone.
     """
 
     trial_id: str
@@ -62,137 +70,65 @@ class Invalid(Row):
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of one command, baselines first, and its points that cannot work.
+    """The trials of one command.
 
-    ``points`` holds the key of each point of the command, in its order; two points may share a trial. ``overrides``
-    are what a person types to get a trial alone, where that is known.
+    Attributes:
+        trials: baselines first.
+        points: the key of each point of the command, in the command's order; two points may share a trial.
+        varied: the configuration keys that differ between points.
+        invalid: the points that cannot work.
+        overrides: what a person types to run a trial alone, where that is known.
     """
 
-    trials: list[Planned]
+    trials: list[PlannedTrial]
     points: list[Key]
     varied: list[str]
-    invalid: list[Invalid] = field(default_factory=list)
+    invalid: list[InvalidTrial] = field(default_factory=list)
     overrides: dict[Key, list[str]] = field(default_factory=dict)
 
 
-def with_overrides(plan: Plan, overrides: Sequence[Sequence[str]]) -> Plan:
-    """The plan with the overrides of its points, in their order; of two points with one trial, the first's."""
-    known: dict[Key, list[str]] = {}
+def attach_overrides(plan: Plan, overrides: Sequence[Sequence[str]]) -> Plan:
+    """The plan with the overrides of its points, given in their order. Points that share a trial keep the first's."""
+    by_key: dict[Key, list[str]] = {}
     for key, point in zip(plan.points, overrides, strict=True):
-        known.setdefault(key, list(point))
-    return dataclasses.replace(plan, overrides=known)
+        by_key.setdefault(key, list(point))
+    return dataclasses.replace(plan, overrides=by_key)
 
 
-def invalid_point(config: Config, compute_bytes: int | None, varied: list[str], reason: str) -> Invalid:
-    """The row of a point that cannot work. Its ids are of the values as they were given: nothing of it is resolved.
+def make_invalid_trial(config: Config, compute_bytes: int | None, varied: Sequence[str], reason: str) -> InvalidTrial:
+    """The row of a point that cannot work. Its ids are hashes of the values as they were typed.
 
     Args:
-        compute_bytes: of a number in the compute dtype; None where no model of the plan is known.
+        compute_bytes: as for :func:`sweep.labels.label_trial`.
     """
-    label = trial_label(config, compute_bytes, varied)
-    config = finite(config)
-    given = dataclasses.asdict(config)
-    bits_known = config.eval.quant in ("same", *QUANT_BITS)
-    evaluation = eval_identity(config) if bits_known else given["eval"]
-    return Invalid(invalid_id(config), short_hash(evaluation), label, config, reason)
+    label = label_trial(config, compute_bytes, varied)
+    config = spell_non_finite(config)
+    has_known_bits = config.eval.quant in ("same", *QUANT_BITS)
+    evaluation = eval_identity(config) if has_known_bits else dataclasses.asdict(config.eval)
+    return InvalidTrial(hash_invalid_trial(config), short_hash(evaluation), label, config, reason)
 
 
-def invalid_id(config: Config) -> str:
-    """What names a point while it cannot work."""
-    given = dataclasses.asdict(config)
-    for key in ("tracking", "launch", "runs_dir", "sweep_name"):
-        given.pop(key)
-    return short_hash({"kind": "invalid", **given})
+def hash_invalid_trial(config: Config) -> str:
+    """The trial id of a point as long as it cannot work."""
+    tree = dataclasses.asdict(config)
+    for key in SWEEP_WIDE_KEYS:
+        tree.pop(key)
+    return short_hash({"kind": "invalid", **tree})
 
 
-def finite(node: Any) -> Any:
+def spell_non_finite(node: Any) -> Any:
     """A copy of a tree in which NaN and the infinities are words."""
-    return copied(node, lambda leaf: str(leaf) if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
+    return copy_tree(node, lambda leaf: str(leaf) if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
 
 
-def copied(node: Any, of_leaf: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
-    """A tree of dataclasses, dicts and lists anew; as copy.deepcopy, in a tenth of its time."""
+def copy_tree(node: Any, change_leaf: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """A copy of a tree of dataclasses, dicts and lists; ten times as fast as copy.deepcopy."""
     if isinstance(node, dict):
-        return {key: copied(value, of_leaf) for key, value in node.items()}
+        return {key: copy_tree(value, change_leaf) for key, value in node.items()}
     if isinstance(node, list):
-        return [copied(value, of_leaf) for value in node]
+        return [copy_tree(value, change_leaf) for value in node]
     if dataclasses.is_dataclass(node):
-        same = copy.copy(node)
-        vars(same).update({name: copied(value, of_leaf) for name, value in vars(node).items()})
-        return same
-    return of_leaf(node)
-
-
-# --- what varies, and names ------------------------------------------------------------------------------------------
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree of dicts as {dotted path: leaf}."""
-    if isinstance(value, dict) and value:
-        return {k: v for key, sub in value.items() for k, v in flatten(sub, f"{prefix}{key}.").items()}
-    return {prefix.removesuffix("."): value}
-
-
-def plain(value: Any) -> Any:
-    """A dataclass as a dict; anything else as it is."""
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-def value_at(config: Config, key: str) -> Any:
-    """The leaf at a dotted path, as :func:`flatten` would give it; None where there is no leaf."""
-    node: Any = config
-    for name in key.split("."):
-        node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)
-    if isinstance(node, list):
-        return [plain(each) for each in node]
-    return None if dataclasses.is_dataclass(node) or (isinstance(node, dict) and node) else node
-
-
-def varied_keys(configs: list[Config]) -> list[str]:
-    """The keys whose values differ between ``configs``, in the schema's order.
-
-    What follows from a model's or a data set's name varies with it, and is not listed beside it.
-    """
-    groups = [name for name in vars(configs[0]) if len({repr(getattr(config, name)) for config in configs}) > 1]
-    flat = [flatten({name: plain(getattr(config, name)) for name in groups}) for config in configs]
-
-    def values(*keys: str) -> int:
-        return len({repr([tree.get(key) for key in keys]) for tree in flat})
-
-    keys = [key for key in dict.fromkeys(key for tree in flat for key in tree) if values(key) > 1]
-    names = {"model": "model.name", "data": "data.name"}
-    return [
-        key
-        for key in keys
-        if (name := names.get(key.partition(".")[0])) not in keys or key == name or values(name, key) > values(name)
-    ]
-
-
-def varied_values(config: Config, keys: Sequence[str]) -> list[str]:
-    """``last part of the key=value`` for each key that has a value; a name counts for its group."""
-    shown = {key: value for key in keys if (value := value_at(config, key)) is not None}
-    return [f"{key.removesuffix('.name').rpartition('.')[2]}={value}" for key, value in shown.items()]
-
-
-def bits_names(config: Config, compute_bytes: int | None) -> list[str]:
-    """``4bit``; nothing where the base is stored as it computes, and in how many bits is unknown."""
-    bits = config.quant.bits or 8 * (compute_bytes or 0)
-    return [f"{bits}bit"] if bits else []
-
-
-def trial_label(config: Config, compute_bytes: int | None, varied: list[str]) -> str:
-    """What a person calls the trial: r, targets and bits, and whatever else varies."""
-    targets = config.lora.targets
-    shown = [f"r={config.lora.r}", "+".join(map(str, targets)) if isinstance(targets, list) else str(targets)]
-    others = [key for key in varied if key not in ("lora.r", "lora.targets", "quant.bits", "quant.double_quant")]
-    return " ".join([*shown, *bits_names(config, compute_bytes), *varied_values(config, others)])
-
-
-def baseline_label(config: Config, compute_bytes: int, varied: list[str]) -> str:
-    """What a person calls the baseline: its bits, and what varies of its model, its prompts and its decoding."""
-    keys = [key for key in varied if key.partition(".")[0] in ("model", "data", "eval")]
-    keys = [key for key in keys if key not in ("data.template", "eval.quant", "eval.baseline_templates")]
-    keys += [key for key in varied if key == "train.max_length"]  # rows of the validation loss are cut to it
-    shown = ["baseline", *bits_names(config, compute_bytes), *varied_values(config, keys)]
-    forms = config.eval.baseline_templates or "data.template" in varied
-    return " ".join([*shown, *([config.data.template] if forms else [])])
+        twin = copy.copy(node)
+        vars(twin).update({name: copy_tree(value, change_leaf) for name, value in vars(node).items()})
+        return twin
+    return change_leaf(node)

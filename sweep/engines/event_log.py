@@ -11,7 +11,7 @@ from lora_sweep.runs.locks import claim
 from sweep.engines.local.worker_process import as_job
 from sweep.status.progress import Board
 from sweep.store import trial_state
-from sweep.trials import Key, Planned
+from sweep.trials import Key, PlannedTrial
 
 PROGRESS_SECONDS = 2.0  # between two writings of progress.json
 
@@ -27,24 +27,24 @@ class Ledger:
     durations: list[float] = field(default_factory=list)  # seconds that a trial took a worker
     wrote_progress: float = 0.0
 
-    def note(self, event: str, trial: Planned | None = None, **more: Any) -> None:
+    def note(self, event: str, trial: PlannedTrial | None = None, **more: Any) -> None:
         """Append to the sweep's log."""
         ids = {} if trial is None else {"trial_id": trial.trial_id, "eval_id": trial.eval_id}
         files.append_event(self.runs, self.name, event, **ids, **more)
 
-    def setback(self, trial: Planned, how: str, **more: Any) -> None:
+    def setback(self, trial: PlannedTrial, how: str, **more: Any) -> None:
         """Append to the trial's setbacks, and to the log."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         folder = files.trial_folder(self.runs, trial.trial_id)
         files.append_line(folder.setbacks, {"time": now, "how": how, "sweep": self.name, **more})
         self.note(how, trial, **more)
 
-    def ended(self, trial: Planned, status: str, what: str = "end") -> None:
+    def ended(self, trial: PlannedTrial, status: str, what: str = "end") -> None:
         """A trial has its outcome: acknowledge it with the hash of its result."""
         self.note(what, trial, status=status, sha256=trial_state.result_hash(trial, self.runs))
         self.set_status(trial, status)
 
-    def write_outcome(self, trial: Planned, status: str, reason: str) -> tuple[str, str] | None:
+    def write_outcome(self, trial: PlannedTrial, status: str, reason: str) -> tuple[str, str] | None:
         """Write an outcome that the worker could not write, unless there is one by now.
 
         Returns:
@@ -61,7 +61,7 @@ class Ledger:
         self.ended(trial, str(outcome["status"]))
         return str(outcome["status"]), str(outcome.get("reason"))
 
-    def set_status(self, trial: Planned, status: str) -> None:
+    def set_status(self, trial: PlannedTrial, status: str) -> None:
         """Set it, and count it anew."""
         before = self.status[trial.key]
         self.status[trial.key] = status

@@ -22,7 +22,7 @@ from sweep.status.live import PlainLines
 from sweep.status.progress import Board
 from sweep.store import trial_state
 from sweep.store.sweep_file import read_sweep_file
-from sweep.trials import Planned
+from sweep.trials import PlannedTrial
 
 
 def run_point(config: DictConfig) -> float | None:
@@ -47,7 +47,7 @@ def run_point(config: DictConfig) -> float | None:
     return results.load_result(runs, *plan.points[0]).metric("quality")
 
 
-def run_trials(trials: list[Planned], runs: Path, name: str) -> None:
+def run_trials(trials: list[PlannedTrial], runs: Path, name: str) -> None:
     """Run in one worker what these trials need, but for baselines that another job runs at this moment."""
     waiting = []
     for trial in trials:

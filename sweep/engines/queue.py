@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from lora_sweep.config.identity import base_identity, canonical
 from lora_sweep.messages import STAGES
 from sweep.resources.pack_size import choose_pack_members
-from sweep.trials import Planned
+from sweep.trials import PlannedTrial
 
 MAX_DEATHS = 3  # of a trial's worker: the first attempt and two retries
 
@@ -22,7 +22,7 @@ class Waiting:
         not_before: in seconds of time.monotonic().
     """
 
-    trial: Planned
+    trial: PlannedTrial
     trained: bool = False
     alone: bool = False
     not_before: float = 0.0
@@ -97,7 +97,7 @@ def companions(first: Waiting, free: Iterable[Waiting]) -> list[Waiting]:
     return list(found.values())
 
 
-def bases(trial: Planned) -> tuple[str, str]:
+def bases(trial: PlannedTrial) -> tuple[str, str]:
     """A name for what a worker loads to train the trial, and to write its texts."""
     evaluated = dataclasses.replace(trial.config.quant, bits=trial.config.eval_bits())
     found = []
@@ -109,7 +109,7 @@ def bases(trial: Planned) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def can_halve(trial: Planned, stage: str, halvings: int) -> bool:
+def can_halve(trial: PlannedTrial, stage: str, halvings: int) -> bool:
     """Whether another halving of the batch would change anything: ``halvings`` were made before."""
     if stage == "evaluate":
         sampled = trial.config.eval.do_sample  # there the batch size changes the texts

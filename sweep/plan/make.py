@@ -25,7 +25,8 @@ from lora_sweep.facts.targets import check_rank, resolve_targets, target_modules
 from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import write_json
 from lora_sweep.scoring.scorers import check_scorer
-from sweep.trials import Invalid, Key, Plan, Planned, baseline_label, invalid_point, trial_label, varied_keys
+from sweep.labels import label_baseline, label_trial, list_varied_keys
+from sweep.trials import InvalidTrial, Key, Plan, PlannedTrial, make_invalid_trial
 
 
 def make_plan(configs: list[Config], strict: bool) -> Plan:
@@ -51,8 +52,8 @@ def make_plan(configs: list[Config], strict: bool) -> Plan:
     found = dict(zip(left, find_facts([configs[number] for number in left], strict), strict=True))
     refused |= {number: facts for number, facts in found.items() if isinstance(facts, Refused)}
     stop_where_none_is_left(refused, configs)
-    draft = Draft(varied_keys(configs))
-    drafted: dict[int, tuple[Planned, list[Planned]]] = {}
+    draft = Draft(list_varied_keys(configs))
+    drafted: dict[int, tuple[PlannedTrial, list[PlannedTrial]]] = {}
     for number, facts in found.items():
         if isinstance(facts, Facts):
             with refusals_as(refused, number):
@@ -65,7 +66,7 @@ def check_shared(configs: list[Config]) -> None:
     """Refuse what belongs to the whole sweep, and differs between its points all the same."""
     shared = ("tracking", "launch", "runs_dir", "sweep_name")
     if len({repr([getattr(config, name) for name in shared]) for config in configs}) > 1:
-        keys = [key for key in varied_keys(configs) if key.partition(".")[0] in shared]
+        keys = [key for key in list_varied_keys(configs) if key.partition(".")[0] in shared]
         raise Refused(keys[0], "differs between points; it is one setting of the whole sweep")
 
 
@@ -86,19 +87,19 @@ def stop_where_none_is_left(refused: dict[int, Refused], configs: list[Config]) 
 
 def assembled(
     configs: list[Config],
-    drafted: dict[int, tuple[Planned, list[Planned]]],
+    drafted: dict[int, tuple[PlannedTrial, list[PlannedTrial]]],
     refused: dict[int, Refused],
     varied: list[str],
 ) -> Plan:
     """The plan of the points, each drafted or refused; what is the same in several of them stands in it once."""
     compute_bytes = next(iter(drafted.values()))[0].facts.compute_bytes  # this machine's, so of every point
-    baselines: dict[Key, Planned] = {}
-    trials: dict[Key, Planned] = {}
-    invalid: dict[Key, Invalid] = {}
+    baselines: dict[Key, PlannedTrial] = {}
+    trials: dict[Key, PlannedTrial] = {}
+    invalid: dict[Key, InvalidTrial] = {}
     points = []
     for number, config in enumerate(configs):
         if number in refused:
-            point = invalid_point(config, compute_bytes, varied, str(refused[number]))
+            point = make_invalid_trial(config, compute_bytes, varied, str(refused[number]))
             invalid.setdefault(point.key, point)
             points.append(point.key)
             continue
@@ -116,9 +117,9 @@ class Draft:
     def __init__(self, varied: list[str]) -> None:
         self.varied = varied
         self.resolved: dict[tuple[int, str], tuple[list[Linear], list[str]]] = {}
-        self.of_base: dict[str, list[Planned]] = {}
+        self.of_base: dict[str, list[PlannedTrial]] = {}
 
-    def point(self, config: Config, facts: Facts) -> tuple[Planned, list[Planned]]:
+    def point(self, config: Config, facts: Facts) -> tuple[PlannedTrial, list[PlannedTrial]]:
         """The trial, and the baselines of its base, its own first."""
         linears, modules = self.matrices(config.lora.targets, facts)
         check_rank(config.lora, linears)
@@ -126,11 +127,11 @@ class Draft:
         of_base = self.baselines(config, facts)
         identity = trial_identity(config, facts.model.fingerprint, facts.data.fingerprint, modules)
         trainable = trainable_params(config.lora, linears, facts.model)
-        trial = Planned(
+        trial = PlannedTrial(
             trial_id=short_hash(identity),
             eval_id=short_hash(eval_identity(config)),
             kind="trial",
-            label=trial_label(config, facts.compute_bytes, self.varied),
+            label=label_trial(config, facts.compute_bytes, self.varied),
             config=config,
             facts=facts,
             target_modules=modules,
@@ -149,7 +150,7 @@ class Draft:
             self.resolved[asked] = linears, target_modules(linears, facts.model)
         return self.resolved[asked]
 
-    def baselines(self, config: Config, facts: Facts) -> list[Planned]:
+    def baselines(self, config: Config, facts: Facts) -> list[PlannedTrial]:
         """A baseline for the form of the data and for each further one that is asked for."""
         asked = repr((config.model, config.data, config.quant, config.eval, config.train.max_length, config.seed))
         if asked not in self.of_base:
@@ -168,16 +169,16 @@ def check_positions(config: Config, facts: Facts) -> None:
         raise Refused(f"eval.max_new_tokens = {config.eval.max_new_tokens}", what)
 
 
-def plan_baseline(config: Config, facts: Facts, template: str, varied: list[str]) -> Planned:
+def plan_baseline(config: Config, facts: Facts, template: str, varied: list[str]) -> PlannedTrial:
     """The untuned base of ``config`` as it generates, prompted in ``template``."""
     identity = baseline_identity(config, facts.model.fingerprint, facts.data.fingerprint, template)
     config = copy.deepcopy(config)
     config.quant.bits, config.eval.quant, config.data.template = config.eval_bits(), "same", template
-    return Planned(
+    return PlannedTrial(
         trial_id=short_hash(identity),
         eval_id=short_hash(eval_identity(config)),
         kind="baseline",
-        label=baseline_label(config, facts.compute_bytes, varied),
+        label=label_baseline(config, facts.compute_bytes, varied),
         config=config,
         facts=facts,
         target_modules=[],

@@ -8,7 +8,7 @@ from sweep.resources.estimate import Finished, expected_time, finished_before, l
 from sweep.resources.machine import Slot, find_slots, measure_free_disk
 from sweep.store.trial_state import State
 from sweep.text import count_noun, format_disk_bytes, format_duration
-from sweep.trials import Key, Plan, Planned
+from sweep.trials import Key, Plan, PlannedTrial
 
 HEADERS = ("#", "trial", "id", "state", "target modules", "trainable", "memory", "")
 RIGHT = {0, 5, 6}
@@ -59,7 +59,7 @@ def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(formats).format(*line).rstrip() for line in [HEADERS, *lines]]
 
 
-def row(number: int, trial: Planned, state: str, room: int | None, tight: set[Key]) -> tuple[str, ...]:
+def row(number: int, trial: PlannedTrial, state: str, room: int | None, tight: set[Key]) -> tuple[str, ...]:
     modules = ", ".join(trial.target_modules)
     if len(modules) > MODULES_WIDTH:
         modules = modules[: MODULES_WIDTH - 1] + "…"
@@ -78,7 +78,7 @@ def row(number: int, trial: Planned, state: str, room: int | None, tight: set[Ke
 # --- the head ----------------------------------------------------------------------------------------------------
 
 
-def count_line(plan: Plan, states: Mapping[Key, State], work: Sequence[Planned], name: str) -> str:
+def count_line(plan: Plan, states: Mapping[Key, State], work: Sequence[PlannedTrial], name: str) -> str:
     """How many trials of what, and how many of them in which state; the counts after the semicolon add up."""
     trials = [trial for trial in plan.trials if trial.kind == "trial"]
     baselines = len(plan.trials) - len(trials)
@@ -141,7 +141,7 @@ def device_line(used: Sequence[Slot], tight: int) -> str:
     return line + (f"; {tight} of the rows {'do' if tight > 1 else 'does'} not fit" if tight else "")
 
 
-def materialize_lines(work: Sequence[Planned]) -> list[str]:
+def materialize_lines(work: Sequence[PlannedTrial]) -> list[str]:
     """What ``quant.materialize=auto`` adds to the memory column where a worker finds room for it."""
     more = max(0 if trial.forecast.always else trial.forecast.materialized for trial in work)
     if not more:
@@ -150,7 +150,7 @@ def materialize_lines(work: Sequence[Planned]) -> list[str]:
 
 
 def time_line(
-    work: Sequence[Planned], states: Mapping[Key, State], finished: Sequence[Finished], used: Sequence[Slot]
+    work: Sequence[PlannedTrial], states: Mapping[Key, State], finished: Sequence[Finished], used: Sequence[Slot]
 ) -> str:
     """How long what is left takes, after finished trials of the same base on the same device."""
     here = [each for each in finished if any(each.device.startswith((place.name, place.type)) for place in used)]

@@ -14,7 +14,7 @@ from lora_sweep.config.schema import Launch
 from lora_sweep.runs.files import read_json
 from sweep.resources import pack_size
 from sweep.store.trial_state import State
-from sweep.trials import Key, Plan, Planned
+from sweep.trials import Key, Plan, PlannedTrial
 
 BYTES_PER_PARAM = 4  # of an adapter: fp32
 CHECKPOINT_FACTOR = 3  # the adapter, and Adam's two moments of each of its parameters
@@ -22,7 +22,7 @@ CHECKPOINTS_AT_ONCE = 3  # the two that are kept, and the one being written
 TEXT_BYTES = 200_000  # losses, texts, scores and log of a trial
 
 
-def left(plan: Plan, states: Mapping[Key, State]) -> list[Planned]:
+def left(plan: Plan, states: Mapping[Key, State]) -> list[PlannedTrial]:
     """The trials and baselines that a run of the command works on."""
     retry = plan.trials[0].config.launch.retry == "failed"
     return [
@@ -115,7 +115,7 @@ def finished_before(runs: Path) -> list[Finished]:
     return found
 
 
-def expected_time(work: Sequence[Planned], states: Mapping[Key, State], finished: Sequence[Finished]) -> Expected:
+def expected_time(work: Sequence[PlannedTrial], states: Mapping[Key, State], finished: Sequence[Finished]) -> Expected:
     """The seconds of what is left, one after another, learnt from finished trials of the same base."""
     of_base: dict[str, list[Finished]] = {}
     for each in finished:
@@ -130,7 +130,7 @@ def expected_time(work: Sequence[Planned], states: Mapping[Key, State], finished
     return Expected(total, known, sum(len(of_base[base]) for base in learnt))
 
 
-def trial_seconds(trial: Planned, state: State, like: Sequence[Finished]) -> float | None:
+def trial_seconds(trial: PlannedTrial, state: State, like: Sequence[Finished]) -> float | None:
     """The seconds of one trial after finished ones of its base; None where they cannot be told."""
     if not like:
         return None
@@ -146,7 +146,7 @@ def trial_seconds(trial: Planned, state: State, like: Sequence[Finished]) -> flo
     return evaluation + rows * sum(each.row_seconds for each in closest) / len(closest)
 
 
-def planned_rows(trial: Planned) -> int | None:
+def planned_rows(trial: PlannedTrial) -> int | None:
     """How many rows a training sees, the last batch of an epoch counted whole; None where the data is not at hand."""
     train = trial.config.train
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps

@@ -15,7 +15,7 @@ from typing import Any
 from lora_sweep.config.identity import short_hash
 from lora_sweep.errors import Refused, nearest
 from lora_sweep.runs import files
-from sweep.trials import Key, Plan, invalid_id
+from sweep.trials import Key, Plan, hash_invalid_trial
 
 MAIN_COMMAND = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
 MAX_LISTED_SWEEPS = 20  # in one sentence
@@ -210,7 +210,7 @@ def record_sweep(plan: Plan, runs: Path, name: str, command: str, provenance: di
     before = read_sweep_file(runs, name) or SweepFile(name)
     entries = list_entries(plan)
     replaced = {entry.trial_id for entry in entries}
-    replaced |= {invalid_id(trial.config) for trial in plan.trials}  # rows of points that were invalid and now work
+    replaced |= {hash_invalid_trial(trial.config) for trial in plan.trials}  # these points were invalid and now work
     kept = [entry for entry in before.trials if entry.trial_id not in replaced]
     trials = sorted([*kept, *entries], key=lambda entry: entry.kind)  # stable; baselines come first
     sources = {**before.sources, **list_sources(plan)}

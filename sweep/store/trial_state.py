@@ -11,7 +11,7 @@ from typing import Any
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
 from sweep.store.sweep_file import is_recorded
-from sweep.trials import Plan, Planned
+from sweep.trials import Plan, PlannedTrial
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class State:
     settled: bool = False
 
 
-def state_of(trial: Planned, runs: Path) -> State:
+def state_of(trial: PlannedTrial, runs: Path) -> State:
     """The state of one trial from its files; reads and hashes, writes nothing."""
     folder = files.trial_folder(runs, trial.trial_id)
     evaluation = folder.evaluation(trial.eval_id)
@@ -56,7 +56,7 @@ def states(plan: Plan, runs: Path) -> dict[tuple[str, str], State]:
     return {trial.key: state_of(trial, runs) for trial in plan.trials}
 
 
-def prepare(trial: Planned, state: State, runs: Path, retry: bool) -> str | None:
+def prepare(trial: PlannedTrial, state: State, runs: Path, retry: bool) -> str | None:
     """Make a trial ready to be run: move aside what is broken, and forget a failure that is to be tried again.
 
     Returns:
@@ -80,7 +80,7 @@ def prepare(trial: Planned, state: State, runs: Path, retry: bool) -> str | None
     return None
 
 
-def setbacks_of(trial: Planned, runs: Path) -> list[dict[str, Any]]:
+def setbacks_of(trial: PlannedTrial, runs: Path) -> list[dict[str, Any]]:
     """A line for each death of the trial's worker, and each time that memory ran out."""
     return files.read_jsonl(files.trial_folder(runs, trial.trial_id).setbacks)
 
@@ -90,12 +90,12 @@ def deaths(setbacks: list[dict[str, Any]]) -> int:
     return sum(each.get("how") == "death" for each in setbacks)
 
 
-def is_trained(trial: Planned, runs: Path) -> bool:
+def is_trained(trial: PlannedTrial, runs: Path) -> bool:
     """Whether only its evaluation is left."""
     return (files.read_json(files.trial_folder(runs, trial.trial_id).result) or {}).get("status") == "complete"
 
 
-def result_hash(trial: Planned, runs: Path) -> str | None:
+def result_hash(trial: PlannedTrial, runs: Path) -> str | None:
     """The sha256 of the result.json that holds the trial's outcome."""
     folder = files.trial_folder(runs, trial.trial_id)
     for path in (folder.evaluation(trial.eval_id).result, folder.result):

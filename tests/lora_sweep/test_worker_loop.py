@@ -18,10 +18,10 @@ from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
 from lora_sweep.worker import loop
 from sweep.engines.local.worker_process import as_job
-from sweep.trials import Planned
+from sweep.trials import PlannedTrial
 
 
-def trial(runs: Path, number: int = 0) -> Planned:
+def trial(runs: Path, number: int = 0) -> PlannedTrial:
     return plan_of(runs, "a", number + 1).trials[number]
 
 

@@ -26,7 +26,7 @@ from lora_sweep.messages import Job, Voice
 from lora_sweep.runs import files, results
 from lora_sweep.worker import loop
 from sweep.launch import launch
-from sweep.trials import Plan, Planned
+from sweep.trials import Plan, PlannedTrial
 
 HERE = Path(__file__)
 WORKER = (sys.executable, str(HERE), "worker")
@@ -55,7 +55,7 @@ def plan_of(runs: Path, name: str, count: int, **settings: Any) -> Plan:
         identity = {"kind": "trial", "model": "model-1", "quant": {}, "data": {}, "seed": number}
         forecast = Forecast(0, 0, 0, 0)
         trials.append(
-            Planned(
+            PlannedTrial(
                 short_hash(identity), "e0", "trial", f"t{number}", config, facts, ["q_proj"], 32, forecast, identity
             )
         )

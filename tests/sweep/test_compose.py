@@ -16,7 +16,7 @@ from lora_sweep.config.schema import Config, FixedPrompt, config_from_json, regi
 from lora_sweep.errors import Refused
 from sweep.compose import compose_points
 from sweep.search.grid import points
-from sweep.trials import copied
+from sweep.trials import copy_tree
 
 CONF = Path(__file__).parents[2] / "conf"
 DEMO = {"lora.r": "8,16", "lora.targets": "attn,all_linear", "quant": "4bit,8bit"}
@@ -276,7 +276,7 @@ def test_a_copy_is_equal_and_shares_nothing_that_can_change() -> None:
     config.model.architecture = {"rope": {"theta": 1e4}, "layers": [1, [2]]}
     config.lora.targets = ["q_proj"]
     config.eval.fixed_prompts = [FixedPrompt("lamp")]
-    same = copied(config)
+    same = copy_tree(config)
     assert same == config
     same.model.architecture["rope"]["theta"], same.model.architecture["layers"][1][0] = 1, 3
     same.lora.targets.append("v_proj")

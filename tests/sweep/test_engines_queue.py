@@ -9,14 +9,14 @@ from support.scripted import plan_of
 from lora_sweep.config.schema import Eval, Quant, Train
 from lora_sweep.facts.memory import Forecast
 from sweep.engines.queue import Queue, Waiting, can_halve
-from sweep.trials import Planned
+from sweep.trials import PlannedTrial
 
 
 def labels(pack: list[Waiting]) -> list[str]:
     return [each.trial.label for each in pack]
 
 
-def trial(number: int, bits: int | None = 4, written_at: str = "same", trial_id: str = "") -> Planned:
+def trial(number: int, bits: int | None = 4, written_at: str = "same", trial_id: str = "") -> PlannedTrial:
     planned = plan_of(Path("runs"), "a", number + 1).trials[number]
     config = dataclasses.replace(planned.config, quant=Quant(bits), eval=Eval(quant=written_at))
     return dataclasses.replace(planned, config=config, trial_id=trial_id or planned.trial_id)

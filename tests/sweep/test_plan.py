@@ -18,14 +18,15 @@ from lora_sweep.config.schema import Config, Data, Model, config_from_json
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts
 from lora_sweep.runs import files, results
+from sweep.labels import label_values, list_varied_keys
 from sweep.plan import __main__
 from sweep.plan import make as planning
 from sweep.plan.make import find_facts, make_plan
 from sweep.plan.table import plan_table
 from sweep.resources.machine import Slot
-from sweep.store import trial_state
+from sweep.store import sweep_file, trial_state
 from sweep.store.trial_state import State
-from sweep.trials import Plan, Planned, varied_keys, varied_values
+from sweep.trials import Plan, PlannedTrial
 
 ROOT = Path(__file__).parents[2]
 LINEARS = [
@@ -87,7 +88,7 @@ def planned(*configs: Config) -> Plan:
     return make_plan(list(configs), strict=True)
 
 
-def trials(plan: Plan, kind: str = "trial") -> list[Planned]:
+def trials(plan: Plan, kind: str = "trial") -> list[PlannedTrial]:
     return [trial for trial in plan.trials if trial.kind == kind]
 
 
@@ -128,8 +129,8 @@ def test_what_follows_from_a_models_name_is_not_listed_beside_it() -> None:
 
 def test_what_varies_within_one_model_is() -> None:
     configs = [changed(), changed(model__revision="b"), changed(model=Model(name="other", tiny="gpt2"))]
-    assert varied_keys(configs) == ["model.name", "model.revision"]
-    assert varied_values(configs[1], ["model.name", "model.revision"]) == ["model=small", "revision=b"]
+    assert list_varied_keys(configs) == ["model.name", "model.revision"]
+    assert label_values(configs[1], ["model.name", "model.revision"]) == ["model=small", "revision=b"]
 
 
 # --- baselines -----------------------------------------------------------------------------------------------------
@@ -447,7 +448,7 @@ def test_settings_that_were_refused_are_refused_again(monkeypatch: pytest.Monkey
 # --- sweeps --------------------------------------------------------------------------------------------------------
 
 
-def finish(runs: Path, trial: Planned, status: str = "complete", evaluated: bool = True) -> None:
+def finish(runs: Path, trial: PlannedTrial, status: str = "complete", evaluated: bool = True) -> None:
     folder = files.trial_folder(runs, trial.trial_id)
     files.write_json(folder.config, {"kind": trial.kind, "config": {}})
     results.write_result(folder.result, {"status": status, "reason": None if status == "complete" else "why"})
@@ -458,16 +459,16 @@ def finish(runs: Path, trial: Planned, status: str = "complete", evaluated: bool
 def test_a_sweeps_own_name_does_not_depend_on_the_order() -> None:
     one = planned(changed(lora__r=4), changed(lora__r=8))
     other = planned(changed(lora__r=8), changed(lora__r=4), changed(lora__r=8))
-    assert trial_state.sweep_name(one) == trial_state.sweep_name(other)
-    assert trial_state.sweep_name(one) != trial_state.sweep_name(planned(changed(lora__r=4)))
-    assert trial_state.sweep_name(one).startswith("sweep-")
-    assert trial_state.sweep_name(planned(changed(sweep_name="mine"))) == "mine"
+    assert sweep_file.sweep_name(one) == sweep_file.sweep_name(other)
+    assert sweep_file.sweep_name(one) != sweep_file.sweep_name(planned(changed(lora__r=4)))
+    assert sweep_file.sweep_name(one).startswith("sweep-")
+    assert sweep_file.sweep_name(planned(changed(sweep_name="mine"))) == "mine"
 
 
 def test_a_name_used_again_means_the_union(tmp_path: Path) -> None:
     first, second = planned(changed(lora__r=4)), planned(changed(lora__r=8), changed(lora__r=16, quant__bits=4))
-    trial_state.write_sweep(first, tmp_path, "s", "first command", work=True)
-    trial_state.write_sweep(second, tmp_path, "s", "second command", work=True)
+    sweep_file.record_sweep(first, tmp_path, "s", "first command", {"code": "now"})
+    sweep_file.record_sweep(second, tmp_path, "s", "second command", {"code": "now"})
     sweep = files.read_json(files.sweep_file(tmp_path, "s"))
     assert sweep is not None
     assert [entry["kind"] for entry in sweep["trials"]] == ["baseline", "baseline", "trial", "trial", "trial"]
@@ -477,11 +478,11 @@ def test_a_name_used_again_means_the_union(tmp_path: Path) -> None:
 
 def test_a_finished_sweep_run_again_changes_no_file(tmp_path: Path) -> None:
     plan = planned(changed(lora__r=4), changed(lora__r=8))
-    trial_state.write_sweep(plan, tmp_path, "s", "a command", work=True)
+    sweep_file.record_sweep(plan, tmp_path, "s", "a command", {"code": "now"})
     for trial in plan.trials:
         finish(tmp_path, trial)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
-    trial_state.write_sweep(plan, tmp_path, "s", "the same command, spelt otherwise", work=False)
+    sweep_file.record_sweep(plan, tmp_path, "s", "the same command, spelt otherwise", None)
     assert trial_state.is_done(plan, trial_state.states(plan, tmp_path), tmp_path, "s")
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before

@@ -24,7 +24,7 @@ from sweep.resources.estimate import (
     planned_rows,
 )
 from sweep.store.trial_state import State
-from sweep.trials import Key, Plan, Planned
+from sweep.trials import Key, Plan, PlannedTrial
 
 FACTS = Facts(
     ModelFacts("m", "llama", [Linear("q_proj", 8, 8)], ["q_proj"], [], None, False, 64, 0, 8, 1, 16),
@@ -35,19 +35,19 @@ IDENTITY = {"model": "m", "quant": {"bits": None}, "data": {"source": "d"}}
 BASE = base_of(IDENTITY)
 
 
-def planned(name: str, kind: str = "trial", params: int = 1000, **settings: Any) -> Planned:
+def planned(name: str, kind: str = "trial", params: int = 1000, **settings: Any) -> PlannedTrial:
     config = Config(model=Model(name="m", tiny="llama"), data=Data(name="d", tiny=50))
     for key, value in settings.items():
         group, _, last = key.rpartition("__")
         setattr(getattr(config, group), last, value)
     modules = ["q_proj", "v_proj"] if kind == "trial" else []
     identity = {"kind": kind, **copy.deepcopy(IDENTITY)}
-    return Planned(
+    return PlannedTrial(
         name, "e", kind, name, config, FACTS, modules, params * (kind == "trial"), Forecast(1, 1, 1, 1), identity
     )
 
 
-def plan_of(*trials: Planned, **states: str) -> tuple[Plan, dict[Key, State]]:
+def plan_of(*trials: PlannedTrial, **states: str) -> tuple[Plan, dict[Key, State]]:
     """The plan, and each trial's state by its name: new unless said otherwise."""
     settled = ("done", "diverged", "timeout")
     plan = Plan(list(trials), [trial.key for trial in trials], [])
@@ -125,7 +125,7 @@ def finished(
     return Finished(base, tuple(modules.split()), row_seconds, evaluations, "cpu")
 
 
-def expected(trials: list[Planned], known: list[Finished], **states: str) -> Expected:
+def expected(trials: list[PlannedTrial], known: list[Finished], **states: str) -> Expected:
     plan, found = plan_of(*trials, **states)
     return expected_time(left(plan, found), found, known)
 

@@ -15,15 +15,15 @@ from lora_sweep.worker import loop
 from sweep.engines.local.worker_process import as_job
 from sweep.store import trial_state
 from sweep.store.sweep_file import record_sweep
-from sweep.trials import Plan, Planned, invalid_point
+from sweep.trials import Plan, PlannedTrial, make_invalid_trial
 
 
-def run(trial: Planned, runs: Path, stages: list[str] | None = None) -> str:
+def run(trial: PlannedTrial, runs: Path, stages: list[str] | None = None) -> str:
     job = Job.from_json(json.loads(json.dumps(as_job(trial, stages=stages or ["train", "evaluate"]))))
     return loop.run_job(job, runs, Script(runs, "a"), Voice(lambda event: None))
 
 
-def state(trial: Planned, runs: Path) -> tuple[str, bool]:
+def state(trial: PlannedTrial, runs: Path) -> tuple[str, bool]:
     found = trial_state.state_of(trial, runs)
     return found.name, found.settled
 
@@ -189,7 +189,7 @@ def test_a_name_used_again_is_the_union(tmp_path: Path) -> None:
 
 def test_a_point_that_works_now_is_no_invalid_row_any_more(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "a", 2)
-    point = invalid_point(plan.trials[1].config, 4, [], "the wheel could not be fetched")
+    point = make_invalid_trial(plan.trials[1].config, 4, [], "the wheel could not be fetched")
     before = Plan(plan.trials[:1], plan.points, plan.varied, [point])
     for each, wanted in (
         (before, [plan.trials[0].trial_id, point.trial_id]),

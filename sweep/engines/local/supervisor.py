@@ -32,7 +32,7 @@ from sweep.resources.machine import Slot, build_worker_environment
 from sweep.status.live import Screen
 from sweep.status.progress import Board, Running
 from sweep.store import trial_state
-from sweep.trials import Key, Planned
+from sweep.trials import Key, PlannedTrial
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 TICK_SECONDS = 0.2
@@ -385,7 +385,7 @@ class Crew:
         self.board.running.pop(item.trial.key, None)
         self.ledger.set_status(item.trial, "waiting")
 
-    def fail(self, trial: Planned, status: str, reason: str) -> None:
+    def fail(self, trial: PlannedTrial, status: str, reason: str) -> None:
         """Give the trial an outcome that the worker could not write."""
         found = self.ledger.write_outcome(trial, status, reason)
         if found is None:  # another sweep has begun it: what comes of it is its outcome

@@ -16,7 +16,7 @@ from typing import Any
 from lora_sweep.runs import files
 from sweep.engines.queue import Waiting
 from sweep.resources.machine import Slot, count_oom_kills
-from sweep.trials import Key, Planned
+from sweep.trials import Key, PlannedTrial
 
 COMMAND = (sys.executable, "-m", "lora_sweep.worker.loop")
 ENVIRONMENT = {
@@ -156,7 +156,7 @@ class Worker:
         return self.process.returncode == -signal.SIGKILL and count_oom_kills() > self.ooms_before
 
 
-def as_job(trial: Planned, **more: Any) -> dict[str, Any]:
+def as_job(trial: PlannedTrial, **more: Any) -> dict[str, Any]:
     """A trial as ``lora_sweep.messages.Job`` reads it."""
     facts = trial.facts
     return {
