@@ -289,27 +289,27 @@ def planned(points: list[list[str]]) -> Plan:
 
 def rows_of(config: Config, prompts: int) -> dict[str, Any]:
     """The rows and prompts of a trial as texts."""
-    from lora_sweep.data.prompts import end_marker, prompt_text
-    from lora_sweep.data.rows import load_split
+    from lora_sweep.data.prompts import choose_end_marker, write_prompt
+    from lora_sweep.data.rows import load_splits
 
-    split, template = load_split(config.data), config.data.template
-    end = end_marker(config.data, template)
+    split, template = load_splits(config.data), config.data.template
+    end = choose_end_marker(config.data, template)
     asked = [(row.product, row.category) for row in split.validation[: config.eval.prompts]]
     asked += [(prompt.product, prompt.category) for prompt in config.eval.fixed_prompts]
     return {
         "train": [
-            {"prompt": prompt_text(template, row.product, row.category, None), "completion": row.description + end}
+            {"prompt": write_prompt(template, row.product, row.category, None), "completion": row.description + end}
             for row in split.train
         ],
-        "prompts": [prompt_text(template, *pair, None) for pair in asked[:prompts]],
+        "prompts": [write_prompt(template, *pair, None) for pair in asked[:prompts]],
         "end": end.strip(),
     }
 
 
 def model_folder(config: Config) -> str:
-    from lora_sweep.model.load import model_source
+    from lora_sweep.model.load import find_model_source
 
-    return model_source(config.model)[0]
+    return find_model_source(config.model)[0]
 
 
 def run(command: Iterable[Any], environment: dict[str, str]) -> dict[str, Any]:

@@ -28,10 +28,10 @@ import torch  # noqa: E402 - its import is a part of what a process costs
 
 from benchmarks.cost_model import Layout, Shape  # noqa: E402
 from lora_sweep.config.schema import Config, config_from_json  # noqa: E402
-from lora_sweep.data.prompts import end_marker, prompt_ids  # noqa: E402
+from lora_sweep.data.prompts import choose_end_marker, tokenize_prompt  # noqa: E402
 from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noqa: E402
 from lora_sweep.messages import Voice  # noqa: E402
-from lora_sweep.model.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
+from lora_sweep.model.device import Device, pick_device, read_peak_memory, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter, load_adapter  # noqa: E402
 from lora_sweep.training import packed  # noqa: E402
@@ -80,7 +80,7 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
         for seed in range(members)
     ]
     reset_peak_memory(device)
-    before = peak_memory(device)
+    before = read_peak_memory(device)
     with tempfile.TemporaryDirectory() as scratch, layouts() as seen:
         begun = time.perf_counter()
         outcomes = packed.train_pack(base, pack, device, Path(scratch))
@@ -99,7 +99,7 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
         "shape": dataclasses.asdict(shape_of(base.config)),
         "adapter_parameters": pack[0].adapter.numbers.numel(),
         "memory_before": before,
-        **peak_memory(device),
+        **read_peak_memory(device),
     }
 
 
@@ -149,11 +149,11 @@ def write(config: Config, adapters: list[Path], device: Device, prompts: int, ma
     settings = dataclasses.replace(config.eval, max_new_tokens=max_new_tokens)
     held_out = [(row.product, row.category) for row in shared.split.validation[: settings.prompts]]
     asked = [*held_out, *((prompt.product, prompt.category) for prompt in settings.fixed_prompts)][:prompts]
-    ids = [prompt_ids(config.data.template, *pair, shared.tokenizer) for pair in asked]
+    ids = [tokenize_prompt(config.data.template, *pair, shared.tokenizer) for pair in asked]
     base = shared.base_at(config.quant, QUIET)
     loaded = time.perf_counter() - STARTED
     pack = [load_adapter(folder, device.type) for folder in adapters]
-    marker = end_marker(config.data, config.data.template)
+    marker = choose_end_marker(config.data, config.data.template)
     authors = [GenerationRequest(adapter, ids, marker) for adapter in pack]
     begun = time.perf_counter()
     written, _ = generate_pack(base, shared.tokenizer, authors, settings, device)
@@ -162,7 +162,7 @@ def write(config: Config, adapters: list[Path], device: Device, prompts: int, ma
         "seconds": {"load": loaded, "write": spent},
         "prompt_tokens": [len(each) for each in ids],
         "new_tokens": [[text.new_tokens for text in of_one] for of_one in written],
-        **peak_memory(device),
+        **read_peak_memory(device),
     }
 
 

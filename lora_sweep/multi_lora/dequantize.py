@@ -11,7 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
 from lora_sweep.config.schema import Quant
-from lora_sweep.model.device import Device, free_memory
+from lora_sweep.model.device import Device, read_free_memory
 from lora_sweep.multi_lora.linear import replace_module
 from lora_sweep.multi_lora.member_threads import get_member_thread
 
@@ -30,7 +30,7 @@ def dequantize_base(base: Any, quant: Quant, device: Device) -> bool:
         if isinstance(layer, Linear4bit) or (isinstance(layer, Linear8bitLt) and layer.bias is None)
     }
     needed = sum(layer.in_features * layer.out_features for layer in layers.values()) * device.compute_bytes
-    free = free_memory(device)
+    free = read_free_memory(device)
     fits = free is not None and needed <= MAX_FREE_MEMORY_SHARE * free
     if not layers or quant.materialize == "never" or (quant.materialize == "auto" and not fits):
         return False

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from lora_sweep.data.prompts import IGNORED, Example
+from lora_sweep.data.prompts import IGNORED_LABEL, Example
 from lora_sweep.multi_lora.member_threads import get_member_thread
 
 ATTENTION_NAME = "lora_sweep"  # the name of our attention among transformers'
@@ -114,7 +114,7 @@ def concatenate_rows(
             positions += range(shared, len(row.input_ids))
             spans.append((start, len(row.input_ids) - shared, begin, shared))
             for at, label in enumerate(row.labels(on)[1:]):
-                if label != IGNORED:
+                if label != IGNORED_LABEL:
                     key = (number, begin + at if at < shared else start + at - shared, label)
                     losses[key] = losses.get(key, 0.0) + block.weight
         sizes.append(len(ids) - begin)

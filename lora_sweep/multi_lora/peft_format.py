@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 from lora_sweep.config.schema import Lora
-from lora_sweep.model.load import lora_config
+from lora_sweep.model.load import make_lora_config
 from lora_sweep.multi_lora.linear import Adapter
 
 NAME_PREFIX, A_SUFFIX, B_SUFFIX = (
@@ -26,7 +26,7 @@ def attach_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) 
     SFTTrainer seeds only after PEFT has drawn the weights when it is given a PEFT model, so seed first.
     """
     set_seed(seed)
-    model: PeftModel = get_peft_model(base, lora_config(lora, target_modules))
+    model: PeftModel = get_peft_model(base, make_lora_config(lora, target_modules))
     return model
 
 

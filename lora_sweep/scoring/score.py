@@ -37,13 +37,15 @@ COMPARED_WORDS = 1_000
 COMPARED_CHARACTERS = 20_000
 
 # Scripts that put no space between words: there each character is a word (the first words of Unicode's names).
-UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
-CHRF2 = CHRF()  # beta 2, characters 1 to 6, no words, case kept, no space
-ROUGE = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=lambda text: words(text)[:COMPARED_WORDS]))
+CHRF_SCORER = CHRF()  # beta 2, characters 1 to 6, no words, case kept, no space
+ROUGE_SCORER = RougeScorer(
+    ["rougeL"], tokenizer=SimpleNamespace(tokenize=lambda text: split_words(text)[:COMPARED_WORDS])
+)
 
 
-def score(generations: list[dict[str, Any]], scorer: Scorer | None = None) -> dict[str, Any]:
+def score_generations(generations: list[dict[str, Any]], scorer: Scorer | None = None) -> dict[str, Any]:
     """The metrics of generations.jsonl's rows.
 
     Args:
@@ -63,98 +65,98 @@ def score(generations: list[dict[str, Any]], scorer: Scorer | None = None) -> di
     as_texts = [
         {**row, "text": row["reference"], "finished": True, "response_nll": None}
         for row in generations
-        if words(row.get("reference") or "") or (scorer and row.get("reference"))
+        if split_words(row.get("reference") or "") or (scorer and row.get("reference"))
     ]
-    scored, ideal = ([score_prompt(row, scorer) for row in rows] for rows in (generations, as_texts))
+    scored, ideal = ([score_generation(row, scorer) for row in rows] for rows in (generations, as_texts))
     more = sorted({name for values in scored for name in values} - set(METRICS))
     names = [*METRICS, *more]
     prompts = [
         {"prompt_id": row["prompt_id"], **{name: values.get(name) for name in names}}
         for row, values in zip(generations, scored, strict=True)
     ]
-    return {"prompts": prompts, "means": means(scored, names), "references": means(ideal, names)}
+    return {"prompts": prompts, "means": average_metrics(scored, names), "references": average_metrics(ideal, names)}
 
 
-def score_prompt(row: dict[str, Any], scorer: Scorer | None = None) -> dict[str, float | None]:
+def score_generation(row: dict[str, Any], scorer: Scorer | None = None) -> dict[str, float | None]:
     """Every metric of one generation, in METRICS' order; those that need a reference are None without one."""
     text, finished = row["text"], bool(row["finished"])
-    said, meant = words(text), words(row.get("reference") or "")
+    said, meant = split_words(text), split_words(row.get("reference") or "")
     values: dict[str, float | None] = dict.fromkeys(METRICS)
-    values["repetition_4gram"] = repeats(said) / max(len(said) - 3, 1)
-    values["distinct_2"] = len(set(ngrams(said, 2))) / (len(said) - 1) if len(said) > 1 else None
+    values["repetition_4gram"] = count_repeats(said) / max(len(said) - 3, 1)
+    values["distinct_2"] = len(set(list_ngrams(said, 2))) / (len(said) - 1) if len(said) > 1 else None
     values["finished"] = float(finished)
-    values["product_named"] = named(row.get("product") or "", said)
+    values["product_named"] = names_product(row.get("product") or "", said)
     values["words"] = len(said)
     if meant:
-        values["chrf"] = chrf(text, row["reference"])
-        values["rouge_l"] = rouge = rouge_l(text, row["reference"])
-        values["quality"] = quality(rouge, said[:COMPARED_WORDS], meant[:COMPARED_WORDS], finished)
+        values["chrf"] = compute_chrf(text, row["reference"])
+        values["rouge_l"] = rouge = compute_rouge_l(text, row["reference"])
+        values["quality"] = compute_quality(rouge, said[:COMPARED_WORDS], meant[:COMPARED_WORDS], finished)
         values["length_ratio"] = len(said) / len(meant)
-        values["response_nll"] = finite(row.get("response_nll"))
+        values["response_nll"] = finite_or_none(row.get("response_nll"))
     return values if scorer is None else {**values, **scorer(row)}
 
 
-def quality(rouge: float, said: list[str], meant: list[str], finished: bool) -> float:
+def compute_quality(rouge: float, said: list[str], meant: list[str], finished: bool) -> float:
     """The module's formula, 0-100. ``rouge`` is ROUGE-L F1 (0-100) of ``said`` against ``meant``, not empty."""
-    extra = max(0, repeats(said) - repeats(meant))
+    extra = max(0, count_repeats(said) - count_repeats(meant))
     size = len(said) + len(meant)
     return rouge * size / (size + 4 * extra) * (1.0 if finished else 0.5)
 
 
-def rouge_l(text: str, reference: str) -> float:
+def compute_rouge_l(text: str, reference: str) -> float:
     """ROUGE-L F1, 0-100, over the first COMPARED_WORDS words of each; rouge-score's own number on plain English."""
-    return 100.0 * float(ROUGE.score(reference, text)["rougeL"].fmeasure)
+    return 100.0 * float(ROUGE_SCORER.score(reference, text)["rougeL"].fmeasure)
 
 
-def chrf(text: str, reference: str) -> float:
+def compute_chrf(text: str, reference: str) -> float:
     """Sentence chrF2, 0-100, over the first COMPARED_CHARACTERS characters of each."""
-    return float(CHRF2.sentence_score(text[:COMPARED_CHARACTERS], [reference[:COMPARED_CHARACTERS]]).score)
+    return float(CHRF_SCORER.sentence_score(text[:COMPARED_CHARACTERS], [reference[:COMPARED_CHARACTERS]]).score)
 
 
-def named(product: str, said: list[str]) -> float | None:
+def names_product(product: str, said: list[str]) -> float | None:
     """1.0 if the product's name stands in the text as whole words, else 0.0; None without a name.
 
     Whole words, because catalogues have names such as TRY, which 285 of 3,383 descriptions hold inside "country".
     """
-    name = words(product)
+    name = split_words(product)
     return float(f" {' '.join(name)} " in f" {' '.join(said)} ") if name else None
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text, casefolded: runs of letters, digits, marks and pictures; in UNSPACED, each character.
 
     On ASCII these are rouge-score's tokens without a stemmer. Its own tokenizer drops every other letter, so that
     a Chinese text equal to its reference would score 0.
     """
-    return "".join(map(spaced, text.casefold())).split()
+    return "".join(map(space_character, text.casefold())).split()
 
 
 @lru_cache(maxsize=10_000)
-def spaced(character: str) -> str:
+def space_character(character: str) -> str:
     """A character as it stands between words: itself, itself with spaces around, or a space."""
     category = unicodedata.category(character)
     if category[0] not in "LMN" and category != "So":
         return " "
-    return f" {character} " if unicodedata.name(character, "").startswith(UNSPACED) else character
+    return f" {character} " if unicodedata.name(character, "").startswith(UNSPACED_SCRIPTS) else character
 
 
-def ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
+def list_ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
     """All runs of ``n`` tokens, in order; [] when there are fewer tokens."""
     return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
-def repeats(tokens: list[str]) -> int:
+def count_repeats(tokens: list[str]) -> int:
     """How many 4-grams of the tokens stood there before."""
-    grams = ngrams(tokens, 4)
+    grams = list_ngrams(tokens, 4)
     return len(grams) - len(set(grams))
 
 
-def means(rows: list[dict[str, float | None]], names: list[str]) -> dict[str, float | None]:
+def average_metrics(rows: list[dict[str, float | None]], names: list[str]) -> dict[str, float | None]:
     """The mean of each metric over the rows that have it; exact, so that their order changes no digit."""
     columns = {name: [value for row in rows if (value := row.get(name)) is not None] for name in names}
     return {name: float(statistics.mean(values)) if values else None for name, values in columns.items()}
 
 
-def finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """The number, or None for a missing, infinite or undefined one."""
     return float(value) if value is not None and math.isfinite(value) else None

@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from lora_sweep.config.schema import Lora, Train
 from lora_sweep.data.prompts import Example
 from lora_sweep.errors import Diverged, Preempted
-from lora_sweep.model.device import Device, free_memory, gpu_utilization, wait_for
-from lora_sweep.model.sft_settings import sft_config
+from lora_sweep.model.device import Device, read_free_memory, read_gpu_utilization, wait_for_device
+from lora_sweep.model.sft_settings import make_sft_config
 from lora_sweep.multi_lora.head_loss import compute_head_loss
 from lora_sweep.multi_lora.layout import (
     ATTENTION_NAME,
@@ -162,7 +162,7 @@ class MemberTraining:
             trainer = Trainer(
                 model=OneParameterModel(self.parameter),
                 args=dataclasses.replace(
-                    sft_config(train, self.member.seed, self.device, scratch), remove_unused_columns=False
+                    make_sft_config(train, self.member.seed, self.device, scratch), remove_unused_columns=False
                 ),
                 train_dataset=places,  # a list has all that a dataset needs
                 data_collator=lambda batch: [item["place"] for item in batch],  # type: ignore[arg-type, return-value]
@@ -255,7 +255,7 @@ class MemberTraining:
         self.loss = torch.zeros_like(self.loss)
 
     def tell(self, values: dict[str, float]) -> None:
-        used = gpu_utilization(self.device)
+        used = read_gpu_utilization(self.device)
         self.samples += [] if used is None else [used]
         seconds, tokens = self.progress.train_seconds - self.began[0], self.progress.tokens - self.began[1]
         self.member.on_step(self.at, len(self.order), {**values, "tokens_per_second": tokens / seconds})
@@ -324,7 +324,7 @@ def find_max_tokens(base: Any, runs: Sequence[MemberTraining], device: Device) -
     taken to be the inputs and outputs of all linear layers, twice.
     """
     least = max(run.longest * run.member.train.per_device_train_batch_size for run in runs)
-    free = None if device.type == "cpu" else free_memory(device)
+    free = None if device.type == "cpu" else read_free_memory(device)
     if free is None:
         return least
     layers = [module for module in base.base_model.modules() if isinstance(module, torch.nn.Linear | Conv1D)]
@@ -392,7 +392,7 @@ def forward_backward(
         blocks.sizes = tokens  # layers may be computed again on the way back
         torch.autograd.backward(loss)
     blocks.let_go()
-    wait_for(device)  # else its time would be another's
+    wait_for_device(device)  # else its time would be another's
     losses = torch.zeros(len(group), device=device.type).index_add_(0, flat.owners, each * flat.weights)
     seconds = share * (time.perf_counter() - begun)
     for number, (run, _) in enumerate(group):

@@ -22,11 +22,11 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from lora_sweep.config.schema import Train
-from lora_sweep.data.prompts import IGNORED, Example
+from lora_sweep.data.prompts import IGNORED_LABEL, Example
 from lora_sweep.errors import Diverged, Preempted
-from lora_sweep.model.device import Device, gpu_utilization, scores_every_position
-from lora_sweep.model.load import response_logits
-from lora_sweep.model.sft_settings import sft_config
+from lora_sweep.model.device import Device, read_gpu_utilization, scores_every_position
+from lora_sweep.model.load import compute_response_logits
+from lora_sweep.model.sft_settings import make_sft_config
 from lora_sweep.runs.checkpoints import last_valid, prune, seal
 
 
@@ -100,7 +100,7 @@ def train_with_trl(
     with restore_forward(model.get_base_model()), allow_head_adapter(model):
         trainer = ResponseTrainer(
             model=model,
-            args=sft_config(train, seed, device, checkpoints or scratch),
+            args=make_sft_config(train, seed, device, checkpoints or scratch),
             train_dataset=make_dataset(rows, train.loss_on),
             processing_class=tokenizer,
             callbacks=[watch, keeper],
@@ -160,11 +160,11 @@ class ResponseTrainer(SFTTrainer):
         if not scores_every_position(self.device) and not isinstance(head, BaseTunerLayer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         labels = inputs["labels"]
-        logits, wanted = response_logits(model, inputs["input_ids"], inputs["attention_mask"], labels)
+        logits, wanted = compute_response_logits(model, inputs["input_ids"], inputs["attention_mask"], labels)
         loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )
-        count = (wanted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        count = (wanted != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
         return loss / count
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -200,7 +200,7 @@ class StepCallback(TrainerCallback):
             if not math.isfinite(values.get(key, 0.0)):
                 raise Diverged(f"{key} is {values[key]} at step {state.global_step} of {state.max_steps}")
         self.progress.losses.append({"step": state.global_step, **values})
-        used = gpu_utilization(self.device)
+        used = read_gpu_utilization(self.device)
         self.samples += [] if used is None else [used]
         seconds, tokens = time.perf_counter() - self.began[0], self.progress.tokens - self.began[1]
         self.on_step(state.global_step, state.max_steps, {**values, "tokens_per_second": tokens / seconds})

@@ -8,8 +8,8 @@ from peft import PeftModel
 
 from lora_sweep.config.identity import canonical
 from lora_sweep.config.schema import Config, Data, Quant
-from lora_sweep.data.prompts import Example, examples
-from lora_sweep.data.rows import Split, load_split
+from lora_sweep.data.prompts import Example, make_examples
+from lora_sweep.data.rows import Splits, load_splits
 from lora_sweep.generation.packed import find_flat_layout_problem
 from lora_sweep.messages import Voice
 from lora_sweep.model.device import Device, reset_peak_memory
@@ -23,7 +23,7 @@ class Shared:
     def __init__(self, config: Config, device: Device) -> None:
         self.model, self.device = config.model, device
         self.tokenizer = load_tokenizer(config.model)
-        self.split: Split = load_split(config.data)
+        self.split: Splits = load_splits(config.data)
         self.rows_fingerprint = self.split.fingerprint()
         self.tokenized: dict[str, list[Example]] = {}
         self.quant: Quant | None = None
@@ -35,7 +35,7 @@ class Shared:
         """The rows of a split as token ids, made once for each form of the prompt."""
         key = canonical([split, data.template, data.end_marker, max_length])
         if key not in self.tokenized:
-            self.tokenized[key] = examples(getattr(self.split, split), data, self.tokenizer, max_length)
+            self.tokenized[key] = make_examples(getattr(self.split, split), data, self.tokenizer, max_length)
         return self.tokenized[key]
 
     def base_at(self, quant: Quant, voice: Voice) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 from peft import PeftModel
 
 from lora_sweep.config.identity import eval_identity, short_hash
-from lora_sweep.data.prompts import Example, end_marker, prompt_ids, prompt_text
+from lora_sweep.data.prompts import Example, choose_end_marker, tokenize_prompt, write_prompt
 from lora_sweep.data.rows import Row
 from lora_sweep.errors import Preempted
 from lora_sweep.generation.single import GeneratedText, compute_neutral_loss, compute_reference_losses, generate_texts
 from lora_sweep.messages import Job, Voice
-from lora_sweep.model.device import Device, peak_memory
+from lora_sweep.model.device import Device, read_peak_memory
 from lora_sweep.model.load import stored_bits
 from lora_sweep.multi_lora.layout import explain_short_window
 from lora_sweep.multi_lora.linear import Adapter
@@ -26,7 +26,7 @@ from lora_sweep.multi_lora.peft_format import attach_adapter, create_adapter, lo
 from lora_sweep.runs import files, results
 from lora_sweep.runs.provenance import now, provenance
 from lora_sweep.scoring import score
-from lora_sweep.scoring.scorers import Scorer, scorer_of
+from lora_sweep.scoring.scorers import Scorer, make_scorer
 from lora_sweep.tracking import run as tracking
 from lora_sweep.tracking.run import Run, numbers_of, run_name
 from lora_sweep.training.packed import PackMember, find_trl_reason
@@ -166,7 +166,7 @@ class Trial:
         return {
             **self.trained.numbers(),
             **{key: getattr(self.job.settings, key) for key in BATCH},
-            **peak_memory(self.device),
+            **read_peak_memory(self.device),
             "adapter_bytes": folder_bytes(self.folder.adapter),
             "pack": self.pack,
             "why_trl": self.why_trl,
@@ -227,7 +227,7 @@ class Trial:
         if isinstance(self.written, Exception):
             raise self.written
         generations, numbers = self.generations(self.written)
-        scores = score.score(generations, self.scorer())
+        scores = score.score_generations(generations, self.scorer())
         files.write_jsonl(folder.generations, generations)
         files.write_json(folder.scores, scores)
         result = {
@@ -238,7 +238,7 @@ class Trial:
             "eval": dataclasses.asdict(config.eval),
             "adapter": results.adapter_of(files.read_json(self.folder.result) or {}),
             **numbers,
-            **peak_memory(self.device),
+            **read_peak_memory(self.device),
             "metrics": scores["means"],
             "halved": job.halvings.get("evaluate", 0),
             "provenance": provenance(self.device.name, str(self.device.compute_dtype), started),
@@ -268,12 +268,12 @@ class Trial:
     def prompts(self) -> list[list[int]]:
         """The prompts' token ids."""
         template, tokenizer = self.job.config.data.template, self.shared.tokenizer
-        return [prompt_ids(template, product, category, tokenizer) for _, product, category, _ in self.asked]
+        return [tokenize_prompt(template, product, category, tokenizer) for _, product, category, _ in self.asked]
 
     @property
     def marker(self) -> str:
         data = self.job.config.data
-        return end_marker(data, data.template)
+        return choose_end_marker(data, data.template)
 
     @property
     def reference_rows(self) -> list[Example]:
@@ -333,7 +333,7 @@ class Trial:
     def scorer(self) -> Scorer | None:
         """What says what quality is, loaded before a text is written."""
         settings = self.job.config.eval
-        scorer = scorer_of(settings, [row.description for row in self.held_out])
+        scorer = make_scorer(settings, [row.description for row in self.held_out])
         if scorer is not None and short_hash(eval_identity(self.job.config)) != self.job.eval_id:
             raise RuntimeError(f"the scorer {settings.scorer} changed after planning: run the command again")
         return scorer
@@ -347,7 +347,7 @@ class Trial:
                 "prompt_id": prompt_id,
                 "product": product,
                 "category": category,
-                "prompt": prompt_text(template, product, category, tokenizer),
+                "prompt": write_prompt(template, product, category, tokenizer),
                 **dataclasses.asdict(text),
                 "reference": reference,
                 "response_nll": None if reference is None else losses[i][0] / losses[i][1],

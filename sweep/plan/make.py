@@ -19,9 +19,9 @@ from typing import Any
 from lora_sweep.config.identity import baseline_identity, eval_identity, short_hash, trial_identity
 from lora_sweep.config.schema import Config, Train, settle
 from lora_sweep.errors import Refused
-from lora_sweep.facts.facts import Facts, Linear, cached_facts, facts_key, library_versions
-from lora_sweep.facts.memory import forecast_memory, trainable_params
-from lora_sweep.facts.targets import check_rank, resolve_targets, target_modules
+from lora_sweep.facts.facts import Facts, Linear, facts_key, library_versions, read_cached_facts
+from lora_sweep.facts.memory import count_trainable_params, forecast_memory
+from lora_sweep.facts.targets import check_rank, name_target_modules, resolve_targets
 from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import write_json
 from lora_sweep.scoring.scorers import check_scorer
@@ -126,7 +126,7 @@ class Draft:
         check_positions(config, facts)
         of_base = self.baselines(config, facts)
         identity = trial_identity(config, facts.model.fingerprint, facts.data.fingerprint, modules)
-        trainable = trainable_params(config.lora, linears, facts.model)
+        trainable = count_trainable_params(config.lora, linears, facts.model)
         trial = PlannedTrial(
             trial_id=short_hash(identity),
             eval_id=short_hash(eval_identity(config)),
@@ -147,7 +147,7 @@ class Draft:
         asked = (id(facts), repr(targets))
         if asked not in self.resolved:
             linears = resolve_targets(targets, facts.model)
-            self.resolved[asked] = linears, target_modules(linears, facts.model)
+            self.resolved[asked] = linears, name_target_modules(linears, facts.model)
         return self.resolved[asked]
 
     def baselines(self, config: Config, facts: Facts) -> list[PlannedTrial]:
@@ -205,7 +205,7 @@ def find_facts(configs: list[Config], strict: bool) -> list[Facts | Refused]:
         asked = repr((config.model, config.data, config.eval, config.train.max_length, config.launch.devices))
         if asked not in keys:
             keys[asked] = facts_key(config, strict)
-            known[keys[asked]] = cached_facts(config, strict)
+            known[keys[asked]] = read_cached_facts(config, strict)
         key, settings = keys[asked], settings_file(config.train)
         if settings not in accepted:
             accepted[settings] = settings.exists()

@@ -19,7 +19,7 @@ from typing import TypedDict
 
 from lora_sweep.config.identity import short_hash
 from lora_sweep.errors import Refused
-from lora_sweep.facts.facts import VISIBLE
+from lora_sweep.facts.facts import VISIBLE_DEVICE_VARIABLES
 from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import read_json, write_json
 
@@ -79,7 +79,7 @@ def find_accelerators() -> list[Slot]:
     device_files = list_device_files()
     cache_key = {
         "machine": [platform.node(), _read_text(ROOT / "proc/sys/kernel/random/boot_id"), device_files],
-        "visible": [os.environ.get(name) for name in VISIBLE],
+        "visible": [os.environ.get(name) for name in VISIBLE_DEVICE_VARIABLES],
         "torch": importlib.metadata.version("torch"),
     }
     path = cache_folder() / "devices" / f"{short_hash(cache_key, 24)}.json"

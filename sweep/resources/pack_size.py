@@ -7,7 +7,7 @@ member at a time. On a CPU two members train beside each other, so it holds thos
 import math
 from collections.abc import Sequence
 
-from lora_sweep.facts.memory import Forecast
+from lora_sweep.facts.memory import MemoryForecast
 from sweep.resources.machine import Slot
 
 MAX_PACK_MEMBERS = 8  # when a worker dies, every member loses its work since its last checkpoint
@@ -64,7 +64,7 @@ def count_member_threads(slot: Slot) -> int:
     return MEMBER_THREADS if slot.type == "cpu" else 1
 
 
-def forecast_pack_memory(forecasts: Sequence[Forecast], threads: int) -> int:
+def forecast_pack_memory(forecasts: Sequence[MemoryForecast], threads: int) -> int:
     """Bytes that trials of one base need together, if ``threads`` of them compute at the same time."""
     return (
         max(forecast.base for forecast in forecasts)
@@ -74,7 +74,9 @@ def forecast_pack_memory(forecasts: Sequence[Forecast], threads: int) -> int:
     )
 
 
-def choose_pack_members(forecasts: Sequence[Forecast], max_members: int, memory: int | None, threads: int) -> list[int]:
+def choose_pack_members(
+    forecasts: Sequence[MemoryForecast], max_members: int, memory: int | None, threads: int
+) -> list[int]:
     """Which of these trials of one base to run together, as indices into ``forecasts``.
 
     The first trial is always chosen: even if it does not fit alone, it has to be tried. Each further one is chosen if

@@ -15,7 +15,7 @@ import pytest
 from support.chromium import DESKTOP, PHONE, PICTURES, watch
 
 from lora_sweep.config.schema import Data
-from lora_sweep.data.rows import load_split, tiny_records
+from lora_sweep.data.rows import load_splits, make_tiny_records
 from lora_sweep.errors import EXIT_INTERRUPTED
 from lora_sweep.runs import files, results
 from sweep.report.analysis.comparison import baseline_of
@@ -304,7 +304,7 @@ def test_each_model_is_compared_with_its_own_baseline(tmp_path: Path, tiny_folde
 
 def test_the_blogs_experiment_on_stand_ins_of_the_same_shape(tmp_path: Path, tiny_folder: Any) -> None:
     """Everything of experiment=databricks_table but the size: an untied Llama, its columns, its bits and its forms."""
-    rows = [{**record, "text": ""} for record in tiny_records(60)]
+    rows = [{**record, "text": ""} for record in make_tiny_records(60)]
     files.write_jsonl(tmp_path / "red_dot.jsonl", rows)
     small = [f"model.path={tiny_folder('llama')}", "data.path=red_dot.jsonl", "data.validation_fraction=0.2"]
     short = ["train.max_steps=2", "eval.prompts=2", "eval.validation_rows=4", "eval.max_new_tokens=4", "tracking=none"]
@@ -335,9 +335,9 @@ def test_the_blogs_experiment_on_stand_ins_of_the_same_shape(tmp_path: Path, tin
 def test_a_hub_data_set_is_read_as_the_datasets_library_gives_it(tmp_path: Path) -> None:
     """A folder stands in for a hub id: to the library they are the same call."""
     (tmp_path / "set").mkdir()
-    files.write_jsonl(tmp_path / "set/train.jsonl", tiny_records(40))
+    files.write_jsonl(tmp_path / "set/train.jsonl", make_tiny_records(40))
     data = Data(name="hub", hub_id=str(tmp_path / "set"), sample=30, sample_seed=42)
-    split = load_split(data)
+    split = load_splits(data)
     assert split.rows_read == 40
     assert split.dropped["not among the 30 sampled"] == 10
-    assert {row.product for row in split.train} <= {record["product"] for record in tiny_records(40)}
+    assert {row.product for row in split.train} <= {record["product"] for record in make_tiny_records(40)}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lora_sweep.config.schema import Config, Data, Model, Train, config_from_json
-from lora_sweep.data.rows import tiny_records
+from lora_sweep.data.rows import make_tiny_records
 from lora_sweep.errors import Refused
 from lora_sweep.model.inspect import check_settings
 from lora_sweep.runs.cache import cache_folder, made_once
@@ -222,7 +222,7 @@ def test_what_belongs_to_the_whole_sweep_is_not_swept(weightless: Path, tmp_path
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
-GOOD = "".join(json.dumps(record) + "\n" for record in tiny_records(40)).encode()
+GOOD = "".join(json.dumps(record) + "\n" for record in make_tiny_records(40)).encode()
 FILES: dict[str, tuple[str, bytes, list[str], str]] = {
     "empty file": ("rows.jsonl", b"", [], "data FILE: is empty: it holds no row"),
     "header alone": ("rows.csv", b"product,category,description\n", [], "data FILE: is empty: it holds no row"),

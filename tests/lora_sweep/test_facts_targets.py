@@ -10,7 +10,7 @@ from support.tiny_shapes import ATTN, LAYER, hand_facts
 from lora_sweep.config.schema import Lora
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import Linear, ModelFacts
-from lora_sweep.facts.targets import check_rank, matches, resolve_targets, target_modules, unique
+from lora_sweep.facts.targets import check_rank, drop_repeats, matches_target, name_target_modules, resolve_targets
 
 GROUPS = ("attn", "mlp", "all_linear", "all_linear_and_head")
 
@@ -22,7 +22,7 @@ def refusal(targets: str | list[str], model: ModelFacts) -> str:
 
 
 def leaves(linears: list[Linear]) -> list[str]:
-    return unique(linear.leaf for linear in linears)
+    return drop_repeats(linear.leaf for linear in linears)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_groups_in_each_tiny_shape(shape: str, attn: list[str], mlp: list[str]) 
     every = [path.rpartition(".")[2] for path in LAYER[shape][1]]
     assert leaves(resolve_targets("attn", model)) == attn
     assert leaves(resolve_targets("mlp", model)) == mlp
-    assert leaves(resolve_targets("all_linear", model)) == unique(every)
-    assert leaves(resolve_targets("all_linear_and_head", model)) == unique([*every, "lm_head"])
+    assert leaves(resolve_targets("all_linear", model)) == drop_repeats(every)
+    assert leaves(resolve_targets("all_linear_and_head", model)) == drop_repeats([*every, "lm_head"])
     assert len(resolve_targets("all_linear", model)) == 2 * len(every)
     assert len(resolve_targets("all_linear_and_head", model)) == 2 * len(every) + 1
     assert len(resolve_targets("attn", model)) == 2 * len(ATTN[shape])
@@ -69,7 +69,7 @@ def test_a_list_of_names_is_matched_as_peft_does() -> None:
     ],
 )
 def test_a_name_is_a_whole_path_or_the_end_of_one(target: str, name: str, expected: bool) -> None:
-    assert matches(target, name) is expected
+    assert matches_target(target, name) is expected
 
 
 def test_one_misspelt_name_in_a_list_is_refused_with_the_nearest() -> None:
@@ -120,7 +120,7 @@ def test_a_model_without_a_linear_head_has_no_group_with_one() -> None:
 
 def modules(shape: str, targets: str | list[str]) -> list[str]:
     model = hand_facts(shape, tied=False)
-    return target_modules(resolve_targets(targets, model), model)
+    return name_target_modules(resolve_targets(targets, model), model)
 
 
 def test_last_names_are_enough_where_they_match_nothing_else() -> None:
@@ -140,8 +140,8 @@ def test_whole_paths_are_given_where_a_last_name_would_match_too_much() -> None:
 def test_a_number_is_no_name_since_layers_have_it_too() -> None:
     numbered = [Linear("h.0.attn", 8, 8), Linear("h.0.ffn.0", 8, 8), Linear("h.0.ffn.2", 8, 8)]
     model = dataclasses.replace(hand_facts("llama"), linears=numbered)
-    assert target_modules(numbered, model) == ["h.0.attn", "h.0.ffn.0", "h.0.ffn.2"]
-    assert target_modules(numbered[:1], model) == ["attn"]
+    assert name_target_modules(numbered, model) == ["h.0.attn", "h.0.ffn.0", "h.0.ffn.2"]
+    assert name_target_modules(numbered[:1], model) == ["attn"]
 
 
 @settings(deadline=None)
@@ -149,7 +149,7 @@ def test_a_number_is_no_name_since_layers_have_it_too() -> None:
 def test_the_list_matches_what_was_chosen_and_nothing_else(shape: str, chosen: set[int]) -> None:
     model = hand_facts(shape, tied=False)
     linears = [linear for position, linear in enumerate(model.linears) if position in chosen]
-    named = target_modules(linears, model)
+    named = name_target_modules(linears, model)
     again = resolve_targets(named, model) if linears else []
     assert again == linears
 
@@ -159,7 +159,7 @@ def test_the_list_matches_what_was_chosen_and_nothing_else(shape: str, chosen: s
 def test_a_group_and_its_names_are_the_same_targets(shape: str, group: str) -> None:
     model = hand_facts(shape, tied=False)
     linears = resolve_targets(group, model)
-    assert resolve_targets(target_modules(linears, model), model) == linears
+    assert resolve_targets(name_target_modules(linears, model), model) == linears
 
 
 # --- rank --------------------------------------------------------------------------------------------------------

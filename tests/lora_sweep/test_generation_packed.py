@@ -9,8 +9,8 @@ from peft import PeftModel
 from support.here import HERE
 
 from lora_sweep.config.schema import Data, Eval, Lora, Model, Quant
-from lora_sweep.data.prompts import end_marker, examples, prompt_ids
-from lora_sweep.data.rows import load_split
+from lora_sweep.data.prompts import choose_end_marker, make_examples, tokenize_prompt
+from lora_sweep.data.rows import load_splits
 from lora_sweep.errors import Preempted
 from lora_sweep.generation.packed import GenerationRequest, compute_member_losses, generate_pack, infer_with_adapters
 from lora_sweep.generation.single import compute_reference_losses, generate_texts
@@ -19,7 +19,7 @@ from lora_sweep.multi_lora.linear import Adapter
 from lora_sweep.multi_lora.peft_format import create_adapter, save_adapter
 
 DATA = Data(name="tiny", tiny=60)
-MARKER = end_marker(DATA, "alpaca")
+MARKER = choose_end_marker(DATA, "alpaca")
 TARGETS = {
     "llama": ["q_proj", "v_proj", "up_proj", "lm_head"],
     "gpt2": ["c_attn", "c_fc"],
@@ -35,9 +35,9 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[list[int]]:
-    rows = load_split(DATA).train[:7]
+    rows = load_splits(DATA).train[:7]
     texts = [("x" * 40 * index + row.product, row.category) for index, row in enumerate(rows)]
-    return [prompt_ids("alpaca", product, category, tokenizer) for product, category in texts]
+    return [tokenize_prompt("alpaca", product, category, tokenizer) for product, category in texts]
 
 
 def load(shape: str = "llama", bits: int | None = None) -> Any:
@@ -64,7 +64,7 @@ def test_the_same_texts_and_losses_as_peft_and_transformers_alone(
     before = base_signature(base)
     authors = [GenerationRequest(adapter, prompts, MARKER) for adapter in adapters]
     together, seconds = generate_pack(base, tokenizer, authors, settings, HERE)
-    rows = examples(load_split(DATA).train[:9], DATA, tokenizer, 128)
+    rows = make_examples(load_splits(DATA).train[:9], DATA, tokenizer, 128)
     with infer_with_adapters(base, adapters, HERE) as blocks:
         losses = [compute_member_losses(base, blocks, number, rows, 4, HERE) for number in range(4)]
     assert base_signature(base) == before

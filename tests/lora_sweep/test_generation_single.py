@@ -11,8 +11,8 @@ from support.here import HERE
 
 from lora_sweep.config.identity import SCORER_VERSION
 from lora_sweep.config.schema import Data, Eval, Lora, Model, Quant
-from lora_sweep.data.prompts import end_marker, examples, prompt_ids, text_ids
-from lora_sweep.data.rows import load_split
+from lora_sweep.data.prompts import choose_end_marker, make_examples, tokenize_prompt, tokenize_text
+from lora_sweep.data.rows import load_splits
 from lora_sweep.errors import Preempted
 from lora_sweep.generation.single import (
     NEUTRAL_FILE,
@@ -23,12 +23,12 @@ from lora_sweep.generation.single import (
     generate_texts,
     pad_left,
 )
-from lora_sweep.model.load import load_base, load_tokenizer, model_source
+from lora_sweep.model.load import find_model_source, load_base, load_tokenizer
 from lora_sweep.multi_lora.peft_format import attach_adapter
 
 TINY = Model(name="tiny", tiny="llama")
 DATA = Data(name="tiny", tiny=60)
-MARKER = end_marker(DATA, "alpaca")
+MARKER = choose_end_marker(DATA, "alpaca")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[list[int]]:
-    rows = load_split(DATA).train[:7]
+    rows = load_splits(DATA).train[:7]
     texts = [("x" * 40 * index + row.product, row.category) for index, row in enumerate(rows)]
-    return [prompt_ids("alpaca", product, category, tokenizer) for product, category in texts]
+    return [tokenize_prompt("alpaca", product, category, tokenizer) for product, category in texts]
 
 
 def noisy(base: Any) -> Any:
@@ -81,7 +81,7 @@ def test_the_models_own_decoding_settings_do_not_leak_in(
     sampling: bool, prompts: Any, tokenizer: Any, tmp_path: Any
 ) -> None:
     """transformers fills what a GenerationConfig leaves open from generation_config.json."""
-    plain, _ = model_source(TINY)
+    plain, _ = find_model_source(TINY)
     folder = tmp_path / "opinionated"
     shutil.copytree(plain, folder)
     own = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "top_k": 2, "eos_token_id": [1, 7]}
@@ -177,7 +177,7 @@ def test_each_batch_of_texts_is_told(prompts: Any, tokenizer: Any) -> None:
 
 def test_a_request_to_stop_is_obeyed_between_batches_of_losses(tokenizer: Any) -> None:
     base = load_base(TINY, Quant(), HERE)
-    rows = examples(load_split(DATA).train[:5], DATA, tokenizer, 256)
+    rows = make_examples(load_splits(DATA).train[:5], DATA, tokenizer, 256)
     batches: list[int] = []
     with base.register_forward_hook(lambda *call: batches.append(1)), pytest.raises(Preempted, match="adapter is kept"):
         compute_reference_losses(base, rows, tokenizer.pad_token_id, 2, HERE, stop=lambda: len(batches) == 2)
@@ -193,7 +193,7 @@ def test_pad_left() -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_reference_losses_are_the_responses_own(batch_size: int, tokenizer: Any) -> None:
     base = load_base(TINY, Quant(), HERE)
-    rows = examples(load_split(DATA).train[:5], DATA, tokenizer, 256)
+    rows = make_examples(load_splits(DATA).train[:5], DATA, tokenizer, 256)
     losses = compute_reference_losses(base, rows, tokenizer.pad_token_id, batch_size, HERE)
     for row, (total, count) in zip(rows, losses, strict=True):
         assert count == len(row.input_ids) - row.prompt_length
@@ -209,7 +209,7 @@ def test_reference_losses_are_the_responses_own(batch_size: int, tokenizer: Any)
 def test_the_neutral_text_s_loss_is_that_of_its_first_tokens(shape: str, positions: int, tokenizer: Any) -> None:
     base = load_base(Model(name="tiny", tiny=shape), Quant(), HERE)
     base.config.max_position_embeddings = positions
-    ids = torch.tensor([text_ids(NEUTRAL_FILE.read_text(), tokenizer)[: min(512, positions)]], device=HERE.type)
+    ids = torch.tensor([tokenize_text(NEUTRAL_FILE.read_text(), tokenizer)[: min(512, positions)]], device=HERE.type)
     assert ids.shape[1] in (512, 100)
     with torch.no_grad():
         loss = base(input_ids=ids, labels=ids).loss  # transformers' own mean, over all tokens but the first

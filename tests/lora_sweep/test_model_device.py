@@ -35,13 +35,13 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
 def test_each_accelerator_is_listed_with_its_memory(kind: str, found: Any) -> None:
     found(kind, 2)
-    listed = device.accelerators()
+    listed = device.list_accelerators()
     assert listed == [{"type": kind, "index": i, "name": f"big {kind}", "memory_bytes": 80 << 30} for i in (0, 1)]
 
 
 def test_apples_is_one_that_does_not_tell_its_memory(found: Any) -> None:
     found("mps", 7)
-    assert device.accelerators() == [{"type": "mps", "index": 0, "name": "mps", "memory_bytes": None}]
+    assert device.list_accelerators() == [{"type": "mps", "index": 0, "name": "mps", "memory_bytes": None}]
 
 
 def test_the_environment_may_ask_for_the_cpu(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_the_environment_may_ask_for_the_cpu(found: Any, monkeypatch: pytest.Mon
     assert device.pick_device().type == "xpu"
     monkeypatch.setenv("LORA_SWEEP_DEVICE", "cpu")
     assert device.pick_device().type == "cpu"
-    assert device.accelerators() == []
+    assert device.list_accelerators() == []
 
 
 def test_the_command_prints_them_as_json() -> None:
@@ -68,9 +68,9 @@ def test_the_command_prints_them_as_json() -> None:
 def test_cudnn_plans_no_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[bool] = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", told.append)
-    monkeypatch.setattr(device, "accelerator", lambda: None)
+    monkeypatch.setattr(device, "find_accelerator", lambda: None)
     device.pick_device()
-    monkeypatch.setattr(device, "accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(device, "find_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "big")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert device.pick_device() == device.Device("cuda", "big", torch.bfloat16)

@@ -13,14 +13,21 @@ from omegaconf import OmegaConf
 from support.tiny_shapes import LAYER, hand_facts
 
 from lora_sweep.config.schema import Config, FixedPrompt, Lora, Model, Train, WheelFile
-from lora_sweep.data.prompts import examples
-from lora_sweep.data.rows import Row, load_split
+from lora_sweep.data.prompts import make_examples
+from lora_sweep.data.rows import Row, load_splits
 from lora_sweep.errors import Refused
 from lora_sweep.facts import facts as facts_module
-from lora_sweep.facts.facts import DataFacts, Facts, ModelFacts, cached_facts, facts_file, facts_key
-from lora_sweep.facts.memory import trainable_params
-from lora_sweep.facts.targets import resolve_targets, target_modules, unique
-from lora_sweep.model.inspect import check_model_path, check_settings, data_facts, facts_of, inspect_trial, model_facts
+from lora_sweep.facts.facts import DataFacts, Facts, ModelFacts, facts_file, facts_key, read_cached_facts
+from lora_sweep.facts.memory import count_trainable_params
+from lora_sweep.facts.targets import drop_repeats, name_target_modules, resolve_targets
+from lora_sweep.model.inspect import (
+    check_model_path,
+    check_settings,
+    describe_model,
+    inspect_data,
+    inspect_model,
+    inspect_trial,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -50,13 +57,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("shape", sorted(LAYER))
 def test_facts_of_a_tiny_model_are_those_of_the_table(shape: str) -> None:
-    assert model_facts(tiny_config(shape)) == hand_facts(shape)
+    assert inspect_model(tiny_config(shape)) == hand_facts(shape)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shape", sorted(LAYER))
 def test_a_tied_head_is_seen_in_every_shape(shape: str, tied: bool, tiny_folder: Callable[..., Path]) -> None:
-    found = model_facts(from_folder(tiny_folder(shape, tie_word_embeddings=tied)))
+    found = inspect_model(from_folder(tiny_folder(shape, tie_word_embeddings=tied)))
     assert dataclasses.replace(found, fingerprint=f"tiny:{shape}-1") == hand_facts(shape, tied)
 
 
@@ -66,9 +73,9 @@ def test_the_meta_model_is_the_saved_one(shape: str, tiny_folder: Callable[..., 
 
     folder = tiny_folder(shape)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
-    found = facts_of(loaded, loaded.config, "x")
+    found = describe_model(loaded, loaded.config, "x")
     assert dataclasses.replace(found, fingerprint="") == dataclasses.replace(
-        model_facts(from_folder(folder)), fingerprint=""
+        inspect_model(from_folder(folder)), fingerprint=""
     )
     assert found.total_params == loaded.num_parameters()
 
@@ -76,7 +83,7 @@ def test_the_meta_model_is_the_saved_one(shape: str, tiny_folder: Callable[..., 
 def test_a_folder_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(Refused, match=r"^model mine: is no causal language model that transformers knows \(Unrecogn"):
-        model_facts(from_folder(tmp_path))
+        inspect_model(from_folder(tmp_path))
 
 
 def test_an_unknown_architecture_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
@@ -85,18 +92,18 @@ def test_an_unknown_architecture_and_an_empty_folder_are_refused(tmp_path: Path)
             check_model_path(str(path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))
     with pytest.raises(Refused, match=r"^model mine: .*no_such_model"):
-        model_facts(from_folder(tmp_path))
+        inspect_model(from_folder(tmp_path))
 
 
 def test_the_blog_s_numbers_come_from_the_architecture_in_the_yaml_alone() -> None:
     config = tiny_config()
     written = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "openllama_3b_v2.yaml"))
     config.model = Model(**written)  # type: ignore[arg-type]
-    facts = model_facts(config)
+    facts = inspect_model(config)
     assert (facts.layers, facts.hidden_size, facts.vocab_size, facts.tied_head) == (26, 3200, 32000, False)
 
     def trainable(r: int, group: str) -> int:
-        return trainable_params(Lora(r=r), resolve_targets(group, facts), facts)
+        return count_trainable_params(Lora(r=r), resolve_targets(group, facts), facts)
 
     assert trainable(8, "attn") == 2_662_400
     assert trainable(16, "attn") == 5_324_800
@@ -113,10 +120,10 @@ def test_every_architecture_in_a_yaml_builds(path: Path) -> None:
     config = tiny_config()
     written["architecture"] = {**written["architecture"], "num_hidden_layers": 1}
     config.model = Model(**written)
-    facts = model_facts(config)
+    facts = inspect_model(config)
     assert facts.tied_head == written["architecture"]["tie_word_embeddings"]
     assert facts.fingerprint == f"{written['hub_id']}@{written['revision']}"
-    assert unique(name.rpartition(".")[2] for name in facts.attn) == ["q_proj", "v_proj"]
+    assert drop_repeats(name.rpartition(".")[2] for name in facts.attn) == ["q_proj", "v_proj"]
 
 
 # Toy sizes for architectures that transformers has, and what attn and mlp must be in them.
@@ -226,7 +233,7 @@ def toy(model_type: str, fields: dict[str, Any]) -> tuple[Any, ModelFacts]:
     architecture = AutoConfig.for_model(model_type, **fields)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture)
-    return model, facts_of(model, architecture, "toy")
+    return model, describe_model(model, architecture, "toy")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -235,12 +242,12 @@ def test_groups_are_found_by_looking_at_the_model(name: str) -> None:
     from peft import get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    from lora_sweep.model.load import lora_config
+    from lora_sweep.model.load import make_lora_config
 
     model_type, fields, attn, mlp = ARCHITECTURES[name]
     model, facts = toy(model_type, fields)
-    assert unique(path.rpartition(".")[2] for path in facts.attn) == attn
-    assert unique(path.rpartition(".")[2] for path in facts.mlp) == mlp
+    assert drop_repeats(path.rpartition(".")[2] for path in facts.attn) == attn
+    assert drop_repeats(path.rpartition(".")[2] for path in facts.mlp) == mlp
     assert len(facts.attn) == 2 * len(attn)  # in each of both layers, once
     assert not set(facts.attn) & set(facts.mlp)
     assert facts.head is not None
@@ -251,8 +258,8 @@ def test_groups_are_found_by_looking_at_the_model(name: str) -> None:
     # PEFT takes mlp names of a mixture of experts for the experts' stacked parameters
     linears = resolve_targets("attn" if model_type == "deepseek_v3" else "all_linear", facts)
     with torch.device("meta"):
-        adapted = get_peft_model(model, lora_config(lora, target_modules(linears, facts)))
-    assert adapted.get_nb_trainable_parameters()[0] == trainable_params(lora, linears, facts)
+        adapted = get_peft_model(model, make_lora_config(lora, name_target_modules(linears, facts)))
+    assert adapted.get_nb_trainable_parameters()[0] == count_trainable_params(lora, linears, facts)
     base = adapted.get_base_model()
     assert {path for path, part in base.named_modules() if isinstance(part, LoraLayer)} == {x.name for x in linears}
 
@@ -289,12 +296,12 @@ def test_data_facts_count_what_training_will_see() -> None:
     from lora_sweep.model.load import load_tokenizer
 
     config = tiny_config(train_rows=20)
-    split = load_split(config.data)
+    split = load_splits(config.data)
     tokenizer = load_tokenizer(config.model)
-    lengths = [len(e.input_ids) for e in examples(split.train, config.data, tokenizer, 10_000)]
+    lengths = [len(e.input_ids) for e in make_examples(split.train, config.data, tokenizer, 10_000)]
     config.train.max_length = sorted(lengths)[10]
-    held_out = examples(split.validation, config.data, tokenizer, config.train.max_length)
-    found = data_facts(config, split, strict=True)
+    held_out = make_examples(split.validation, config.data, tokenizer, config.train.max_length)
+    found = inspect_data(config, split, strict=True)
     cut = [min(length, config.train.max_length) for length in lengths]
     assert found == DataFacts(
         fingerprint="tiny:40",
@@ -317,10 +324,10 @@ def test_data_facts_count_what_training_will_see() -> None:
 def test_a_prompt_that_is_too_long_is_found_in_both_splits(name: str) -> None:
     config = tiny_config()
     config.train.max_length = 200
-    split = load_split(config.data)
+    split = load_splits(config.data)
     getattr(split, name)[0] = Row("lamp " * 200, None, "Light.")
     with pytest.raises(Refused, match=r"^train\.max_length = 200: 1 of \d+ prompts leave no room for a response; the"):
-        data_facts(config, split, strict=True)
+        inspect_data(config, split, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +342,7 @@ def test_a_chat_template_that_is_not_there_is_found_before_training(change: Call
     config.eval.fixed_prompts = [FixedPrompt("lamp")]
     change(config)
     with pytest.raises(Refused, match=r"^data\.template = chat: this tokenizer has no chat template; allowed: alpaca"):
-        data_facts(config, load_split(config.data), strict=True)
+        inspect_data(config, load_splits(config.data), strict=True)
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -362,7 +369,7 @@ def test_settings_that_the_trainer_does_not_know_are_refused(key: str, value: An
     config = tiny_config()
     facts = inspect_trial(config, strict=True)
     setattr(config.train, key, value)
-    assert cached_facts(config, strict=True) == facts  # known facts do not let them through
+    assert read_cached_facts(config, strict=True) == facts  # known facts do not let them through
     with pytest.raises(Refused) as caught:
         inspect_trial(config, strict=True)
     assert str(caught.value).startswith(said)
@@ -379,20 +386,20 @@ def test_settings_that_the_trainer_knows_are_taken() -> None:
 
 def test_facts_are_remembered_and_read_back(own_cache: Path) -> None:
     config = tiny_config("phi3")
-    assert cached_facts(config, strict=True) is None
+    assert read_cached_facts(config, strict=True) is None
     facts = inspect_trial(config, strict=True)
-    assert cached_facts(config, strict=True) == facts
+    assert read_cached_facts(config, strict=True) == facts
     assert Facts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
     assert facts.model == hand_facts("phi3")
     assert facts.compute_bytes in (2, 4)
     assert facts_file(config, strict=True).is_relative_to(own_cache)
-    assert cached_facts(config, strict=False) is None  # a plan asks for less
+    assert read_cached_facts(config, strict=False) is None  # a plan asks for less
 
 
 def test_known_facts_need_no_second_look(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     facts = inspect_trial(config, strict=True)
-    monkeypatch.setattr("lora_sweep.model.inspect.model_facts", lambda config: pytest.fail("looked again"))
+    monkeypatch.setattr("lora_sweep.model.inspect.inspect_model", lambda config: pytest.fail("looked again"))
     assert inspect_trial(config, strict=True) == facts
 
 
@@ -403,8 +410,8 @@ def test_known_facts_need_no_torch(own_cache: Path) -> None:
         "import json, sys\n"
         "import lora_sweep.model.inspect\n"
         "from lora_sweep.config.schema import config_from_json\n"
-        "from lora_sweep.facts.facts import cached_facts\n"
-        "facts = cached_facts(config_from_json(json.loads(sys.argv[1])), strict=True)\n"
+        "from lora_sweep.facts.facts import read_cached_facts\n"
+        "facts = read_cached_facts(config_from_json(json.loads(sys.argv[1])), strict=True)\n"
         "print(facts.model.model_type, sorted({'torch', 'transformers', 'pandas', 'peft'} & set(sys.modules)))\n"
     )
     command = [sys.executable, "-c", program, json.dumps(dataclasses.asdict(config))]
@@ -445,7 +452,7 @@ def test_torn_facts_are_made_again(own_cache: Path) -> None:
     facts = inspect_trial(config, strict=True)
     path = facts_file(config, strict=True)
     path.write_text(path.read_text()[:100])
-    assert cached_facts(config, strict=True) is None
+    assert read_cached_facts(config, strict=True) is None
     assert inspect_trial(config, strict=True) == facts
 
 
@@ -510,7 +517,7 @@ def test_facts_of_an_older_version_are_not_read(own_cache: Path, monkeypatch: py
     config = tiny_config()
     inspect_trial(config, strict=True)
     monkeypatch.setattr(facts_module, "FACTS_VERSION", facts_module.FACTS_VERSION + 1)
-    assert cached_facts(config, strict=True) is None
+    assert read_cached_facts(config, strict=True) is None
 
 
 # --- without the hub ---------------------------------------------------------------------------------------------
@@ -555,5 +562,5 @@ def test_requests_are_answered_in_order_with_facts_or_a_sentence(tmp_path: Path,
     refused, facts = json.loads(answered.read_text())
     assert refused == {"refused": f"data.path = {tmp_path / 'rows.csv'}: is no file"}
     assert Facts.from_json(facts["facts"]).model == hand_facts("gpt_neox")
-    assert cached_facts(good, strict=True) == Facts.from_json(facts["facts"])
+    assert read_cached_facts(good, strict=True) == Facts.from_json(facts["facts"])
     assert done.stdout == ""

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_sweep.config.schema import TINY_SHAPES
-from lora_sweep.model.tiny import SHAPES, VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
+from lora_sweep.model.tiny import TINY_ARCHITECTURES, VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -15,7 +15,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_shape_of_the_schema_can_be_made() -> None:
-    assert tuple(SHAPES) == TINY_SHAPES
+    assert tuple(TINY_ARCHITECTURES) == TINY_SHAPES
 
 
 @pytest.mark.parametrize("shape", TINY_SHAPES)

@@ -9,7 +9,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from support.here import HERE
 
 from lora_sweep.config.schema import Model, Quant
-from lora_sweep.model.device import Device, free_memory
+from lora_sweep.model.device import Device, read_free_memory
 from lora_sweep.model.load import load_base
 from lora_sweep.multi_lora import dequantize as module
 from lora_sweep.multi_lora.dequantize import dequantize_base
@@ -87,7 +87,7 @@ def test_where_there_is_room(
     bits: int, how: str, free: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, device = load(bits, torch.float32)
-    monkeypatch.setattr(module, "free_memory", lambda device: free)
+    monkeypatch.setattr(module, "read_free_memory", lambda device: free)
     assert dequantize_base(base, Quant(bits, materialize=how), device) is kept
     quantized = [layer for layer in base.modules() if isinstance(layer, Linear4bit | Linear8bitLt)]
     assert bool(quantized) is (bits == 8 or not kept)
@@ -99,6 +99,6 @@ def test_a_base_that_is_not_quantized_is_left_alone() -> None:
 
 
 def test_this_machine_tells_how_much_is_free() -> None:
-    free = free_memory(HERE)
+    free = read_free_memory(HERE)
     assert free is not None
     assert 0 < free < 2**50

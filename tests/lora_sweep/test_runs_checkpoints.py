@@ -17,8 +17,8 @@ import torch
 from support.here import HERE
 
 from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
-from lora_sweep.data.prompts import examples
-from lora_sweep.data.rows import load_split
+from lora_sweep.data.prompts import make_examples
+from lora_sweep.data.rows import load_splits
 from lora_sweep.errors import Preempted
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.multi_lora.peft_format import attach_adapter
@@ -45,7 +45,7 @@ def train(
     """What a training of 8 steps in 2 epochs did, and the sha256 of the adapter that it saved below ``folder``."""
     source = Model(name="tiny", tiny=shape)
     tokenizer = load_tokenizer(source)
-    rows = examples(load_split(DATA).train, DATA, tokenizer, 128)
+    rows = make_examples(load_splits(DATA).train, DATA, tokenizer, 128)
     base = load_base(source, Quant(bits), HERE)
     before = base_signature(base)
     model = attach_adapter(base, Lora(**{"dropout": 0.1, **(lora or {})}), list(targets), 0)

@@ -16,12 +16,12 @@ from lora_sweep.scoring.metrics import METRICS
 from lora_sweep.scoring.score import (
     COMPARED_CHARACTERS,
     COMPARED_WORDS,
-    ngrams,
-    repeats,
-    rouge_l,
-    score,
-    score_prompt,
-    words,
+    compute_rouge_l,
+    count_repeats,
+    list_ngrams,
+    score_generation,
+    score_generations,
+    split_words,
 )
 
 # A real record of the catalogue; SmolLM2-135M before and after 24 steps of LoRA on such records.
@@ -69,7 +69,7 @@ def generation(text: str, reference: str | None = REFERENCE, finished: bool = Tr
 
 
 def metric(name: str, text: str, reference: str | None = REFERENCE, finished: bool = True, **more: Any) -> float | None:
-    return score_prompt(generation(text, reference, finished, **more))[name]
+    return score_generation(generation(text, reference, finished, **more))[name]
 
 
 def quality(text: str, reference: str = REFERENCE, finished: bool = True) -> float:
@@ -156,9 +156,9 @@ def test_a_text_equal_to_its_reference_has_full_marks(reference: str) -> None:
 def test_without_a_reference_only_the_text_s_own_metrics_are_known() -> None:
     own = {"repetition_4gram", "distinct_2", "finished", "product_named", "words"}
     for nothing in (None, "", " \n", "...!"):
-        values = score_prompt(generation(TUNED, nothing, product="GoMapMan", response_nll=1.0))
+        values = score_generation(generation(TUNED, nothing, product="GoMapMan", response_nll=1.0))
         assert {name for name, value in values.items() if value is not None} == own
-        assert set(score([generation(TUNED, nothing)])["references"].values()) == {None}
+        assert set(score_generations([generation(TUNED, nothing)])["references"].values()) == {None}
 
 
 # What quality rewards.
@@ -218,7 +218,7 @@ def test_prompts_keep_their_order_and_means_are_over_those_that_have_the_metric(
         {**generation("x", "a b c", finished=False, response_nll=1.0), "prompt_id": "validation-1"},
         {**generation("a b a b", None, product="z"), "prompt_id": "fixed-0"},
     ]
-    scores = score(rows)
+    scores = score_generations(rows)
     assert [prompt["prompt_id"] for prompt in scores["prompts"]] == ["validation-0", "validation-1", "fixed-0"]
     assert scores["prompts"][0]["quality"] == pytest.approx(100.0)
     assert scores["prompts"][2]["quality"] is None
@@ -237,7 +237,7 @@ def test_references_are_scored_as_texts() -> None:
         generation("x", "a b", finished=False, product="C"),
         generation("x", None, product="x"),
     ]
-    references = score(rows)["references"]
+    references = score_generations(rows)["references"]
     assert references["quality"] == pytest.approx(100.0)
     assert references["chrf"] == pytest.approx(100.0)
     assert references["repetition_4gram"] == pytest.approx(1 / 10)
@@ -250,14 +250,14 @@ def test_references_are_scored_as_texts() -> None:
 
 @pytest.mark.parametrize("rows", [[], [generation("a", None)], [generation("", REFERENCE)]])
 def test_every_metric_is_always_there_in_the_order_of_display(rows: list[dict[str, Any]]) -> None:
-    scores = score(rows)
+    scores = score_generations(rows)
     assert list(scores["means"]) == list(scores["references"]) == list(METRICS) == list(BOUNDS)
     for prompt in scores["prompts"]:
         assert list(prompt) == ["prompt_id", *METRICS]
 
 
 def test_nothing_generated_means_nothing_known() -> None:
-    scores = score([])
+    scores = score_generations([])
     assert scores["prompts"] == []
     assert set(scores["means"].values()) == set(scores["references"].values()) == {None}
 
@@ -291,7 +291,7 @@ ROWS = st.builds(
 @given(st.lists(ROWS, max_size=4))
 @example([generation("a b c d", "a b c d", response_nll=math.nan)])
 def test_every_number_is_finite_and_in_its_bounds(rows: list[dict[str, Any]]) -> None:
-    scores = score(rows)
+    scores = score_generations(rows)
     json.dumps(scores, allow_nan=False)
     for row in [*scores["prompts"], scores["means"], scores["references"]]:
         for name, bound in BOUNDS.items():
@@ -301,7 +301,7 @@ def test_every_number_is_finite_and_in_its_bounds(rows: list[dict[str, Any]]) ->
 @settings(deadline=None, max_examples=50)
 @given(st.lists(ROWS, max_size=4).flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))))
 def test_the_order_of_generations_changes_no_mean(both: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
-    one, other = score(both[0]), score(both[1])
+    one, other = score_generations(both[0]), score_generations(both[1])
     assert (one["means"], one["references"]) == (other["means"], other["references"])  # to the last digit
 
 
@@ -310,15 +310,15 @@ def test_the_order_of_generations_changes_no_mean(both: tuple[list[dict[str, Any
 @example(BASELINE, REFERENCE)
 def test_rouge_l_is_rouge_score_s_own_on_ascii(text: str, reference: str) -> None:
     standard = RougeScorer(["rougeL"], use_stemmer=False).score(reference, text)["rougeL"].fmeasure
-    assert rouge_l(text, reference) == pytest.approx(100 * standard)
+    assert compute_rouge_l(text, reference) == pytest.approx(100 * standard)
 
 
 def test_scripts_without_spaces_have_a_word_a_character() -> None:
-    assert words("数据库 ABC。") == ["数", "据", "库", "abc"]
-    assert words("café नमस्ते, 🎉-x_y") == ["café", "नमस्ते", "🎉", "x", "y"]
+    assert split_words("数据库 ABC。") == ["数", "据", "库", "abc"]
+    assert split_words("café नमस्ते, 🎉-x_y") == ["café", "नमस्ते", "🎉", "x", "y"]
     assert metric("repetition_4gram", "植物基因植物基因") == pytest.approx(1 / 5)
-    assert ngrams(["a"], 2) == []
-    assert repeats([]) == 0
+    assert list_ngrams(["a"], 2) == []
+    assert count_repeats([]) == 0
 
 
 HOSTILE = {
@@ -339,7 +339,7 @@ def test_hostile_texts_get_numbers_and_take_no_time(name: str) -> None:
     start = time.process_time()
     rows = [generation(HOSTILE[name], REFERENCE), generation(TUNED, HOSTILE[name]), generation(HOSTILE[name], None)]
     rows.append(generation(HOSTILE[name], HOSTILE[name], product=HOSTILE[name]))
-    json.dumps(score(rows), allow_nan=False)
+    json.dumps(score_generations(rows), allow_nan=False)
     assert time.process_time() - start < 6.0  # about 1 s; uncapped, the longest takes minutes and gigabytes
 
 

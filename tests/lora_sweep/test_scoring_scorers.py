@@ -18,11 +18,11 @@ from lora_sweep.config.schema import BUILT_IN_SCORERS, Config, Data, Eval, Fixed
 from lora_sweep.config.user_functions import function_fingerprint, source_file
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import facts_key
-from lora_sweep.model.inspect import inspect_trial, prompts_asked
+from lora_sweep.model.inspect import inspect_trial, list_prompts
 from lora_sweep.scoring import scorers
 from lora_sweep.scoring.metrics import METRICS, SCORER_METRICS
-from lora_sweep.scoring.score import score
-from lora_sweep.scoring.scorers import check_references, check_scorer, scorer_of
+from lora_sweep.scoring.score import score_generations
+from lora_sweep.scoring.scorers import check_references, check_scorer, make_scorer
 from sweep.plan.make import make_plan
 
 BUILT_IN: dict[str, dict[str, Any]] = {
@@ -42,7 +42,9 @@ def numbers(name: str, text: str, reference: str | None, **more: Any) -> dict[st
     """What the scorer adds to a text's numbers, and quality, through the front door."""
     chosen = Eval(scorer=name, **{**BUILT_IN.get(name, {}), **more})
     check_scorer(chosen)
-    found: dict[str, Any] = score([row(text, reference)], scorer_of(chosen, [reference or ""]))["prompts"][0]
+    found: dict[str, Any] = score_generations([row(text, reference)], make_scorer(chosen, [reference or ""]))[
+        "prompts"
+    ][0]
     return {key: value for key, value in found.items() if key in SCORER_METRICS or key == "quality"}
 
 
@@ -74,8 +76,8 @@ def test_a_label_is_the_whole_text_whatever_its_case_and_its_full_stop(text: str
 
 
 def test_labels_are_those_of_the_references_where_none_are_listed() -> None:
-    scorer = scorer_of(Eval(scorer="label"), ["C", "C++"])
-    scores = score([row("C++", "C"), row("c", "C"), row("C#", "C")], scorer)
+    scorer = make_scorer(Eval(scorer="label"), ["C", "C++"])
+    scores = score_generations([row("C++", "C"), row("c", "C"), row("C#", "C")], scorer)
     assert [(each["label_correct"], each["label_known"]) for each in scores["prompts"]] == [(0, 1), (1, 1), (0, 0)]
 
 
@@ -110,13 +112,13 @@ def test_json_is_compared_key_by_key_and_leaf_by_leaf(text: str, valid: float, k
 
 @pytest.mark.parametrize(("reference", "leaves"), [("{}", 1), ("[]", 1), ("null", 1), ('{"a": {}, "b": [[], 1]}', 3)])
 def test_what_is_empty_is_a_leaf(reference: str, leaves: int) -> None:
-    assert len(scorers.json_leaves(reference) or {}) == leaves
+    assert len(scorers.read_json_leaves(reference) or {}) == leaves
     assert numbers("json", reference, reference)["quality"] == 100
     assert numbers("json", '"other"', reference)["quality"] == 0
 
 
 def test_json_that_is_nested_without_end_is_none() -> None:
-    deep = {levels: "[" * levels + "]" * levels for levels in (scorers.DEEPEST, scorers.DEEPEST + 2)}
+    deep = {levels: "[" * levels + "]" * levels for levels in (scorers.MAX_JSON_DEPTH, scorers.MAX_JSON_DEPTH + 2)}
     assert [numbers("json", text, None)["json_valid"] for text in deep.values()] == [1, 0]
 
 
@@ -152,7 +154,7 @@ def test_without_a_reference_only_the_text_s_own_numbers_are_known() -> None:
 
 def test_the_text_s_own_metrics_stay_and_means_are_over_all_numbers() -> None:
     rows = [row('{"a": 1}', '{"a": 1}', 0), row("no", '{"a": 1}', 1), row('{"b": 2}', None, 2)]
-    scores = score(rows, scorer_of(Eval(scorer="json"), []))
+    scores = score_generations(rows, make_scorer(Eval(scorer="json"), []))
     names = [*METRICS, "json_keys", "json_valid", "json_values"]
     assert list(scores["means"]) == list(scores["references"]) == names
     assert all(list(each) == ["prompt_id", *names] for each in scores["prompts"])
@@ -161,19 +163,19 @@ def test_the_text_s_own_metrics_stay_and_means_are_over_all_numbers() -> None:
     assert scores["means"]["json_values"] == pytest.approx(1 / 2)
     assert scores["means"]["words"] == pytest.approx((2 + 1 + 2) / 3)
     assert scores["references"]["quality"] == 100
-    plain = score(rows)
+    plain = score_generations(rows)
     for name in set(METRICS) - {"quality"}:
         assert plain["means"][name] == scores["means"][name]
 
 
 def test_a_reference_without_a_word_counts_for_a_scorer() -> None:
-    scores = score([row("{}", "{}")], scorer_of(Eval(scorer="json"), []))
+    scores = score_generations([row("{}", "{}")], make_scorer(Eval(scorer="json"), []))
     assert scores["references"]["quality"] == scores["means"]["quality"] == 100
     assert scores["means"]["rouge_l"] is None
 
 
 def test_text_is_the_scorer_that_adds_nothing() -> None:
-    assert scorer_of(Eval(), ["a"]) is None
+    assert make_scorer(Eval(), ["a"]) is None
     assert numbers("text", "a b", "a b") == {"quality": 100}
 
 
@@ -181,7 +183,7 @@ def test_every_built_in_number_has_a_meaning_of_its_own() -> None:
     found = {name for scorer in BUILT_IN for name in numbers(scorer, "a", "a")} - {"quality"}
     assert found == set(SCORER_METRICS)
     assert not set(SCORER_METRICS) & set(METRICS)
-    assert {main for main in scorers.MAIN.values() if main} <= found
+    assert {main for main in scorers.MAIN_METRICS.values() if main} <= found
 
 
 HOSTILE = {
@@ -202,7 +204,7 @@ def test_hostile_texts_get_numbers_and_take_no_time(name: str) -> None:
     for scorer in BUILT_IN:
         chosen = Eval(scorer=scorer, **BUILT_IN[scorer])
         given_as = [row(HOSTILE[name], REFERENCE), row(REFERENCE, HOSTILE[name]), row(HOSTILE[name], HOSTILE[name])]
-        found = [(scorer_of(chosen, [REFERENCE]) or len)(each) for each in given_as]
+        found = [(make_scorer(chosen, [REFERENCE]) or len)(each) for each in given_as]
         json.dumps(found, allow_nan=False)
     assert time.process_time() - start < 3.0  # about 0.2 s
 
@@ -262,7 +264,7 @@ def test_settings_that_cannot_be_right_are_refused_in_one_sentence(chosen: dict[
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("name", ["mine:score", "pack.mine:score", "mine:Judge.score", *scorers.MAIN])
+@pytest.mark.parametrize("name", ["mine:score", "pack.mine:score", "mine:Judge.score", *scorers.MAIN_METRICS])
 def test_a_name_that_can_be_right_is_taken_without_a_look(name: str) -> None:
     check_scorer(Eval(scorer=name, **BUILT_IN.get(name, {})))
 
@@ -320,7 +322,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
 
 def own(name: str, text: str = "a b", reference: str | None = "a") -> dict[str, Any]:
-    found: dict[str, Any] = score([row(text, reference)], scorer_of(Eval(scorer=name), []))["prompts"][0]
+    found: dict[str, Any] = score_generations([row(text, reference)], make_scorer(Eval(scorer=name), []))["prompts"][0]
     return {key: value for key, value in found.items() if key == "quality" or key not in (*METRICS, "prompt_id")}
 
 
@@ -336,7 +338,7 @@ def test_a_function_gives_a_number_or_several(write: Write) -> None:
 
 def test_numbers_of_some_prompts_are_unknown_for_the_others(write: Write) -> None:
     name = write("return {'quality': 1, 'length': 3} if text == 'b' else 0")
-    scores = score([row("a", "x", 0), row("b", "x", 1)], scorer_of(Eval(scorer=name), []))
+    scores = score_generations([row("a", "x", 0), row("b", "x", 1)], make_scorer(Eval(scorer=name), []))
     assert [each["score_length"] for each in scores["prompts"]] == [None, 3]
     assert (scores["means"]["quality"], scores["means"]["score_length"]) == (50, 3)
 
@@ -456,7 +458,7 @@ def test_a_module_that_is_not_there_has_no_source_and_can_be_named(name: str, wr
 
 
 def test_built_in_scorers_have_no_source_and_settings_of_their_own_in_the_identity() -> None:
-    assert set(scorers.MAIN) == set(BUILT_IN_SCORERS)
+    assert set(scorers.MAIN_METRICS) == set(BUILT_IN_SCORERS)
     assert {function_fingerprint(name) for name in BUILT_IN_SCORERS} == {None}
     chosen = [Eval(), Eval(split="test"), Eval(scorer="json"), Eval(scorer="label"), Eval(scorer="label", labels=["a"])]
     chosen += [Eval(scorer="regex", pattern=pattern) for pattern in ("a", "b")]
@@ -493,11 +495,11 @@ def test_references_are_judged_with_the_rows_before_torch_is_there(tmp_path: Pat
 
 
 def test_the_prompts_are_of_the_split_and_one_without_rows_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    from lora_sweep.data.rows import load_split
+    from lora_sweep.data.rows import load_splits
 
     chosen = config(split="test", prompts=2, fixed_prompts=[FixedPrompt("lamp")])
-    split = load_split(chosen.data)
-    found = [(each["product"], each["reference"]) for each in prompts_asked(chosen, split)]
+    split = load_splits(chosen.data)
+    found = [(each["product"], each["reference"]) for each in list_prompts(chosen, split)]
     assert found == [*((each.product, each.description) for each in split.test[:2]), ("lamp", None)]
     chosen.data.test_fraction = 0.0
     monkeypatch.setenv("LORA_SWEEP_CACHE", str(tmp_path / "cache"))

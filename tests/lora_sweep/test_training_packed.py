@@ -12,13 +12,13 @@ from support.here import HERE
 from trl import SFTTrainer
 
 from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
-from lora_sweep.data.prompts import Example, examples
-from lora_sweep.data.rows import load_split
+from lora_sweep.data.prompts import Example, make_examples
+from lora_sweep.data.rows import load_splits
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.generation.packed import find_flat_layout_problem
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
-from lora_sweep.model.sft_settings import sft_config
+from lora_sweep.model.sft_settings import make_sft_config
 from lora_sweep.multi_lora import linear
 from lora_sweep.multi_lora.dropout import draw_dropped, join_dropped, zero_dropped
 from lora_sweep.multi_lora.head_loss import compute_head_loss
@@ -46,7 +46,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def rows(tokenizer: Any) -> list[Example]:
-    return examples(load_split(DATA).train, DATA, tokenizer, 128)
+    return make_examples(load_splits(DATA).train, DATA, tokenizer, 128)
 
 
 def load(bits: int | None = None, shape: str = "llama") -> Any:
@@ -89,7 +89,7 @@ def test_same_losses_as_trl_for_20_steps(
     drawn = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     trainer = SFTTrainer(
         model=model,
-        args=sft_config(settings, 0, HERE, tmp_path),
+        args=make_sft_config(settings, 0, HERE, tmp_path),
         train_dataset=make_dataset(rows, loss_on),
         processing_class=tokenizer,
     )
@@ -386,7 +386,7 @@ def test_a_forward_for_several_has_room_where_the_device_has_memory(
         ("cuda", 10**3, least),
         ("mps", None, least),
     ):
-        monkeypatch.setattr(packed, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(packed, "read_free_memory", lambda device, free=free: free)
         assert packed.find_max_tokens(base, runs, Device(kind, kind, torch.float32)) == expected
 
 
@@ -402,7 +402,7 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
         return flat
 
     monkeypatch.setattr(packed, "concatenate_rows", spy)
-    monkeypatch.setattr(packed, "free_memory", lambda device: None)
+    monkeypatch.setattr(packed, "read_free_memory", lambda device: None)
     base = load()
     train_pack(
         base,

@@ -10,11 +10,11 @@ from support.here import HERE
 from trl import SFTTrainer
 
 from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
-from lora_sweep.data.prompts import Example, examples
-from lora_sweep.data.rows import load_split
+from lora_sweep.data.prompts import Example, make_examples
+from lora_sweep.data.rows import load_splits
 from lora_sweep.errors import Diverged, Refused
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
-from lora_sweep.model.sft_settings import sft_config
+from lora_sweep.model.sft_settings import make_sft_config
 from lora_sweep.multi_lora.peft_format import attach_adapter
 from lora_sweep.training.single import Progress, ResponseTrainer, make_dataset, train_with_trl
 
@@ -29,7 +29,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def rows(tokenizer: Any) -> list[Example]:
-    return examples(load_split(DATA).train, DATA, tokenizer, 128)
+    return make_examples(load_splits(DATA).train, DATA, tokenizer, 128)
 
 
 def load(bits: int | None = None, model: Model = TINY) -> Any:
@@ -41,7 +41,7 @@ def losses_of(
 ) -> list[float]:
     model = attach_adapter(base, Lora(dropout=0.0), ["q_proj", "v_proj"], 0)
     kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-    args = sft_config(Train(loss_on=loss_on, max_steps=6), 0, HERE, tmp_path)
+    args = make_sft_config(Train(loss_on=loss_on, max_steps=6), 0, HERE, tmp_path)
     trainer = trainer_class(
         model=model, args=args, train_dataset=make_dataset(rows, loss_on), processing_class=tokenizer
     )
@@ -158,6 +158,6 @@ def test_gradient_checkpointing_trains_to_the_same_adapter(rows: Any, tokenizer:
 
 
 def test_further_sft_keys_reach_trl(rows: Any, tokenizer: Any, tmp_path: Any) -> None:
-    assert sft_config(Train(sft={"adam_beta2": 0.9}), 0, HERE, tmp_path).adam_beta2 == 0.9
+    assert make_sft_config(Train(sft={"adam_beta2": 0.9}), 0, HERE, tmp_path).adam_beta2 == 0.9
     with pytest.raises(Refused, match=r"train\.sft\.adam_beta22: is no key of TRL's SFTConfig; allowed: adam_beta2"):
-        sft_config(Train(sft={"adam_beta22": 0.9}), 0, HERE, tmp_path)
+        make_sft_config(Train(sft={"adam_beta22": 0.9}), 0, HERE, tmp_path)

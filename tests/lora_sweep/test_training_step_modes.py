@@ -12,8 +12,8 @@ from support.here import HERE
 from test_training_packed import DATA, alone, copies, load, losses
 
 from lora_sweep.config.schema import Model, Quant
-from lora_sweep.data.prompts import Example, examples
-from lora_sweep.data.rows import load_split
+from lora_sweep.data.prompts import Example, make_examples
+from lora_sweep.data.rows import load_splits
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_tokenizer
 from lora_sweep.multi_lora.dequantize import dequantize_base
@@ -25,7 +25,7 @@ from sweep.resources import pack_size
 
 @pytest.fixture(scope="module")
 def rows() -> list[Example]:
-    return examples(load_split(DATA).train, DATA, load_tokenizer(Model(name="tiny", tiny="llama")), 128)
+    return make_examples(load_splits(DATA).train, DATA, load_tokenizer(Model(name="tiny", tiny="llama")), 128)
 
 
 def dequantized(bits: int | None) -> Any:

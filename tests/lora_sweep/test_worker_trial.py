@@ -14,8 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from lora_sweep.config.schema import Config, Data, Eval, Lora, Model, Quant, Tracking, Train, config_from_json
-from lora_sweep.data.prompts import prompt_ids
-from lora_sweep.data.rows import load_split
+from lora_sweep.data.prompts import tokenize_prompt
+from lora_sweep.data.rows import load_splits
 from lora_sweep.generation.single import generate_texts
 from lora_sweep.messages import Job, Voice
 from lora_sweep.model.device import pick_device
@@ -104,12 +104,12 @@ def test_prompts_are_the_held_out_rows_and_the_fixed_ones(tmp_path: Path) -> Non
     )
     jobs, _ = run([config(eval=settings)], tmp_path)
     generations = outcome(jobs[1], tmp_path).generations
-    held_out = load_split(config().data).validation[:2]
+    held_out = load_splits(config().data).validation[:2]
     assert [row["prompt_id"] for row in generations] == ["validation-0", "validation-1", "fixed-0"]
     assert [row["reference"] for row in generations] == [*(row.description for row in held_out), None]
     assert generations[2]["response_nll"] is None
     assert "Smooth Mouse, belonging to category: Mouse" in generations[2]["prompt"]
-    assert not {row.asked for row in held_out} & {row.asked for row in load_split(config().data).train}
+    assert not {row.asked for row in held_out} & {row.asked for row in load_splits(config().data).train}
 
 
 OWN = """
@@ -130,7 +130,7 @@ def test_a_function_of_one_s_own_scores_what_is_written(tmp_path: Path, monkeypa
     (tmp_path / "own_scorer.py").write_text(OWN)
     settings = Eval(prompts=2, validation_rows=2, max_new_tokens=4, scorer="own_scorer:score", split="test")
     jobs, _ = run([config(eval=settings, train=Train(max_steps=1))], tmp_path)
-    held_out = load_split(config().data).test[:2]
+    held_out = load_splits(config().data).test[:2]
     for job in jobs:
         result = outcome(job, tmp_path)
         assert [row["reference"] for row in result.generations] == [row.description for row in held_out]
@@ -157,7 +157,7 @@ def test_the_saved_adapter_writes_the_same_tokens_elsewhere(bits: int | None, tm
     assert all("lora_" in name for name in saved), "the adapter holds weights of the base"
     assert sum(weight.numel() for weight in saved.values()) == outcome(job, tmp_path).training["trainable_params"]
     generations = outcome(job, tmp_path).generations
-    prompts = [prompt_ids("alpaca", row["product"], row["category"], tokenizer) for row in generations]
+    prompts = [tokenize_prompt("alpaca", row["product"], row["category"], tokenizer) for row in generations]
     written = generate_texts(model, tokenizer, prompts, job.config.eval, "\n### End", pick_device())
     assert [text.text for text in written] == [row["text"] for row in generations]
     untuned = generate_texts(model.unload(), tokenizer, prompts, job.config.eval, "\n### End", pick_device())
@@ -171,10 +171,10 @@ def test_one_base_is_loaded_once_for_a_pack(pack: Any) -> None:
 
 def test_rows_are_tokenized_once_for_all_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    tokenize = resident.examples
-    monkeypatch.setattr(resident, "examples", lambda rows, *rest: asked.append(len(rows)) or tokenize(rows, *rest))
+    tokenize = resident.make_examples
+    monkeypatch.setattr(resident, "make_examples", lambda rows, *rest: asked.append(len(rows)) or tokenize(rows, *rest))
     run([config(), config(lora=Lora(r=2)), config(lora=Lora(r=1))], tmp_path)
-    split = load_split(config().data)
+    split = load_splits(config().data)
     assert sorted(asked) == sorted([len(split.train), len(split.validation)])
 
 

@@ -21,7 +21,7 @@ from lora_sweep.config.identity import short_hash
 from lora_sweep.config.schema import Config, Data, Launch, Model, Tracking, Train
 from lora_sweep.errors import Apart, Diverged, Preempted
 from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts
-from lora_sweep.facts.memory import Forecast
+from lora_sweep.facts.memory import MemoryForecast
 from lora_sweep.messages import Job, Voice
 from lora_sweep.runs import files, results
 from lora_sweep.worker import loop
@@ -53,7 +53,7 @@ def plan_of(runs: Path, name: str, count: int, **settings: Any) -> Plan:
             sweep_name=name,
         )
         identity = {"kind": "trial", "model": "model-1", "quant": {}, "data": {}, "seed": number}
-        forecast = Forecast(0, 0, 0, 0)
+        forecast = MemoryForecast(0, 0, 0, 0)
         trials.append(
             PlannedTrial(
                 short_hash(identity), "e0", "trial", f"t{number}", config, facts, ["q_proj"], 32, forecast, identity

@@ -7,7 +7,7 @@ import pytest
 from support.scripted import plan_of
 
 from lora_sweep.config.schema import Eval, Quant, Train
-from lora_sweep.facts.memory import Forecast
+from lora_sweep.facts.memory import MemoryForecast
 from sweep.engines.queue import Queue, Waiting, can_halve
 from sweep.trials import PlannedTrial
 
@@ -128,7 +128,7 @@ def test_what_is_put_off_joins_no_pack() -> None:
 
 
 def test_who_does_not_fit_beside_others_waits() -> None:
-    large = Forecast(0, 600, 0, 0)
+    large = MemoryForecast(0, 600, 0, 0)
     queue = Queue([Waiting(dataclasses.replace(trial(number), forecast=large)) for number in range(3)])
     assert labels(queue.take(None, [], 0, most=8, room=1500)) == ["t0", "t1"]
     assert labels(queue.take(None, [], 0, most=8, room=100)) == ["t2"], "alone it is tried"

@@ -13,7 +13,7 @@ from support.hostile import HOSTILE_TEXTS
 from support.page_data import example_context, example_data, hostile_data, large_data
 
 from lora_sweep.runs.results import TrialResult
-from lora_sweep.scoring.score import repeats, words
+from lora_sweep.scoring.score import count_repeats, split_words
 from sweep.report.analysis import texts as texts_module
 from sweep.report.analysis.load import Sweep
 from sweep.report.analysis.texts import page_texts
@@ -250,11 +250,11 @@ def test_words_that_repeat_are_marked_as_the_metric_counts_them(opened: Open) ->
         found = page.evaluate("(text) => LoraSweep.words.split(text).map((word) => word.key)", text)
         flags = page.evaluate("(text) => LoraSweep.words.repeated(LoraSweep.words.split(text))", text)
         if text.casefold() == text.lower():  # they differ in letters such as ß
-            assert found == words(text)
+            assert found == split_words(text)
         grams = [tuple(found[at : at + 4]) for at in range(len(found) - 3)]
         again = {at + step for at, gram in enumerate(grams) if gram in grams[:at] for step in range(4)}
         assert [at for at, flag in enumerate(flags) if flag] == sorted(again)
-        assert bool(again) == bool(repeats(found))
+        assert bool(again) == bool(count_repeats(found))
 
 
 BEYOND = "\U0001f600 smile \U0001d400\U0001d401 math"  # letters and pictures of two UTF-16 units

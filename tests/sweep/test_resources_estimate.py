@@ -9,7 +9,7 @@ import pytest
 
 from lora_sweep.config.schema import Config, Data, Model
 from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts
-from lora_sweep.facts.memory import Forecast
+from lora_sweep.facts.memory import MemoryForecast
 from lora_sweep.runs import files
 from sweep.resources.estimate import (
     BYTES_PER_PARAM,
@@ -43,7 +43,7 @@ def planned(name: str, kind: str = "trial", params: int = 1000, **settings: Any)
     modules = ["q_proj", "v_proj"] if kind == "trial" else []
     identity = {"kind": kind, **copy.deepcopy(IDENTITY)}
     return PlannedTrial(
-        name, "e", kind, name, config, FACTS, modules, params * (kind == "trial"), Forecast(1, 1, 1, 1), identity
+        name, "e", kind, name, config, FACTS, modules, params * (kind == "trial"), MemoryForecast(1, 1, 1, 1), identity
     )
 
 

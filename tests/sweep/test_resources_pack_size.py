@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_sweep.facts.memory import Forecast
+from lora_sweep.facts.memory import MemoryForecast
 from sweep.resources.machine import Slot
 from sweep.resources.pack_size import (
     MAX_PACK_MEMBERS,
@@ -18,21 +18,21 @@ from sweep.resources.pack_size import (
     share_waiting_trials,
 )
 
-SMALL = Forecast(weights=100, adapter=10, activations=20, logits=5)
+SMALL = MemoryForecast(weights=100, adapter=10, activations=20, logits=5)
 sizes = st.integers(0, 1000)
-forecasts = st.lists(st.builds(Forecast, st.just(100), sizes, sizes, sizes), min_size=1, max_size=30)
+forecasts = st.lists(st.builds(MemoryForecast, st.just(100), sizes, sizes, sizes), min_size=1, max_size=30)
 
 
 def test_a_pack_needs_one_base_all_adapters_and_the_largest_steps() -> None:
-    wide = Forecast(weights=100, adapter=7, activations=50, logits=1)
+    wide = MemoryForecast(weights=100, adapter=7, activations=50, logits=1)
     assert forecast_pack_memory([SMALL], 2) == forecast_pack_memory([SMALL], 1) == SMALL.total
     assert forecast_pack_memory([SMALL, wide, SMALL], 1) == 100 + (10 + 7 + 10) + 50 + 5
     assert forecast_pack_memory([SMALL, wide, SMALL], 2) == 100 + (10 + 7 + 10) + (50 + 20) + (5 + 5)
 
 
 def test_copies_of_the_base_count_where_they_are_made_in_any_case() -> None:
-    assert forecast_pack_memory([Forecast(100, 10, 20, 5, materialized=400)] * 2, 1) == 145
-    assert forecast_pack_memory([Forecast(100, 10, 20, 5, materialized=400, always=True)] * 2, 1) == 545
+    assert forecast_pack_memory([MemoryForecast(100, 10, 20, 5, materialized=400)] * 2, 1) == 145
+    assert forecast_pack_memory([MemoryForecast(100, 10, 20, 5, materialized=400, always=True)] * 2, 1) == 545
 
 
 @pytest.mark.parametrize(("room", "members"), [(0, 1), (134, 1), (135, 1), (144, 1), (145, 2), (164, 3), (1000, 9)])
@@ -41,7 +41,7 @@ def test_as_many_as_fit_run_together_and_one_in_any_case(room: int, members: int
 
 
 def test_who_does_not_fit_makes_room_for_who_does() -> None:
-    assert choose_pack_members([SMALL, Forecast(100, 500, 20, 5), SMALL], 8, 145, 1) == [0, 2]
+    assert choose_pack_members([SMALL, MemoryForecast(100, 500, 20, 5), SMALL], 8, 145, 1) == [0, 2]
 
 
 def test_on_a_cpu_two_members_have_activations_at_once() -> None:
@@ -83,7 +83,9 @@ def test_a_cpu_counts_half_of_its_memory_and_workers_share_a_slot() -> None:
 
 
 @given(forecasts, st.integers(1, 12), st.integers(0, 5000), st.integers(1, 2))
-def test_a_pack_fits_and_nobody_who_fits_is_left_out(these: list[Forecast], most: int, room: int, lanes: int) -> None:
+def test_a_pack_fits_and_nobody_who_fits_is_left_out(
+    these: list[MemoryForecast], most: int, room: int, lanes: int
+) -> None:
     chosen = choose_pack_members(these, most, room, lanes)
     assert chosen[0] == 0
     assert chosen == sorted(set(chosen))

@@ -39,12 +39,12 @@ def use(row: Row) -> str:
 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from lora_sweep.config import config_from_json
-from lora_sweep.model import model_source
-from lora_sweep.results import read_json
+from lora_sweep.config.schema import config_from_json
+from lora_sweep.model.load import find_model_source
+from lora_sweep.runs.files import read_json
 
 config = config_from_json(read_json(Path("{folder}/config.json"))["config"])
-source, revision = model_source(config.model)
+source, revision = find_model_source(config.model)
 base = AutoModelForCausalLM.from_pretrained(source, revision=revision)
 model = PeftModel.from_pretrained(base, "{folder}/adapter")
 model.merge_and_unload().save_pretrained("merged")
