@@ -30,7 +30,7 @@ class LocalLauncher(Launcher):
             status = JobStatus.COMPLETED if result.status == "complete" else JobStatus.FAILED
             job = JobReturn(overrides=overrides, status=status)
             job.return_value = (
-                result.metric("quality") if status == JobStatus.COMPLETED else RuntimeError(result.reason)
+                result.metric_mean("quality") if status == JobStatus.COMPLETED else RuntimeError(result.reason)
             )
             returns.append(job)
         self.complete = all(result.status == "complete" for result in outcomes.values())  # baselines too

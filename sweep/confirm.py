@@ -136,7 +136,7 @@ def score_on_test(runs: Path, analysis: Analysis, chosen: Entry, again: str) -> 
     sweep, name = analysis.sweep, f"{analysis.sweep.name}{TEST_SUFFIX}"
     places = [place for place in chosen.places if sweep.rows[place]["status"] == "complete"]
     rows = [sweep.rows[place] for place in places]
-    if not rows_of_test_split(sweep.results[places[0]].training):
+    if not sweep.results[places[0]].training.data.test_rows:
         print("the data has no test split (data.test_fraction=0), so nothing is scored on one")
         return True
     before = read_sweep_file(runs, name)
@@ -167,12 +167,6 @@ def recorded(runs: Path, name: str, config: dict[str, Any]) -> Config:
 
 def key_of(row: dict[str, Any]) -> Key:
     return row["trial_id"], row["eval_id"]
-
-
-def rows_of_test_split(training: dict[str, Any]) -> int:
-    """How many rows the test split has."""
-    data = training.get("data")
-    return int(data.get("test_rows") or 0) if isinstance(data, dict) else 0
 
 
 if __name__ == "__main__":

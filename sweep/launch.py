@@ -18,6 +18,7 @@ from lora_sweep.runs import files, results
 from lora_sweep.runs.crash_points import crash_point
 from lora_sweep.runs.locks import claim, holder, remove_stale
 from lora_sweep.runs.provenance import made_with
+from lora_sweep.runs.records import TrialRecord
 from lora_sweep.tracking import run
 from sweep.engines.local.supervisor import Crew, Stopped
 from sweep.engines.local.worker_process import COMMAND
@@ -35,7 +36,7 @@ from sweep.store.trial_state import State
 from sweep.text import format_disk_bytes
 from sweep.trials import Key, Plan, attach_overrides
 
-Outcomes = dict[Key, results.TrialResult]
+Outcomes = dict[Key, TrialRecord]
 Run = Callable[[Plan, list[Waiting], Path, str], None]  # the plan, what waits of it, the runs folder, the sweep's name
 
 
@@ -147,7 +148,7 @@ def prepared(plan: Plan, runs: Path, name: str, command: str) -> list[Waiting]:
 def run_here(plan: Plan, waiting: list[Waiting], runs: Path, name: str, worker: Sequence[str]) -> None:
     """Run what waits, on the places of this machine."""
     settings, places = plan.trials[0].config.launch, workers_on(plan)[: len(waiting)]
-    status = {trial.key: str(results.read_outcome(runs, *trial.key).get("status")) for trial in plan.trials}
+    status = {trial.key: str(results.read_outcome(runs, *trial.key).status) for trial in plan.trials}
     status |= {item.trial.key: "waiting" for item in waiting} | {point.key: "invalid" for point in plan.invalid}
     board = Board(name, len(status), time.time(), counts=dict(Counter(status.values())))
     try:
@@ -171,7 +172,7 @@ def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
 
     print(write_report(runs, name))
     rows = [*plan.trials, *plan.invalid]
-    outcomes = {row.key: results.load_result(runs, *row.key, row.label) for row in rows}
+    outcomes = {row.key: results.load_record(runs, *row.key, row.label) for row in rows}
     failed = sum(outcome.status not in ("complete", "invalid") for outcome in outcomes.values())
     if failed:
         print(f"{failed} failed; their logs: {runs}/trials/<id>/log.txt. To try them again: launch.retry=failed")

@@ -26,12 +26,19 @@ Nothing here knows what a metric means.
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lora_sweep.runs.crash_points import crash_point
-from lora_sweep.runs.files import TrialFolder, read_json, read_jsonl, trial_folder, write_json
+from lora_sweep.runs.files import EvalFolder, TrialFolder, read_json, read_jsonl, trial_folder, write_json
+from lora_sweep.runs.records import (
+    EvaluationResult,
+    EvaluationScores,
+    Generation,
+    LossRow,
+    TrialRecord,
+    TrialResult,
+)
 
 STATUSES = ("complete", "diverged", "oom", "timeout", "preempted", "killed", "invalid", "pruned", "failed")
 SETTLED = ("complete", "diverged", "invalid", "pruned", "timeout", "killed")  # trying again would end the same way
@@ -79,48 +86,13 @@ def broken(path: Path) -> str | None:
     return None
 
 
-def adapter_of(training: dict[str, Any]) -> str | None:
-    """What names the adapter that a training's result is of: a hash of its files'; None for a baseline."""
-    files = {name: digest for name, digest in training.get("files", {}).items() if name.startswith("adapter/")}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() if files else None
+def hash_adapter(training: TrialResult) -> str | None:
+    """The sha256 of the hashes of the adapter's files, which an evaluation keeps to say what it evaluated.
 
-
-@dataclass(frozen=True)
-class TrialResult:
-    """A trial with one evaluation, as its files say. Numbers are None where they are unknown.
-
-    Attributes:
-        kind: ``trial`` or ``baseline``.
-        status: one of STATUSES, or None while there is no outcome; ``reason`` says why in words.
-        bits: of the base while training (a baseline: while generating): 4, 8, 16 or 32.
-        training: the content of the trial's result.json, {} before it exists.
-        evaluation: the content of the evaluation's result.json, {} before it exists.
-        scores: ``{"prompts": [{"prompt_id", <metric>: number}], "means": {...}, "references": {...}}``.
-        generations: rows of generations.jsonl.
-        losses: rows of losses.jsonl.
+    None for a baseline, which has no adapter.
     """
-
-    trial_id: str
-    eval_id: str
-    kind: str
-    label: str
-    status: str | None
-    reason: str | None
-    config: dict[str, Any]
-    training: dict[str, Any]
-    evaluation: dict[str, Any]
-    scores: dict[str, Any]
-    generations: list[dict[str, Any]]
-    losses: list[dict[str, Any]]
-
-    @property
-    def bits(self) -> int | None:
-        return self.training.get("bits")
-
-    def metric(self, name: str) -> float | None:
-        """The mean of a metric over the prompts that have it; None when there is none."""
-        value = self.scores.get("means", {}).get(name)
-        return None if value is None else float(value)
+    files = {name: digest for name, digest in training.files.items() if name.startswith("adapter/")}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() if files else None
 
 
 def write_failure(
@@ -133,7 +105,7 @@ def write_failure(
         config, facts: what planning knows of the trial, for a report that has nothing else.
     """
     folder = trial_folder(runs, ids["trial_id"])
-    trained = (read_json(folder.result) or {}).get("status") == "complete"
+    trained = is_trained(folder)
     if not trained:  # the checksums of a complete result hold its config as it was
         write_json(folder.config, {"trial_id": ids["trial_id"], "kind": ids["kind"], "config": config})
     target = folder.evaluation(ids["eval_id"]).result if trained else folder.result
@@ -148,42 +120,57 @@ def forget_failure(folder: TrialFolder, eval_id: str) -> None:
             crash_point("failure forgotten")
 
 
-def load_result(runs: Path, trial_id: str, eval_id: str, label: str = "") -> TrialResult:
-    """One trial of a sweep from its files. Never raises for files that are absent: their values are empty."""
+def read_trial_result(folder: TrialFolder) -> TrialResult:
+    """How the training of a trial ended; every field is unknown while it has not."""
+    return TrialResult.from_json(read_json(folder.result))
+
+
+def read_evaluation_result(folder: EvalFolder) -> EvaluationResult:
+    """How an evaluation ended; every field is unknown while it has not."""
+    return EvaluationResult.from_json(read_json(folder.result))
+
+
+def is_trained(folder: TrialFolder) -> bool:
+    """Whether the training is complete, so that only evaluations are left."""
+    return read_trial_result(folder).status == "complete"
+
+
+def load_record(runs: Path, trial_id: str, eval_id: str, label: str = "") -> TrialRecord:
+    """One trial of a sweep from its files. Never raises for files that are absent or torn: their values are unknown."""
     folder = trial_folder(runs, trial_id)
     evaluation_folder = folder.evaluation(eval_id)
-    training = read_json(folder.result) or {}
-    evaluation = read_json(evaluation_folder.result) or {}
-    outcome = evaluation if training.get("status") == "complete" else training
-    kept = read_json(folder.config) or {}
-    config = kept.get("config", {})
-    if evaluation.get("eval") and isinstance(config, dict):  # an adapter outlives the evaluation it was trained with
-        config = {**config, "eval": evaluation["eval"]}
-    return TrialResult(
+    training = read_trial_result(folder)
+    evaluation = read_evaluation_result(evaluation_folder)
+    is_evaluated = evaluation != EvaluationResult()
+    outcome = evaluation if training.status == "complete" else training
+    recorded = read_json(folder.config) or {}
+    config = recorded.get("config")
+    config = config if isinstance(config, dict) else {}
+    if evaluation.eval:  # an adapter outlives the evaluation it was trained with
+        config = {**config, "eval": evaluation.eval}
+    return TrialRecord(
         trial_id=trial_id,
         eval_id=eval_id,
-        kind=kept.get("kind", "trial"),
+        kind="baseline" if recorded.get("kind") == "baseline" else "trial",
         label=label,
-        status=outcome.get("status"),
-        reason=outcome.get("reason"),
+        status=outcome.status,
+        reason=outcome.reason,
         config=config,
         training=training,
         evaluation=evaluation,
-        scores=read_json(evaluation_folder.scores) or {} if evaluation else {},
-        generations=read_jsonl(evaluation_folder.generations) if evaluation else [],
-        losses=read_jsonl(folder.losses),
+        scores=EvaluationScores.from_json(read_json(evaluation_folder.scores) if is_evaluated else None),
+        generations=cast("list[Generation]", read_jsonl(evaluation_folder.generations)) if is_evaluated else [],
+        losses=cast("list[LossRow]", read_jsonl(folder.losses)),
     )
 
 
-def read_outcome(runs: Path, trial_id: str, eval_id: str) -> dict[str, Any]:
-    """The result.json that says how a trial with this evaluation ended; {} while none does."""
+def read_outcome(runs: Path, trial_id: str, eval_id: str) -> TrialResult | EvaluationResult:
+    """The result that tells how a trial with this evaluation ended; its status is None while none does."""
     folder = trial_folder(runs, trial_id)
-    training = read_json(folder.result) or {}
-    if training.get("status") != "complete":
-        return training
-    return read_json(folder.evaluation(eval_id).result) or {}
+    training = read_trial_result(folder)
+    return read_evaluation_result(folder.evaluation(eval_id)) if training.status == "complete" else training
 
 
 def is_settled(runs: Path, trial_id: str, eval_id: str) -> bool:
     """Whether this trial with this evaluation needs no further work."""
-    return read_outcome(runs, trial_id, eval_id).get("status") in SETTLED
+    return read_outcome(runs, trial_id, eval_id).status in SETTLED

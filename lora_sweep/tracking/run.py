@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from lora_sweep.config.schema import Tracking
 from lora_sweep.runs.files import report_folder
+from lora_sweep.runs.records import EvaluationResult, TrialResult
 from lora_sweep.scoring.intervals import mean_interval
 from lora_sweep.scoring.metrics import SHARE_SCORERS
 from lora_sweep.tracking import mlflow_mirror, trackio_mirror, wandb_mirror
@@ -259,20 +260,25 @@ def parts(word: str) -> tuple[str, str, str] | None:
 
 
 def numbers_of(
-    kind: str, training: dict[str, Any], evaluation: dict[str, Any], prompts: list[dict[str, Any]]
+    kind: str, training: TrialResult, evaluation: EvaluationResult, prompts: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The numbers of a trial's two results, and the interval of its quality over the prompts.
 
     Of those that both have, as memory and bits, a trial's are the training's and a baseline's the evaluation's, as in
     the report.
     """
-    both = {**evaluation, **training} if kind == "trial" else {**training, **evaluation}
-    numbers = {key: value for key, value in both.items() if isinstance(value, int | float)}
+    of_training, of_evaluation = result_numbers(training), result_numbers(evaluation)
+    numbers = {**of_evaluation, **of_training} if kind == "trial" else {**of_training, **of_evaluation}
     quality = [prompt["quality"] for prompt in prompts if prompt.get("quality") is not None]
-    scorer = (evaluation.get("eval") or {}).get("scorer")
+    scorer = evaluation.eval.get("scorer")
     interval = mean_interval(quality, scale=100, is_share=scorer in SHARE_SCORERS)
     low, high = interval or (None, None)
-    return {**numbers, "eval_bits": evaluation.get("bits"), "quality_ci_low": low, "quality_ci_high": high}
+    return {**numbers, "eval_bits": evaluation.bits, "quality_ci_low": low, "quality_ci_high": high}
+
+
+def result_numbers(result: TrialResult | EvaluationResult) -> dict[str, float]:
+    """The fields of a result that are numbers."""
+    return {name: value for name, value in vars(result).items() if isinstance(value, int | float)}
 
 
 def plain(value: Any, key: str = "") -> Any:

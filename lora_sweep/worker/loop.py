@@ -120,10 +120,10 @@ def join(member: Member, runs: Path) -> str | None:
         return "busy"
     crash_point("claimed")
     files.remove_leftovers(folder.path)
-    if (files.read_json(folder.result) or {}).get("status") == "complete":
+    if results.is_trained(folder):
         shutil.rmtree(folder.checkpoints, ignore_errors=True)  # whoever trained it died before
     if results.is_settled(runs, job.trial_id, job.eval_id):  # by another sweep in between
-        return str(results.read_outcome(runs, job.trial_id, job.eval_id)["status"])
+        return str(results.read_outcome(runs, job.trial_id, job.eval_id).status)
     results.forget_failure(folder, job.eval_id)
     return None
 

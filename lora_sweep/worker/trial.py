@@ -25,6 +25,7 @@ from lora_sweep.multi_lora.linear import Adapter
 from lora_sweep.multi_lora.peft_format import attach_adapter, create_adapter, load_adapter, save_adapter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.provenance import now, provenance
+from lora_sweep.runs.records import EvaluationResult
 from lora_sweep.scoring import score
 from lora_sweep.scoring.scorers import Scorer, make_scorer
 from lora_sweep.tracking import run as tracking
@@ -97,7 +98,7 @@ class Trial:
 
     @property
     def is_trained(self) -> bool:
-        return (files.read_json(self.folder.result) or {}).get("status") == "complete"
+        return results.is_trained(self.folder)
 
     @property
     def rows(self) -> list[Example]:
@@ -236,7 +237,7 @@ class Trial:
             "reason": None,
             "bits": stored_bits(config.eval_bits(), self.device),
             "eval": dataclasses.asdict(config.eval),
-            "adapter": results.adapter_of(files.read_json(self.folder.result) or {}),
+            "adapter": results.hash_adapter(results.read_trial_result(self.folder)),
             **numbers,
             **read_peak_memory(self.device),
             "metrics": scores["means"],
@@ -370,8 +371,8 @@ class Trial:
             run = open_run(self.job, self.runs, self.sweep)
             for values in files.read_jsonl(self.folder.losses):
                 run.log_step(int(values["step"]), {key: value for key, value in values.items() if key != "step"})
-        training = files.read_json(self.folder.result) or {}
-        numbers = numbers_of(self.job.kind, training, result, scores["prompts"])
+        training, evaluation = results.read_trial_result(self.folder), EvaluationResult.from_json(result)
+        numbers = numbers_of(self.job.kind, training, evaluation, scores["prompts"])
         by_prompt = {prompt["prompt_id"]: prompt for prompt in scores["prompts"]}
         rows = [{**by_prompt[generation["prompt_id"]], **generation} for generation in generations]
         run.finish({**numbers, **scores["means"], "status": "complete", "kind": self.job.kind}, rows)

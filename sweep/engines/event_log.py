@@ -58,8 +58,8 @@ class Ledger:
             if not results.is_settled(self.runs, *trial.key):
                 results.write_failure(self.runs, ids, job["config"], job["facts"], status, reason)
         outcome = results.read_outcome(self.runs, *trial.key)
-        self.ended(trial, str(outcome["status"]))
-        return str(outcome["status"]), str(outcome.get("reason"))
+        self.ended(trial, str(outcome.status))
+        return str(outcome.status), str(outcome.reason)
 
     def set_status(self, trial: PlannedTrial, status: str) -> None:
         """Set it, and count it anew."""

@@ -44,7 +44,7 @@ def run_point(config: DictConfig) -> float | None:
         run_trials(trials, runs, name)
     except Stopped as stopped:
         raise KeyboardInterrupt(str(stopped)) from None
-    return results.load_result(runs, *plan.points[0]).metric("quality")
+    return results.load_record(runs, *plan.points[0]).metric_mean("quality")
 
 
 def run_trials(trials: list[PlannedTrial], runs: Path, name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from lora_sweep.config.identity import canonical
 from lora_sweep.config.schema import Launch
 from lora_sweep.runs.files import read_json
+from lora_sweep.runs.records import EvaluationResult, TrialResult
 from sweep.resources import pack_size
 from sweep.store.trial_state import State
 from sweep.trials import Key, Plan, PlannedTrial
@@ -98,19 +99,21 @@ def finished_before(runs: Path) -> list[Finished]:
     """What the complete trials of a runs folder took; a result that lacks a number tells nothing."""
     found = []
     for path in (runs / "trials").glob("*/result.json"):
-        training = read_json(path) or {}
-        identity = training.get("identity")
-        if training.get("status") != "complete" or training.get("kind") != "trial" or not isinstance(identity, dict):
+        training = TrialResult.from_json(read_json(path))
+        identity, device = training.identity, training.provenance.device
+        if training.status != "complete" or training.kind != "trial" or device is None:
             continue
-        evaluations = [read_json(each) or {} for each in path.parent.glob("evals/*/result.json")]
-        seconds = [each.get("generate_seconds") for each in evaluations if each.get("status") == "complete"]
+        if training.train_seconds is None or not training.steps:
+            continue
+        evaluations = [EvaluationResult.from_json(read_json(path)) for path in path.parent.glob("evals/*/result.json")]
+        seconds = [result.generate_seconds for result in evaluations if result.status == "complete"]
         try:
-            rows = float(training["steps"]) * float(identity["train"]["batch"])
-            modules, device = tuple(identity["lora"]["targets"]), str(training["provenance"]["device"])
-            row_seconds = float(training["train_seconds"]) / rows
+            rows = training.steps * float(identity["train"]["batch"])
+            modules = tuple(identity["lora"]["targets"])
+            row_seconds = training.train_seconds / rows
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             continue
-        known = tuple(float(each) for each in seconds if isinstance(each, int | float))
+        known = tuple(float(number) for number in seconds if number is not None)
         found.append(Finished(base_of(identity), modules, row_seconds, known, device))
     return found
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.runs import files
+from lora_sweep.runs import files, results
+from lora_sweep.runs.records import EvaluationResult, Provenance, TrialResult
 from sweep.store.sweep_file import Sources, list_sources, read_sweep_file
 from sweep.store.trial_state import State
 from sweep.trials import Key, Plan
@@ -19,17 +20,17 @@ KINDS = {"model": "another model", "data": "other data"}
 NOT_RECORDED = "not recorded"
 
 
-def made_from(config: dict[str, Any], training: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def made_from(config: dict[str, Any], training: TrialResult) -> dict[str, tuple[str, str]]:
     """``{"data": ("data catalogue", fingerprint)}`` of a row, and likewise its model; without what is unknown."""
     found = {}
     for kind in KINDS:
-        name, fingerprint = _dict(config.get(kind)).get("name"), _dict(training.get("fingerprints")).get(kind)
-        if isinstance(name, str) and isinstance(fingerprint, str):
+        name, fingerprint = _dict(config.get(kind)).get("name"), training.fingerprints.get(kind)
+        if isinstance(name, str) and fingerprint is not None:
             found[kind] = (f"{kind} {name}", fingerprint)
     return found
 
 
-def source_changes(config: dict[str, Any], training: dict[str, Any], sources: Sources) -> dict[str, str]:
+def source_changes(config: dict[str, Any], training: TrialResult, sources: Sources) -> dict[str, str]:
     """``{"data": "catalogue: file:ab12… then, file:cd34… now"}`` of a row that was made from something else."""
     changes = {}
     for kind, (name, then) in made_from(config, training).items():
@@ -40,22 +41,21 @@ def source_changes(config: dict[str, Any], training: dict[str, Any], sources: So
     return changes
 
 
-def code_changes(then: Any, now: Any) -> dict[str, tuple[str, str]]:
+def code_changes(then: Provenance, now: Provenance) -> dict[str, tuple[str, str]]:
     """(then, now) of each library, and of ``our code``, that differs between two provenances."""
-    if not isinstance(then, dict) or not isinstance(now, dict) or not then or not now:
+    if not then.is_recorded or not now.is_recorded:
         return {}
-    before, after = _dict(then.get("versions")), _dict(now.get("versions"))
-    pairs = {str(name): (str(before[name]), str(after[name])) for name in after if name in before}
-    if now.get("code"):
-        pairs["our code"] = (str(then.get("code") or NOT_RECORDED), str(now["code"]))
+    pairs = {name: (then.versions[name], now.versions[name]) for name in now.versions if name in then.versions}
+    if now.code:
+        pairs["our code"] = (then.code or NOT_RECORDED, now.code)
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def row_drift(
-    config: dict[str, Any], training: dict[str, Any], evaluation: dict[str, Any], sources: Sources, now: Any
+    config: dict[str, Any], training: TrialResult, evaluation: EvaluationResult, sources: Sources, now: Provenance
 ) -> list[str]:
     """Which of ``model``, ``data`` and ``code`` are not those that the sweep last ran with."""
-    code = any(code_changes(result.get("provenance"), now) for result in (training, evaluation))
+    code = any(code_changes(result.provenance, now) for result in (training, evaluation))
     return [*source_changes(config, training, sources), *(["code"] if code else [])]
 
 
@@ -94,8 +94,8 @@ def _source_notes(plan: Plan, runs: Path, name: str) -> Iterator[str]:
     details: dict[str, dict[str, None]] = {}
     for trial_id in older:
         folder = files.trial_folder(runs, trial_id)
-        training = files.read_json(folder.result) or {}
-        if training.get("status") == "complete":
+        training = results.read_trial_result(folder)
+        if training.status == "complete":
             config = _dict((files.read_json(folder.config) or {}).get("config"))
             changes = source_changes(config, training, sources)
             what = from_what(list(changes))
@@ -115,11 +115,13 @@ def _code_notes(plan: Plan, states: dict[Key, State], runs: Path, now: dict[str,
         from lora_sweep.runs.provenance import versions_and_code  # of this moment, which a report must not know
 
         now = versions_and_code()
+    present = Provenance.from_json(now)
     count, seen = 0, dict[str, tuple[dict[str, None], str]]()
     for trial in done:
         folder = files.trial_folder(runs, trial.trial_id)
-        made = [files.read_json(path) or {} for path in (folder.result, folder.evaluation(trial.eval_id).result)]
-        changes = [code_changes(result.get("provenance"), now) for result in made]
+        evaluation = results.read_evaluation_result(folder.evaluation(trial.eval_id))
+        made = [results.read_trial_result(folder).provenance, evaluation.provenance]
+        changes = [code_changes(then, present) for then in made]
         count += any(changes)
         for what, (before, after) in (item for each in changes for item in each.items()):
             seen.setdefault(what, ({}, after))[0][before] = None

@@ -39,13 +39,13 @@ def state_of(trial: PlannedTrial, runs: Path) -> State:
         if why:
             return State("broken", why)
     outcome = results.read_outcome(runs, *trial.key)
-    status = outcome.get("status")
-    if status == "complete":
-        if outcome.get("adapter") != results.adapter_of(files.read_json(folder.result) or {}):
+    if outcome.status == "complete":
+        written_with = results.read_evaluation_result(evaluation).adapter
+        if written_with != results.hash_adapter(results.read_trial_result(folder)):
             return State("broken", "its evaluation is of another adapter")  # a person deleted the training's result
         return State("done", settled=True)
-    if status is not None:
-        return State(str(status), outcome.get("reason"), settled=status in results.SETTLED)
+    if outcome.status is not None:
+        return State(outcome.status, outcome.reason, settled=outcome.status in results.SETTLED)
     if trial.kind == "trial" and folder.result.exists():
         return State("trained")
     return State("saved" if any(folder.checkpoints.glob("checkpoint-*")) else "new")
@@ -92,7 +92,7 @@ def deaths(setbacks: list[dict[str, Any]]) -> int:
 
 def is_trained(trial: PlannedTrial, runs: Path) -> bool:
     """Whether only its evaluation is left."""
-    return (files.read_json(files.trial_folder(runs, trial.trial_id).result) or {}).get("status") == "complete"
+    return results.is_trained(files.trial_folder(runs, trial.trial_id))
 
 
 def result_hash(trial: PlannedTrial, runs: Path) -> str | None:
@@ -121,6 +121,6 @@ def is_mirrored(runs: Path, name: str) -> bool:
 def write_invalid(plan: Plan, runs: Path) -> None:
     """A result for each point that cannot work, so that it is a row of the report."""
     for point in plan.invalid:
-        if results.read_outcome(runs, *point.key).get("reason") != point.reason:
+        if results.read_outcome(runs, *point.key).reason != point.reason:
             ids = {"trial_id": point.trial_id, "eval_id": point.eval_id, "kind": "trial"}
             results.write_failure(runs, ids, dataclasses.asdict(point.config), {}, "invalid", point.reason)

@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_smollm2(sweep: Any) -> None:
 
 def test_the_texts_are_english_and_about_the_prompt(sweep: Any) -> None:
     folder, (_, _, row) = sweep
-    result = results.load_result(folder / "runs", row["trial_id"], row["eval_id"])
+    result = results.load_record(folder / "runs", row["trial_id"], row["eval_id"])
     texts = [generation["text"] for generation in result.generations]
     assert len(set(texts)) == len(texts)
     assert sum(" is a " in text or " is an " in text or " is the " in text for text in texts) >= len(texts) // 2

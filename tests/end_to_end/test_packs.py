@@ -6,7 +6,6 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import faulty
@@ -17,6 +16,7 @@ from support.scripted import STEPS, plan_of
 import sweep.engines.local.worker_process
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
+from lora_sweep.runs.records import EvaluationResult, TrialResult
 from sweep.launch import launch
 
 
@@ -29,12 +29,12 @@ def folder(runs: Path, number: int) -> files.TrialFolder:
     return files.trial_folder(runs, plan_of(runs, "s", number + 1).trials[number].trial_id)
 
 
-def outcome(runs: Path, number: int) -> dict[str, Any]:
+def outcome(runs: Path, number: int) -> TrialResult | EvaluationResult:
     return results.read_outcome(runs, folder(runs, number).path.name, "e0")
 
 
 def statuses(runs: Path, count: int = 3) -> list[str | None]:
-    return [outcome(runs, number).get("status") for number in range(count)]
+    return [outcome(runs, number).status for number in range(count)]
 
 
 def setbacks(runs: Path, count: int = 3) -> list[list[str]]:
@@ -96,7 +96,7 @@ def test_a_thousand_trials_in_packs(runs: Path) -> None:
     script = {"t7": "diverge", "t77": "die once", "t777": "fail"}
     assert ended(start(runs, "s", 1000, script, pack="auto", workers=2), within=300).code == 1
     plan = plan_of(runs, "s", 1000)
-    assert Counter(results.read_outcome(runs, *each.key)["status"] for each in plan.trials) == {
+    assert Counter(results.read_outcome(runs, *each.key).status for each in plan.trials) == {
         "complete": 998,
         "diverged": 1,
         "failed": 1,
@@ -179,7 +179,7 @@ def test_a_limit_is_for_who_reaches_it_alone(runs: Path, limit: str) -> None:
     assert setbacks(runs) == [["apart"]] * 3
     said = files.read_jsonl(folder(runs, 0).setbacks)[0]["reason"]
     assert f"launch.{limit}=0.02" in said
-    assert outcome(runs, 1)["reason"] == said.removesuffix(" for each of 3")
+    assert outcome(runs, 1).reason == said.removesuffix(" for each of 3")
     check(runs, plan_of(runs, "s", 3), finished=True)
 
 
@@ -190,7 +190,7 @@ def test_a_pack_that_obeys_its_limit_is_no_timeout_yet(runs: Path) -> None:
     assert setbacks(runs)[1:] == [["apart"]] * 2
     assert packs(runs)[:2] == [3, 1]
     assert statuses(runs)[1:] == ["timeout"] * 2
-    assert outcome(runs, 2)["reason"] == "more than launch.trial_minutes=0.01"
+    assert outcome(runs, 2).reason == "more than launch.trial_minutes=0.01"
     check(runs, plan_of(runs, "s", 3), finished=True)
 
 
@@ -201,7 +201,7 @@ def test_a_signal_saves_every_member_and_all_go_on_together(runs: Path) -> None:
     assert ended(process).code == 75
     assert statuses(runs) == ["preempted"] * 3
     assert not poll_gone(runs)
-    assert [outcome(runs, n)["reason"] for n in (1, 2)] == [f"saved at step 1 of {STEPS}"] * 2
+    assert [outcome(runs, n).reason for n in (1, 2)] == [f"saved at step 1 of {STEPS}"] * 2
     assert run(runs, "s", 3, pack=3).code == 0
     assert packs(runs)[1:] == [3]
     assert setbacks(runs) == [[], [], []], "a stop counted as a setback"

@@ -18,6 +18,7 @@ from support.scripted import STEPS, plan_of
 import sweep.engines.local.worker_process
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
+from lora_sweep.runs.records import EvaluationResult, TrialResult
 from sweep.launch import launch
 
 
@@ -30,12 +31,12 @@ def folder(runs: Path, number: int, count: int = 3) -> files.TrialFolder:
     return files.trial_folder(runs, plan_of(runs, "s", count).trials[number].trial_id)
 
 
-def outcome(runs: Path, number: int, count: int = 3) -> dict[str, Any]:
+def outcome(runs: Path, number: int, count: int = 3) -> TrialResult | EvaluationResult:
     return results.read_outcome(runs, *plan_of(runs, "s", count).trials[number].key)
 
 
 def statuses(runs: Path, count: int = 3) -> list[str | None]:
-    return [outcome(runs, number, count).get("status") for number in range(count)]
+    return [outcome(runs, number, count).status for number in range(count)]
 
 
 def started(runs: Path, number: int, times: int = 1, count: int = 3) -> Any:
@@ -62,7 +63,7 @@ def test_a_first_signal_saves_what_runs(runs: Path, number: signal.Signals) -> N
     assert done.code == 75
     assert "Go on with:\n  python -m lora_sweep.train" in done.text
     assert statuses(runs) == ["preempted", None, None]
-    said = str(outcome(runs, 0)["reason"])
+    said = str(outcome(runs, 0).reason)
     step = int(said.removeprefix("saved at step ").split()[0])
     assert said == f"saved at step {step} of {STEPS}"
     assert int((folder(runs, 0).checkpoints / "checkpoint-1" / "step").read_text()) == step >= 1
@@ -129,7 +130,7 @@ def test_a_stop_between_training_and_writing_keeps_the_training(runs: Path) -> N
     poll(lambda: started(runs, 0, count=1))
     process.send_signal(signal.SIGINT)
     assert ended(process).code == 75
-    assert outcome(runs, 0, 1)["status"] == "preempted"
+    assert outcome(runs, 0, 1).status == "preempted"
     assert run(runs, "s", 1).code == 0
     assert (folder(runs, 0, 1).path / "trainings").read_text() == "x", "it was trained again"
     check(runs, plan_of(runs, "s", 1), finished=True)
@@ -179,7 +180,7 @@ def test_a_trial_at_its_limit_is_a_timeout(runs: Path, limit: str) -> None:
     done = run(runs, "s", 3, {"t1": "hang"}, **how)
     assert done.code == 1
     assert statuses(runs) == ["complete", "timeout", "complete"]
-    assert f"launch.{limit}=0.02" in outcome(runs, 1)["reason"]
+    assert f"launch.{limit}=0.02" in str(outcome(runs, 1).reason)
     assert not folder(runs, 1).setbacks.exists(), "a timeout counted as a death"
     check(runs, plan_of(runs, "s", 3), finished=True)
     if limit == "trial_minutes":
@@ -257,7 +258,7 @@ def test_the_kernels_kill_is_oom(runs: Path, on_oom: str, tmp_path: Path, monkey
     plan = plan_of(runs, "s", 2, on_oom=on_oom)
     launch(plan, [], faulty.WORKER)
     assert statuses(runs, 2) == ["oom", "complete"]
-    assert outcome(runs, 0, 2)["reason"] == "the system killed the worker process for its memory"
+    assert outcome(runs, 0, 2).reason == "the system killed the worker process for its memory"
     halvings = [each for each in files.read_jsonl(folder(runs, 0, 2).setbacks) if each["how"] == "oom"]
     assert bool(halvings) == (on_oom == "halve_batch")
     assert len(files.read_jsonl(folder(runs, 1, 2).setbacks)) == 1, "a death that was no memory's"

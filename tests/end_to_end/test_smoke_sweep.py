@@ -132,15 +132,15 @@ def test_wandb_holds_a_run_for_each_trial_the_baseline_and_the_sweep(smoke: Any)
 def test_generations_hold_prompts_texts_and_references(smoke: Any) -> None:
     folder, _ = smoke
     row = rows_of(folder)[1]
-    result = results.load_result(folder / "runs", row["trial_id"], row["eval_id"])
+    result = results.load_record(folder / "runs", row["trial_id"], row["eval_id"])
     assert [g["prompt_id"] for g in result.generations] == [
         *(f"validation-{i}" for i in range(4)),
         "fixed-0",
         "fixed-1",
     ]
     assert all(g["prompt"].startswith("Below is an instruction") for g in result.generations)
-    assert {p["prompt_id"] for p in result.scores["prompts"]} == {g["prompt_id"] for g in result.generations}
-    assert json.loads(json.dumps(result.training["identity"]))["kind"] == "trial"
+    assert set(result.scores.prompts) == {g["prompt_id"] for g in result.generations}
+    assert result.training.identity["kind"] == "trial"
     page = (folder / "runs/sweeps/smoke/report.html").read_text()
     assert "Corelogic Smooth Mouse" in page
     assert "Hoover Lightspeed" in page

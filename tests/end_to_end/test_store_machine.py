@@ -120,7 +120,7 @@ class Store(RuleBasedStateMachine):
                     os.kill(worker, signal.SIGKILL)
                     poll(lambda worker=worker: worker not in workers_of(process.pid))
             assert ended(process).code == 1
-            assert results.read_outcome(self.runs, self.last(name), "e0")["status"] == "killed"
+            assert results.read_outcome(self.runs, self.last(name), "e0").status == "killed"
             done = run(self.runs, name, SWEEPS[name], retry="failed")
             assert done.code == 0, done.text
             return
@@ -204,7 +204,7 @@ class Store(RuleBasedStateMachine):
     def complete(self) -> list[str]:
         """The ids of trials that are complete, as their files say."""
         found = (path.name for path in (self.runs / "trials").glob("*"))
-        return sorted(each for each in found if results.read_outcome(self.runs, each, "e0").get("status") == "complete")
+        return sorted(each for each in found if results.read_outcome(self.runs, each, "e0").status == "complete")
 
     def pick(self, number: int) -> files.TrialFolder:
         """A complete trial, which is then no more as it was acknowledged."""

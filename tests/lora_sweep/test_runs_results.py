@@ -1,11 +1,14 @@
 """results: a file is there whole or not at all, and a trial is read back whatever is missing of it."""
 
+import dataclasses
 import hashlib
 import json
 import math
 import os
 import stat
+import typing
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import pytest
@@ -23,7 +26,8 @@ from lora_sweep.runs.files import (
     write_json,
     write_jsonl,
 )
-from lora_sweep.runs.results import SETTLED, STATUSES, is_settled, load_result
+from lora_sweep.runs.records import MAX_NUMBER, EvaluationResult, EvaluationScores, TrialResult
+from lora_sweep.runs.results import SETTLED, STATUSES, is_settled, load_record
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -165,11 +169,15 @@ def test_hashes_are_of_the_content_of_files_and_of_all_files_of_a_folder(tmp_pat
 
 # --- a trial -----------------------------------------------------------------------------------------------------
 
-EVALUATION = {"eval_id": "e1", "status": "complete", "reason": None, "bits": 8}
-TRAINING = {"trial_id": "t1", "kind": "trial", "status": "complete", "reason": None, "bits": 4}
+EVALUATION: dict[str, Any] = {"eval_id": "e1", "status": "complete", "reason": None, "bits": 8}
+TRAINING: dict[str, Any] = {"trial_id": "t1", "kind": "trial", "status": "complete", "reason": None, "bits": 4}
 LOSSES = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
 GENERATIONS = [{"prompt_id": "validation-0", "text": "A lamp."}]
-SCORES = {"prompts": [], "means": {"quality": 61, "chrf": None}, "references": {}}
+SCORES = {
+    "prompts": [{"prompt_id": "validation-0", "quality": 61, "chrf": None}],
+    "means": {"quality": 61, "chrf": None},
+    "references": {},
+}
 
 
 def fill(runs: Path, *, training: Any = None, evaluation: Any = None) -> None:
@@ -205,17 +213,17 @@ def test_the_layout_is_the_one_that_is_written_down(tmp_path: Path) -> None:
 
 
 def test_a_trial_of_which_there_is_nothing_has_empty_values(tmp_path: Path) -> None:
-    row = load_result(tmp_path, "t1", "e1", "r=8 attn")
+    row = load_record(tmp_path, "t1", "e1", "r=8 attn")
     assert (row.trial_id, row.eval_id, row.kind, row.label) == ("t1", "e1", "trial", "r=8 attn")
-    assert (row.status, row.reason, row.bits) == (None, None, None)
-    assert (row.config, row.training, row.evaluation, row.scores) == ({}, {}, {}, {})
+    assert (row.status, row.reason, row.config) == (None, None, {})
+    assert (row.training, row.evaluation, row.scores) == (TrialResult(), EvaluationResult(), EvaluationScores())
     assert (row.generations, row.losses) == ([], [])
-    assert row.metric("quality") is None
+    assert row.metric_mean("quality") is None
 
 
 def test_a_trial_in_training_has_its_config_and_its_curve(tmp_path: Path) -> None:
     fill(tmp_path)
-    row = load_result(tmp_path, "t1", "e1")
+    row = load_record(tmp_path, "t1", "e1")
     assert row.status is None
     assert row.config == {"seed": 7}
     assert row.losses == LOSSES
@@ -223,40 +231,42 @@ def test_a_trial_in_training_has_its_config_and_its_curve(tmp_path: Path) -> Non
 
 def test_texts_and_scores_count_only_once_their_result_is_written(tmp_path: Path) -> None:
     fill(tmp_path, training=TRAINING)
-    row = load_result(tmp_path, "t1", "e1")
+    row = load_record(tmp_path, "t1", "e1")
     assert row.status is None  # trained, and not yet evaluated
-    assert row.training == TRAINING
-    assert (row.generations, row.scores) == ([], {})
+    assert row.training == TrialResult(**TRAINING)
+    assert (row.generations, row.scores) == ([], EvaluationScores())
 
 
 def test_a_whole_trial_is_read_whole(tmp_path: Path) -> None:
     fill(tmp_path, training=TRAINING, evaluation=EVALUATION)
-    row = load_result(tmp_path, "t1", "e1")
-    assert (row.status, row.reason, row.bits) == ("complete", None, 4)
-    assert (row.training, row.evaluation, row.scores) == (TRAINING, EVALUATION, SCORES)
+    row = load_record(tmp_path, "t1", "e1")
+    assert (row.status, row.reason) == ("complete", None)
+    assert (row.training, row.evaluation) == (TrialResult(**TRAINING), EvaluationResult(**EVALUATION))
+    assert row.scores.prompts == {"validation-0": {"quality": 61, "chrf": None}}
+    assert row.scores.means == {"quality": 61, "chrf": None}
     assert (row.generations, row.losses) == (GENERATIONS, LOSSES)
-    assert row.metric("quality") == 61.0
-    assert row.metric("chrf") is None
-    assert row.metric("no such metric") is None
-    other = load_result(tmp_path, "t1", "e2")
-    assert (other.status, other.generations, other.training) == (None, [], TRAINING)
+    assert row.metric_mean("quality") == 61.0
+    assert row.metric_mean("chrf") is None
+    assert row.metric_mean("no such metric") is None
+    other = load_record(tmp_path, "t1", "e2")
+    assert (other.status, other.generations, other.training) == (None, [], TrialResult(**TRAINING))
 
 
 def test_a_training_that_failed_speaks_for_the_trial(tmp_path: Path) -> None:
     fill(tmp_path, training={"status": "diverged", "reason": "loss is nan at step 3"}, evaluation=EVALUATION)
-    row = load_result(tmp_path, "t1", "e1")
+    row = load_record(tmp_path, "t1", "e1")
     assert (row.status, row.reason) == ("diverged", "loss is nan at step 3")
 
 
 def test_an_evaluation_that_failed_speaks_for_a_trained_trial(tmp_path: Path) -> None:
     fill(tmp_path, training=TRAINING, evaluation={"status": "oom", "reason": "out of memory"})
-    row = load_result(tmp_path, "t1", "e1")
+    row = load_record(tmp_path, "t1", "e1")
     assert (row.status, row.reason) == ("oom", "out of memory")
 
 
 def test_a_baseline_says_so(tmp_path: Path) -> None:
     write_json(trial_folder(tmp_path, "b1").config, {"kind": "baseline", "config": {}})
-    assert load_result(tmp_path, "b1", "e1").kind == "baseline"
+    assert load_record(tmp_path, "b1", "e1").kind == "baseline"
 
 
 def test_torn_files_count_as_absent(tmp_path: Path) -> None:
@@ -264,11 +274,49 @@ def test_torn_files_count_as_absent(tmp_path: Path) -> None:
     folder = trial_folder(tmp_path, "t1")
     for path in (folder.config, folder.evaluation("e1").scores, folder.evaluation("e1").result):
         path.write_text(path.read_text()[:-4])
-    row = load_result(tmp_path, "t1", "e1")
-    assert (row.status, row.config, row.evaluation, row.scores) == (None, {}, {}, {})
+    row = load_record(tmp_path, "t1", "e1")
+    assert (row.status, row.config) == (None, {})
+    assert (row.evaluation, row.scores) == (EvaluationResult(), EvaluationScores())
     folder.result.write_text("{")
-    assert load_result(tmp_path, "t1", "e1").training == {}
+    assert load_record(tmp_path, "t1", "e1").training == TrialResult()
     assert not is_settled(tmp_path, "t1", "e1")
+
+
+KEPT_TRIALS = Path(__file__).parents[1] / "support" / "kept_runs" / "trials"
+
+
+@pytest.mark.parametrize("path", sorted(KEPT_TRIALS.rglob("result.json")), ids=lambda path: path.parent.name)
+def test_no_value_of_a_result_is_lost_in_its_record(path: Path) -> None:
+    content = read_json(path)
+    assert content is not None
+    record = (EvaluationResult if path.parent.parent.name == "evals" else TrialResult).from_json(content)
+    fields = dataclasses.asdict(record)
+    assert {name: fields[name] for name in content} == content
+
+
+ODD: list[Any] = [None, 3, -1.5, "x", "", [], {}, [1], {"a": 1}, True, 10**400, math.inf, math.nan]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:12])
+@pytest.mark.parametrize("record", [TrialResult, EvaluationResult, EvaluationScores])
+def test_no_content_of_a_file_stops_its_reader(record: Any, odd: Any) -> None:
+    assert isinstance(record.from_json(odd), record)
+    for field in dataclasses.fields(record):
+        value = getattr(record.from_json({field.name: odd}), field.name)
+        allowed = {typing.get_origin(part) or part for part in typing.get_args(field.type) or (field.type,)}
+        if field.type in (int | None, float | None):
+            allowed |= {int}
+            assert value is None or abs(value) < MAX_NUMBER
+        assert type(value) in (
+            allowed if typing.get_origin(field.type) is UnionType else {type(getattr(record(), field.name))}
+        )
+
+
+def test_a_number_of_another_type_is_unknown() -> None:
+    read = TrialResult.from_json({"steps": 2.5, "train_seconds": "9", "bits": 4.0, "halved": True, "status": 3})
+    assert (read.steps, read.train_seconds, read.bits, read.halved, read.status) == (None, None, 4, 1, None)
+    read = TrialResult.from_json({"targets": ["q_proj"], "files": {"a": 1, "b": None}, "data": {"dropped": {}}})
+    assert (read.targets, read.files, read.data.dropped) == (["q_proj"], {"a": "1"}, {})
 
 
 # status of the training -> is the trial settled without an evaluation

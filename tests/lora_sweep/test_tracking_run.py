@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lora_sweep.config.schema import Tracking
 from lora_sweep.errors import Refused
+from lora_sweep.runs.records import EvaluationResult, TrialResult
 from lora_sweep.tracking import mlflow_mirror, run
 from lora_sweep.tracking.tables import charts_of, tables_of
 
@@ -94,8 +95,8 @@ def test_a_name_is_made_of_any_label_and_is_its_own_name(label: str, others: lis
 
 
 def test_a_trials_numbers_are_its_trainings_and_a_baselines_its_evaluations() -> None:
-    training = {"trainable_params": 896, "bits": 4, "peak_memory_bytes": 10, "template": "alpaca"}
-    evaluation = {"bits": 8, "peak_memory_bytes": 20, "validation_loss": 3.5}
+    training = TrialResult(trainable_params=896, bits=4, peak_memory_bytes=10, template="alpaca")
+    evaluation = EvaluationResult(bits=8, peak_memory_bytes=20, validation_loss=3.5)
     prompts = [{"quality": 0.0}, {"quality": 100.0}, {"quality": None}, {}]
     trial = run.numbers_of("trial", training, evaluation, prompts)
     baseline = run.numbers_of("baseline", training, evaluation, prompts)
@@ -110,7 +111,7 @@ def test_a_trials_numbers_are_its_trainings_and_a_baselines_its_evaluations() ->
 
 @pytest.mark.parametrize(("scorer", "high"), [("text", 0.0), ("label", 27.75), ("exact_match", 27.75), ("json", 0.0)])
 def test_no_right_answer_of_ten_is_a_share_only_where_an_answer_is_right_or_wrong(scorer: str, high: float) -> None:
-    numbers = run.numbers_of("trial", {}, {"eval": {"scorer": scorer}}, [{"quality": 0.0}] * 10)
+    numbers = run.numbers_of("trial", TrialResult(), EvaluationResult(eval={"scorer": scorer}), [{"quality": 0.0}] * 10)
     assert (numbers["quality_ci_low"], numbers["quality_ci_high"]) == (0.0, pytest.approx(high, abs=0.01))
 
 

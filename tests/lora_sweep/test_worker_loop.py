@@ -77,7 +77,7 @@ def test_a_fault_is_an_outcome(error: Exception, status: str, reason: str, stage
     got, events = run(tmp_path, line)
     assert got == status
     assert line.told == [(status, reason)]
-    found = results.load_result(tmp_path, trial(tmp_path).trial_id, "e0")
+    found = results.load_record(tmp_path, trial(tmp_path).trial_id, "e0")
     assert (found.status, found.reason) == (status, reason)
     assert f"t0: {status}: {reason}" in [event.get("text") for event in events]
     trained = files.trial_folder(tmp_path, trial(tmp_path).trial_id).adapter.exists()
@@ -219,7 +219,7 @@ def run_pack(runs: Path, line: Pack, count: int = 3, voice: Voice | None = None)
 
 
 def status_of(runs: Path, number: int) -> str | None:
-    return results.read_outcome(runs, trial(runs, number).trial_id, "e0").get("status")
+    return results.read_outcome(runs, trial(runs, number).trial_id, "e0").status
 
 
 def test_a_pack_trains_before_it_writes_and_knows_its_members_first(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_pack_of_one_has_the_cause_as_its_outcome(tmp_path: Path) -> None:
     apart = Apart("out of memory for all")
     apart.__cause__ = MemoryError("full")
     assert run_pack(tmp_path, Pack(tmp_path, train_t0=apart), 1)[0] == ["oom"]
-    assert results.read_outcome(tmp_path, trial(tmp_path).trial_id, "e0")["reason"] == "MemoryError: full"
+    assert results.read_outcome(tmp_path, trial(tmp_path).trial_id, "e0").reason == "MemoryError: full"
 
 
 def test_a_failure_of_one_member_is_its_own(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lora_sweep.model.device import pick_device
 from lora_sweep.model.inspect import inspect_trial
 from lora_sweep.model.load import load_base, load_tokenizer
 from lora_sweep.runs import files, results
+from lora_sweep.runs.records import TrialRecord
 from lora_sweep.worker import pack as pack_module
 from lora_sweep.worker import resident
 from lora_sweep.worker.loop import run_job, run_pack
@@ -58,8 +59,8 @@ def run(configs: list[Config], runs: Path, **more: Any) -> tuple[list[Job], list
     return jobs[-len(plan.trials) :], said
 
 
-def outcome(job: Job, runs: Path) -> results.TrialResult:
-    return results.load_result(runs, job.trial_id, job.eval_id, job.label)
+def outcome(job: Job, runs: Path) -> TrialRecord:
+    return results.load_record(runs, job.trial_id, job.eval_id, job.label)
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +74,29 @@ def test_a_trial_is_complete_with_every_number(pack: Any) -> None:
     jobs, _, runs = pack
     for job in jobs:
         result = outcome(job, runs)
-        assert (result.status, result.kind, result.bits) == ("complete", job.kind, 8 * pick_device().compute_bytes)
-        assert 0 < result.evaluation["validation_loss"] < 20
-        assert 0 < result.evaluation["neutral_loss"] < 20
-        assert result.evaluation["new_tokens"] > 0
-        assert result.training["peak_memory_bytes" if job.kind == "trial" else "bits"] > 0
-        assert result.evaluation["provenance"]["versions"]["torch"] == torch.__version__
+        assert (result.status, result.kind, result.training.bits) == (
+            "complete",
+            job.kind,
+            8 * pick_device().compute_bytes,
+        )
+        assert 0 < result.evaluation.validation_loss < 20
+        assert 0 < result.evaluation.neutral_loss < 20
+        assert result.evaluation.new_tokens > 0
+        assert (result.training.peak_memory_bytes if job.kind == "trial" else result.training.bits) > 0
+        assert result.evaluation.provenance.versions["torch"] == torch.__version__
     training = outcome(jobs[1], runs).training
-    assert training["trainable_params"] == 4 * 2 * (64 + 64) + 4 * 2 * (64 + 32)  # q 64 x 64, v 64 x 32, 2 layers
-    assert training["total_params"] == outcome(jobs[0], runs).training["total_params"]
-    assert training["steps"] == 3 == len(outcome(jobs[1], runs).losses)
-    assert training["tokens_per_second"] == pytest.approx(training["tokens_seen"] / training["train_seconds"])
+    assert training.trainable_params == 4 * 2 * (64 + 64) + 4 * 2 * (64 + 32)  # q 64 x 64, v 64 x 32, 2 layers
+    assert training.total_params == outcome(jobs[0], runs).training.total_params
+    assert training.steps == 3 == len(outcome(jobs[1], runs).losses)
+    assert training.tokens_per_second == pytest.approx(training.tokens_seen / training.train_seconds)
     adapter = files.trial_folder(runs, jobs[1].trial_id).adapter
-    assert training["adapter_bytes"] == sum(file.stat().st_size for file in adapter.iterdir())
+    assert training.adapter_bytes == sum(file.stat().st_size for file in adapter.iterdir())
 
 
 def test_checksums_are_those_of_the_files(pack: Any) -> None:
     jobs, _, runs = pack
     folder = files.trial_folder(runs, jobs[1].trial_id)
-    stated = outcome(jobs[1], runs).training["files"]
+    stated = outcome(jobs[1], runs).training.files
     assert {"config.json", "losses.jsonl", "adapter/adapter_model.safetensors"} <= set(stated)
     assert stated == files.file_hashes(folder.path, stated)
 
@@ -134,11 +139,13 @@ def test_a_function_of_one_s_own_scores_what_is_written(tmp_path: Path, monkeypa
     for job in jobs:
         result = outcome(job, tmp_path)
         assert [row["reference"] for row in result.generations] == [row.description for row in held_out]
-        assert [row["prompt_id"] for row in result.scores["prompts"]] == ["test-0", "test-1"]
-        assert [row["quality"] for row in result.scores["prompts"]] == [len(row.product) for row in held_out]
-        assert result.metric("quality") == result.evaluation["metrics"]["quality"]
-        assert result.metric("score_length") == sum(len(row["text"]) for row in result.generations) / 2
-        assert result.evaluation["eval"]["split"] == "test"
+        assert list(result.scores.prompts) == ["test-0", "test-1"]
+        assert [metrics["quality"] for metrics in result.scores.prompts.values()] == [
+            len(row.product) for row in held_out
+        ]
+        assert result.metric_mean("quality") == result.evaluation.metrics["quality"]
+        assert result.metric_mean("score_length") == sum(len(row["text"]) for row in result.generations) / 2
+        assert result.evaluation.eval["split"] == "test"
     (tmp_path / "own_scorer.py").write_text(OWN + "# another thought\n")
     shutil.rmtree(files.trial_folder(tmp_path, jobs[0].trial_id).evaluation(jobs[0].eval_id).path)
     assert run_job(jobs[0], tmp_path, pack_module.StraightLine(tmp_path, "test"), Voice(lambda event: None)) == "failed"
@@ -155,7 +162,7 @@ def test_the_saved_adapter_writes_the_same_tokens_elsewhere(bits: int | None, tm
     model = PeftModel.from_pretrained(base, str(files.trial_folder(tmp_path, job.trial_id).adapter)).eval()
     saved = load_file(files.trial_folder(tmp_path, job.trial_id).adapter / "adapter_model.safetensors")
     assert all("lora_" in name for name in saved), "the adapter holds weights of the base"
-    assert sum(weight.numel() for weight in saved.values()) == outcome(job, tmp_path).training["trainable_params"]
+    assert sum(weight.numel() for weight in saved.values()) == outcome(job, tmp_path).training.trainable_params
     generations = outcome(job, tmp_path).generations
     prompts = [tokenize_prompt("alpaca", row["product"], row["category"], tokenizer) for row in generations]
     written = generate_texts(model, tokenizer, prompts, job.config.eval, "\n### End", pick_device())
@@ -185,8 +192,8 @@ def test_generating_at_other_bits_loads_each_base_once(tmp_path: Path) -> None:
     loads = [" ".join(line.split()[:5]) for line in said if line.startswith("loaded")]
     assert loads == ["loaded tiny at 4 bits", "loaded tiny at 8 bits"]
     trial = outcome(jobs[1], tmp_path)
-    assert (trial.training["bits"], trial.evaluation["bits"]) == (4, 8)
-    assert outcome(jobs[0], tmp_path).bits == 8, "the baseline is the base as it generates"
+    assert (trial.training.bits, trial.evaluation.bits) == (4, 8)
+    assert outcome(jobs[0], tmp_path).training.bits == 8, "the baseline is the base as it generates"
 
 
 def test_a_diverged_trial_does_not_stop_the_next(tmp_path: Path) -> None:
@@ -229,8 +236,8 @@ def test_a_bias_that_is_trained_makes_the_base_new_for_the_next_trial(tmp_path: 
     alone, _ = run([plain], tmp_path / "alone")
     assert {outcome(job, tmp_path).status for job in jobs} == {"complete"}
     assert sum(line.startswith("loaded tiny") for line in said) == 3  # training and loading the biases each change it
-    together = outcome(jobs[-1], tmp_path).training["files"]["adapter/adapter_model.safetensors"]
-    assert together == outcome(alone[-1], tmp_path / "alone").training["files"]["adapter/adapter_model.safetensors"]
+    together = outcome(jobs[-1], tmp_path).training.files["adapter/adapter_model.safetensors"]
+    assert together == outcome(alone[-1], tmp_path / "alone").training.files["adapter/adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize("written_at", ["same", "8bit"])
@@ -287,16 +294,16 @@ def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path, monkeypatch:
     assert any("writes as PEFT does: its adapter is more than LoRA's matrices" in text for text in said)
     assert not any("optim=adafactor" in text and "writes" in text for text in said)
     trained = [outcome(job, tmp_path / "pack").training for job in jobs if job.kind == "trial"]
-    for each in trained[:2]:  # the common work is in a member's time, as the page's timeline shows it
-        made = each["provenance"]
-        spent = datetime.fromisoformat(made["finished"]) - datetime.fromisoformat(made["started"])
+    for training in trained[:2]:  # the common work is in a member's time, as the page's timeline shows it
+        made = training.provenance
+        spent = datetime.fromisoformat(str(made.finished)) - datetime.fromisoformat(str(made.started))
         assert spent.total_seconds() >= 1
-    assert [each["pack"] for each in trained] == [2, 2, 1, 1]
-    assert [each["why_trl"] for each in trained] == [None, None, "lora.use_dora", "train.optim=adafactor"]
+    assert [training.pack for training in trained] == [2, 2, 1, 1]
+    assert [training.why_trl for training in trained] == [None, None, "lora.use_dora", "train.optim=adafactor"]
     for job, other in zip(jobs, alone, strict=True):
         mine, theirs = outcome(job, tmp_path / "pack"), outcome(other, tmp_path / "alone")
         assert [row["text"] for row in mine.generations] == [row["text"] for row in theirs.generations]
-        assert mine.evaluation["validation_loss"] == pytest.approx(theirs.evaluation["validation_loss"], rel=1e-5)
+        assert mine.evaluation.validation_loss == pytest.approx(theirs.evaluation.validation_loss, rel=1e-5)
         assert [step["loss"] for step in mine.losses] == pytest.approx([s["loss"] for s in theirs.losses], rel=1e-5)
 
 

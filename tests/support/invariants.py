@@ -131,8 +131,8 @@ def check_folder(runs: Path, plan: Plan) -> None:
         reported = {row["trial_id"]: row["status"] for row in csv.DictReader(file)}
     for trial in plan.trials:
         outcome = results.read_outcome(runs, *trial.key)
-        assert outcome.get("status") in results.STATUSES, f"{trial.label} has no outcome"
-        assert reported[trial.trial_id] == outcome["status"]
+        assert outcome.status in results.STATUSES, f"{trial.label} has no outcome"
+        assert reported[trial.trial_id] == outcome.status
 
 
 def check_contents(runs: Path, plan: Plan) -> None:
@@ -142,7 +142,7 @@ def check_contents(runs: Path, plan: Plan) -> None:
         folder = files.trial_folder(runs, trial.trial_id)
         for path in (folder.result, folder.evaluation(trial.eval_id).result):
             assert results.broken(path) is None, f"{trial.label}: {results.broken(path)}"
-        if results.read_outcome(runs, *trial.key)["status"] == "complete":
+        if results.read_outcome(runs, *trial.key).status == "complete":
             assert not folder.checkpoints.exists(), f"{trial.label} is complete and has checkpoints"
             assert contents(folder.path) == wanted[trial.trial_id], f"{trial.label} is not as in an undisturbed sweep"
 

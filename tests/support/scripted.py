@@ -112,7 +112,7 @@ class Script:
         files.write_jsonl(evaluation.generations, [{"prompt_id": "validation-0", "text": f"text {job.config.seed}"}])
         files.write_json(evaluation.scores, scores)
         result = {"eval_id": job.eval_id, "status": "complete", "reason": None, "metrics": scores["means"]}
-        result["adapter"] = results.adapter_of(files.read_json(folder.result) or {})
+        result["adapter"] = results.hash_adapter(results.read_trial_result(folder))
         hashes = files.file_hashes(evaluation.path, ["generations.jsonl", "scores.json"])
         results.write_result(evaluation.result, {**result, "files": hashes})
 

@@ -118,7 +118,7 @@ def test_a_change_of_eval_trains_nothing_and_keeps_the_old_texts(done: Any) -> N
     launch(longer, [])
     now = file_times(runs / "trials")
     assert {path: now[path] for path in old} == old
-    assert len(results.load_result(runs, *longer.trials[1].key).generations) == 3
+    assert len(results.load_record(runs, *longer.trials[1].key).generations) == 3
 
 
 def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +147,11 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pyt
     trial = plans["killed"].trials[1]
     result = outcomes[trial.key]
     assert result.status == "complete"
-    assert result.training["setbacks"] == 1
-    assert result.training["resumed_from"] in (2, 4)  # the kill may land a step later
-    straight = results.load_result(tmp_path / "undisturbed", *trial.key)
+    assert result.training.setbacks == 1
+    assert result.training.resumed_from in (2, 4)  # the kill may land a step later
+    straight = results.load_record(tmp_path / "undisturbed", *trial.key)
     name = "adapter/adapter_model.safetensors"
-    assert result.training["files"][name] == straight.training["files"][name]
+    assert result.training.files[name] == straight.training.files[name]
     assert result.losses == straight.losses
     assert not files.trial_folder(tmp_path / "killed", trial.trial_id).checkpoints.exists()
 
@@ -189,9 +189,9 @@ def test_a_full_memory_is_an_outcome_of_one_trial_and_half_a_batch_may_fit(tmp_p
     again = real_plan(config(tmp_path, train=huge, launch=Launch(on_oom="halve_batch")))
     outcome = launch(again, [], [sys.executable, str(script)])[again.trials[1].key]
     assert outcome.status == "complete"
-    assert outcome.training["per_device_train_batch_size"] == 4
-    assert outcome.training["gradient_accumulation_steps"] == 2
-    assert outcome.training["halved"] == 1
+    assert outcome.training.per_device_train_batch_size == 4
+    assert outcome.training.gradient_accumulation_steps == 2
+    assert outcome.training.halved == 1
 
 
 # --- scripts ---------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_a_baseline_that_failed_is_no_success(tmp_path: Path, monkeypatch: pytes
 
     plan = real_plan(config(tmp_path))
     ids = {"trial_id": plan.trials[0].trial_id, "eval_id": plan.trials[0].eval_id, "kind": "baseline"}
-    ends = {key: results.load_result(tmp_path, *key) for key in (trial.key for trial in plan.trials)}
+    ends = {key: results.load_record(tmp_path, *key) for key in (trial.key for trial in plan.trials)}
     ends = {key: dataclasses.replace(end, status="complete") for key, end in ends.items()}
     ends[plan.trials[0].key] = dataclasses.replace(ends[plan.trials[0].key], status="failed")
     assert ids

@@ -5,14 +5,14 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.chromium import DESKTOP, PHONE, PICTURES, watch
 from support.hostile import HOSTILE_TEXTS
 from support.page_data import example_context, example_data, hostile_data, large_data
 
-from lora_sweep.runs.results import TrialResult
+from lora_sweep.runs.records import EvaluationScores, Generation, TrialRecord
 from lora_sweep.scoring.score import count_repeats, split_words
 from sweep.report.analysis import texts as texts_module
 from sweep.report.analysis.load import Sweep
@@ -36,9 +36,9 @@ def generation(prompt_id: str, text: str, **changes: Any) -> Json:
 
 def sweep_of(*generations: list[Json], prompts: list[Json] | None = None) -> Sweep:
     """A sweep of complete trials, one a list of generations; all have the same numbers for each prompt."""
-    scores = {"prompts": prompts or []}
+    scores = EvaluationScores.from_json({"prompts": prompts or []})
     results = [
-        TrialResult(f"t{place}", "e1", "trial", "", "complete", None, {}, {}, {}, scores, lines, [])
+        TrialRecord(f"t{place}", "e1", status="complete", scores=scores, generations=cast("list[Generation]", lines))
         for place, lines in enumerate(generations)
     ]
     rows = [

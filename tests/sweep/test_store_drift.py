@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_sweep.config.schema import Config, Data, Model
 from lora_sweep.runs import files, results
+from lora_sweep.runs.records import Provenance
 from sweep.store import drift, trial_state
 from sweep.store.drift import drift_notes
 from sweep.store.sweep_file import record_sweep
@@ -133,10 +134,11 @@ def test_done_trials_of_other_versions_and_other_code_are_counted_once_each(tmp_
 
 
 def test_only_what_both_sides_know_is_compared() -> None:
-    assert drift.code_changes(None, NOW) == drift.code_changes(NOW, None) == drift.code_changes({}, NOW) == {}
-    assert drift.code_changes({"versions": {"trl": "1"}, "code": "c0de"}, NOW) == {}
-    assert drift.code_changes({"versions": {}}, NOW) == {"our code": ("not recorded", "c0de")}
-    assert drift.code_changes(NOW, {"versions": NOW["versions"]}) == {}
+    now = Provenance.from_json(NOW)
+    assert drift.code_changes(Provenance(), now) == drift.code_changes(now, Provenance()) == {}
+    assert drift.code_changes(Provenance(versions={"trl": "1"}, code="c0de"), now) == {}
+    assert drift.code_changes(Provenance(device="cpu"), now) == {"our code": ("not recorded", "c0de")}
+    assert drift.code_changes(now, Provenance(versions=now.versions)) == {}
 
 
 def test_now_is_this_process_where_it_is_not_given(tmp_path: Path) -> None:

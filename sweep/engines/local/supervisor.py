@@ -246,7 +246,7 @@ class Crew:
         """Another sweep has the trial: its result is ours too once it is there."""
         trial = item.trial
         if results.is_settled(self.runs, *trial.key):
-            status = str(results.read_outcome(self.runs, *trial.key).get("status"))
+            status = str(results.read_outcome(self.runs, *trial.key).status)
             self.ledger.set_status(trial, status)
             self.ledger.note("found", trial, status=status)
             return

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lora_sweep.runs.results import TrialResult
+from lora_sweep.runs.records import TrialRecord
 from lora_sweep.scoring.intervals import Array, mean_interval
 from lora_sweep.scoring.metrics import SHARE_SCORERS
 from sweep.report.analysis.configurations import Entry
-from sweep.report.analysis.load import Row, Sweep, dig, is_other, number
+from sweep.report.analysis.load import Row, Sweep, dig, is_other
 from sweep.statistics.estimates import Estimate, SeedNoise, count_wins, estimate_mean, estimate_seed_noise
 from sweep.statistics.simultaneous import compare_with_baselines, decide_verdict, find_tied_group
 
@@ -131,15 +131,10 @@ def scores_shares(sweep: Sweep) -> bool:
     return any(dig(result.config, "eval.scorer") in SHARE_SCORERS for result in sweep.results)
 
 
-def objective_scores(result: TrialResult) -> Scores:
+def objective_scores(result: TrialRecord) -> Scores:
     """The objective's number of each prompt that has one."""
-    prompts = result.scores.get("prompts")
-    found: Scores = {}
-    for each in prompts if isinstance(prompts, list) else []:
-        value = number(each.get(OBJECTIVE)) if isinstance(each, dict) else None
-        if value is not None:
-            found[str(each.get("prompt_id"))] = float(value)
-    return found
+    values = {prompt_id: metrics.get(OBJECTIVE) for prompt_id, metrics in result.scores.prompts.items()}
+    return {prompt_id: float(value) for prompt_id, value in values.items() if value is not None}
 
 
 def is_scored(sweep: Sweep, place: int) -> bool:

@@ -10,7 +10,7 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
-from lora_sweep.runs.results import TrialResult
+from lora_sweep.runs.records import TrialRecord
 
 Row = dict[str, Any]
 GROUPS = ("model", "data", "lora", "quant", "train", "eval")  # of a configuration; the rest changes no number
@@ -33,7 +33,7 @@ class Entry:
     config: dict[str, Any]
 
 
-def fold(rows: list[Row], results: list[TrialResult]) -> list[Entry]:
+def fold(rows: list[Row], results: list[TrialRecord]) -> list[Entry]:
     """The entries in order of their first trials. Gives every row its ``mark``: B1, 1, 2, or 2a and 2b of two seeds."""
     homes: dict[str, list[int]] = {}
     for place, (row, result) in enumerate(zip(rows, results, strict=True)):
@@ -51,12 +51,12 @@ def fold(rows: list[Row], results: list[TrialResult]) -> list[Entry]:
     return entries
 
 
-def _configuration(row: Row, result: TrialResult) -> str:
+def _configuration(row: Row, result: TrialRecord) -> str:
     """Equal for trials that differ in their seed alone; what was made from other data or another model is apart."""
     config = {key: result.config[key] for key in GROUPS if key in result.config}
     if not config:
         return f"{result.trial_id}/{result.eval_id}"
-    made_from = sorted({"model", "data"} & set(row["drift"])), result.training.get("fingerprints")
+    made_from = sorted({"model", "data"} & set(row["drift"])), result.training.fingerprints
     return json.dumps([row["kind"], config, made_from], sort_keys=True, default=str)
 
 

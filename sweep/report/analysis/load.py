@@ -4,13 +4,13 @@ Owns what a row holds and which sweep is the newest. Does not know how a value i
 and does not compare rows. Unknown is None. Whatever the files hold, a row comes out: a half-done sweep is a report.
 """
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.runs.results import TrialResult, load_result
+from lora_sweep.runs.records import Provenance, TrialRecord, TrialResult
+from lora_sweep.runs.results import load_record
 from lora_sweep.scoring.metrics import METRICS
 from sweep.report.analysis.configurations import Entry, fold
 from sweep.report.analysis.configurations import Row as Row  # re-exported: a row of the table
@@ -61,7 +61,7 @@ class Sweep:
     command: str
     started: str
     varied: list[str]
-    results: list[TrialResult]
+    results: list[TrialRecord]
     rows: list[Row]
     sources: Sources = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
@@ -78,9 +78,10 @@ def load_sweep(runs: Path, name: str) -> Sweep:
     results = [_load(runs, entry) for entry in file.trials]
     kinds = [entry.kind or result.kind for entry, result in zip(file.trials, results, strict=True)]
     rows = [_row(result, kind, file.varied) for result, kind in zip(results, kinds, strict=True)]
+    made = Provenance.from_json(file.provenance)
     for row, entry, result in zip(rows, file.trials, results, strict=True):
         row["baseline"] = list(entry.baseline) if entry.baseline else None
-        row["drift"] = row_drift(result.config, result.training, result.evaluation, file.sources, file.provenance)
+        row["drift"] = row_drift(result.config, result.training, result.evaluation, file.sources, made)
     overrides = [entry.overrides or [] for entry in file.trials]
     return Sweep(
         name,
@@ -103,7 +104,7 @@ def columns(sweep: Sweep) -> list[str]:
 
 def metric_names(sweep: Sweep) -> list[str]:
     """METRICS, then any other metric that a row has, by name."""
-    found = {name for result in sweep.results for name in _means(result)}
+    found = {name for result in sweep.results for name in result.metric_means}
     return [*METRICS, *sorted(found - set(METRICS))]
 
 
@@ -135,66 +136,64 @@ def references(sweep: Sweep) -> dict[str, float | int | None]:
     """The metrics of the reference texts themselves, from the first row that has them: the top of the scale."""
     of_now_first = sorted(zip(sweep.rows, sweep.results, strict=True), key=lambda pair: is_other(pair[0]))
     for _, result in of_now_first:
-        values = result.scores.get("references")
-        if isinstance(values, dict) and values:
-            return {name: number(value) for name, value in values.items()}
+        if result.scores.references:
+            return result.scores.references
     return {}
 
 
-def _load(runs: Path, entry: SweepEntry) -> TrialResult:
-    """One trial. A file that is torn makes a failed row, not a failed report."""
+def _load(runs: Path, entry: SweepEntry) -> TrialRecord:
+    """One trial. A file that cannot be read makes a failed row, not a failed report."""
     trial_id, eval_id, label = entry.trial_id, entry.eval_id, entry.label
     try:
-        result = load_result(runs, trial_id, eval_id, label)
-        return result if isinstance(result.config, dict) else dataclasses.replace(result, config={})
-    except (ValueError, OSError, AttributeError) as error:
+        return load_record(runs, trial_id, eval_id, label)
+    except (ValueError, OSError, RecursionError) as error:
         reason = f"its files cannot be read: {type(error).__name__}: {error}".replace(str(runs.resolve()), "runs")
-        return TrialResult(trial_id, eval_id, "trial", label, "failed", reason, {}, {}, {}, {}, [], [])
+        return TrialRecord(trial_id, eval_id, label=label, status="failed", reason=reason)
 
 
-def _row(result: TrialResult, kind: str, varied: list[str]) -> Row:
+def _row(result: TrialRecord, kind: str, varied: list[str]) -> Row:
     config, training, evaluation = result.config, result.training, result.evaluation
     is_trial = kind != "baseline"
     measured = training if is_trial else evaluation  # a baseline trains nothing: its memory is that of generating
     row: Row = {
         "trial_id": result.trial_id,
         "kind": "trial" if is_trial else "baseline",
-        "bits": number(result.bits) or number(dig(config, "quant.bits") if is_trial else evaluation.get("bits")),
+        "bits": training.bits or (number(dig(config, "quant.bits")) if is_trial else evaluation.bits),
         "status": result.status or PENDING,
-        "trainable_params": number(training.get("trainable_params")),
-        "peak_memory_bytes": number(measured.get("peak_memory_bytes")),
-        "peak_gpu_memory_bytes": number(measured.get("peak_gpu_memory_bytes")),
-        "gpu_utilization_percent": number(measured.get("gpu_utilization_percent")),
+        "trainable_params": training.trainable_params,
+        "peak_memory_bytes": measured.peak_memory_bytes,
+        "peak_gpu_memory_bytes": measured.peak_gpu_memory_bytes,
+        "gpu_utilization_percent": training.gpu_utilization_percent if is_trial else None,
         "eval_id": result.eval_id,
         "label": result.label or result.trial_id,
         "reason": result.reason,
         "base": dig(config, "model.name"),
         "data": dig(config, "data.name"),
-        "template": training.get("template") or dig(config, "data.template"),
-        "eval_bits": number(evaluation.get("bits")),
-        "validation_loss": number(evaluation.get("validation_loss")),
-        "neutral_loss": number(evaluation.get("neutral_loss")),
-        "generate_seconds": number(evaluation.get("generate_seconds")),
-        "generate_tokens_per_second": number(evaluation.get("generate_tokens_per_second")),
-        "device": dig(training, "provenance.device") or dig(evaluation, "provenance.device"),
-        "dtype": dig(training, "provenance.dtype") or dig(evaluation, "provenance.dtype"),
+        "template": training.template or dig(config, "data.template"),
+        "eval_bits": evaluation.bits,
+        "validation_loss": evaluation.validation_loss,
+        "neutral_loss": evaluation.neutral_loss,
+        "generate_seconds": evaluation.generate_seconds,
+        "generate_tokens_per_second": evaluation.generate_tokens_per_second,
+        "device": training.provenance.device or evaluation.provenance.device,
+        "dtype": training.provenance.dtype or evaluation.provenance.dtype,
     }
-    row.update({name: number(value) for name, value in _means(result).items()})
+    row.update(result.metric_means)
     row.update({key: _setting(config, key) for key in extra_keys(varied)})
     if is_trial:
         row.update(_training_cells(config, training))
     return row
 
 
-def _training_cells(config: dict[str, Any], training: dict[str, Any]) -> Row:
+def _training_cells(config: dict[str, Any], training: TrialResult) -> Row:
     """The cells that only a row with an adapter has."""
     cells: Row = {key: number(dig(config, f"lora.{key}")) for key in ("r", "alpha", "dropout")}
     cells["learning_rate"] = number(dig(config, "train.learning_rate"))
     cells["seed"] = number(config.get("seed"))
-    cells["targets"] = training.get("targets") or dig(config, "lora.targets")
-    cells["target_modules"] = training.get("target_modules")
+    cells["targets"] = training.targets or dig(config, "lora.targets")
+    cells["target_modules"] = training.target_modules
     for key in ("train_seconds", "tokens_per_second", "adapter_bytes", "steps", "train_loss"):
-        cells[key] = number(training.get(key))
+        cells[key] = getattr(training, key)
     return cells
 
 
@@ -206,8 +205,3 @@ def _setting(config: dict[str, Any], key: str) -> Any:
     if key.endswith(".path") and isinstance(value, str):
         value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
-
-
-def _means(result: TrialResult) -> dict[str, Any]:
-    values = result.scores.get("means") or result.evaluation.get("metrics")
-    return values if isinstance(values, dict) else {}

@@ -7,8 +7,9 @@ lists what there is.
 from collections.abc import Iterable
 from typing import Any
 
+from lora_sweep.runs.records import TrialResult
 from sweep.report.analysis.differences import differing, packages
-from sweep.report.analysis.load import Sweep, dig, number
+from sweep.report.analysis.load import Sweep, dig
 from sweep.report.analysis.ranking import tally
 from sweep.text import escape_controls, format_count, format_millions, format_setting
 
@@ -38,17 +39,20 @@ def facts(sweep: Sweep) -> list[Fact]:
 def provenance(sweep: Sweep) -> list[Fact]:
     """Where the numbers come from; unknown ones are left out."""
     trainings = [result.training for result in sweep.results]
-    texts = [(escape_controls(name), _spread(trainings, f"provenance.versions.{name}")) for name in packages(sweep)]
+    texts = [
+        (escape_controls(name), _several(training.provenance.versions.get(name) for training in trainings))
+        for name in packages(sweep)
+    ]
     versions = ", ".join(f"{name} {text}" for name, text in texts if text)
     found = [
         ("Sweep started", escape_controls(sweep.started)),
         ("Varied", ", ".join(escape_controls(key) for key in sweep.varied)),
         ("Versions", versions),
         ("Git commit", _several(_commit(training) for training in trainings)),
-        ("Code", _spread(trainings, "provenance.code")),
-        ("Platform", _spread(trainings, "provenance.platform")),
-        ("Model fingerprint", _several(_short(dig(t, "fingerprints.model")) for t in trainings)),
-        ("Rows fingerprint", _several(_short(dig(t, "data.rows_fingerprint")) for t in trainings)),
+        ("Code", _several(training.provenance.code for training in trainings)),
+        ("Platform", _several(training.provenance.platform for training in trainings)),
+        ("Model fingerprint", _several(_short(training.fingerprints.get("model")) for training in trainings)),
+        ("Rows fingerprint", _several(_short(training.data.rows_fingerprint) for training in trainings)),
     ]
     return [(label, text) for label, text in found if text]
 
@@ -89,9 +93,9 @@ def _source(group: dict[str, Any]) -> str | None:
     return f"{name} ({'; '.join(map(str, details))})" if details else name or source or None
 
 
-def _parameters(training: dict[str, Any]) -> str | None:
+def _parameters(training: TrialResult) -> str | None:
     """Of a baseline, for its total holds no adapter."""
-    total = number(training.get("total_params")) if training.get("kind") == "baseline" else None
+    total = training.total_params if training.kind == "baseline" else None
     return None if total is None else f"{format_count(total)} parameters ({format_millions(total)})"
 
 
@@ -99,12 +103,9 @@ def _data_counts(sweep: Sweep, words: str) -> str:
     """``words`` filled from the data part of each result that has all of its numbers."""
     texts = []
     for result in sweep.results:
-        part = dig(result.training, "data")
-        counts = {key: number(value) for key, value in part.items()} if isinstance(part, dict) else {}
+        counts = {key: value for key, value in vars(result.training.data).items() if isinstance(value, int)}
         try:
-            texts.append(
-                words.format_map({key: format_count(value) for key, value in counts.items() if value is not None})
-            )
+            texts.append(words.format_map({key: format_count(value) for key, value in counts.items()}))
         except KeyError:
             continue
     return _several(texts)
@@ -113,9 +114,9 @@ def _data_counts(sweep: Sweep, words: str) -> str:
 def _dropped(sweep: Sweep) -> str:
     texts = []
     for result in sweep.results:
-        reasons = dig(result.training, "data.dropped")
-        if isinstance(reasons, dict):
-            parts = [f"{format_count(number(n))} {reason}" for reason, n in reasons.items()]
+        reasons = result.training.data.dropped
+        if reasons is not None:
+            parts = [f"{format_count(rows)} {reason}" for reason, rows in reasons.items()]
             texts.append(", ".join(parts) or "none")
     return _several(texts)
 
@@ -168,15 +169,16 @@ def _seeds(sweep: Sweep) -> str:
 
 def _dtypes(sweep: Sweep) -> str:
     trainings = [result.training for result in sweep.results]
-    base, adapter = _spread(trainings, "provenance.dtype"), _spread(trainings, "provenance.adapter_dtype")
+    base = _several(training.provenance.dtype for training in trainings)
+    adapter = _several(training.provenance.adapter_dtype for training in trainings)
     return f"{base} (adapter {adapter})" if base and adapter else base
 
 
-def _commit(training: dict[str, Any]) -> str | None:
-    commit = dig(training, "provenance.git_commit")
+def _commit(training: TrialResult) -> str | None:
+    commit = training.provenance.git_commit
     if commit is None:
         return None
-    return f"{str(commit)[:12]} with uncommitted changes" if dig(training, "provenance.git_dirty") else str(commit)[:12]
+    return f"{commit[:12]} with uncommitted changes" if training.provenance.git_dirty else commit[:12]
 
 
 def _setbacks(sweep: Sweep) -> str:
@@ -184,11 +186,11 @@ def _setbacks(sweep: Sweep) -> str:
     found = []
     for row, result in zip(sweep.rows, sweep.results, strict=True):
         training, evaluation = result.training, result.evaluation
-        step = number(training.get("resumed_from"))
+        step = training.resumed_from
         words = [
-            ("its worker died {}", _times(training.get("setbacks"))),
-            ("batch halved {} (out of memory)", _times(training.get("halved"))),
-            ("batch of its evaluation halved {} (out of memory)", _times(evaluation.get("halved"))),
+            ("its worker died {}", _times(training.setbacks)),
+            ("batch halved {} (out of memory)", _times(training.halved)),
+            ("batch of its evaluation halved {} (out of memory)", _times(evaluation.halved)),
             ("resumed from step {}", format_count(step) if step else ""),
         ]
         said = ", ".join(text.format(value) for text, value in words if value)
@@ -196,9 +198,9 @@ def _setbacks(sweep: Sweep) -> str:
     return "; ".join(found)
 
 
-def _times(value: Any) -> str:
-    amount = number(value) or 0
-    return "" if amount < 1 else {1: "once", 2: "twice"}.get(int(amount), f"{format_count(amount)} times")
+def _times(value: int | None) -> str:
+    amount = value or 0
+    return "" if amount < 1 else {1: "once", 2: "twice"}.get(amount, f"{format_count(amount)} times")
 
 
 def _short(fingerprint: Any) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lora_sweep.runs.results import TrialResult
+from lora_sweep.runs.records import TrialRecord
 from sweep.report.analysis.load import Row, Sweep, is_other, number
 from sweep.report.formats.cells import metric
 from sweep.text import MAX_TEXT_CHARACTERS, escape_controls, shorten_text
@@ -132,7 +132,7 @@ def _by_id(lines: Sequence[Any]) -> dict[str, Json]:
     return found
 
 
-def _answers(result: TrialResult) -> dict[str, tuple[Json, Json]]:
+def _answers(result: TrialRecord) -> dict[str, tuple[Json, Json]]:
     """Each prompt's line and its metrics."""
     scores = _scores(result)
     return {name: (line, scores.get(name, {})) for name, line in _by_id(result.generations).items()}
@@ -217,10 +217,9 @@ def _notes(line: Json, scores: Json) -> list[tuple[str, str]]:
     return notes
 
 
-def _scores(result: TrialResult) -> dict[str, Json]:
+def _scores(result: TrialRecord) -> dict[str, dict[str, float | None]]:
     """The metrics of each prompt."""
-    prompts = result.scores.get("prompts")
-    return _by_id(prompts if isinstance(prompts, list) else [])
+    return result.scores.prompts
 
 
 def _clean(text: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from sweep.report.analysis.analysis import Analysis, entry_keys
 from sweep.report.analysis.comparison import OBJECTIVE, Standing, baseline_of
 from sweep.report.analysis.effects import Factor, Joint, MainEffect, factors
-from sweep.report.analysis.load import dig, number
+from sweep.report.analysis.load import number
 from sweep.report.analysis.texts import page_texts
 from sweep.report.analysis.votes import Key, page_votes
 from sweep.report.formats.cells import status, tone
@@ -132,9 +132,9 @@ def timeline(analysis: Analysis) -> Json:
         for phase, part in (("training", result.training), ("evaluation", result.evaluation)):
             if phase == "training" and row["kind"] == "baseline":
                 continue
-            started, finished = (moment(dig(part, f"provenance.{key}")) for key in ("started", "finished"))
+            started, finished = (moment(time) for time in (part.provenance.started, part.provenance.finished))
             if started is not None and finished is not None:
-                status = escape_controls(str(part.get("status")))
+                status = escape_controls(str(part.status))
                 spans.append({"mark": row["mark"], "phase": phase, "status": status, "at": started, "end": finished})
     if not spans:
         return {"origin": None, "spans": []}
