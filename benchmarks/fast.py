@@ -290,7 +290,7 @@ def planned(points: list[list[str]]) -> Plan:
 def rows_of(config: Config, prompts: int) -> dict[str, Any]:
     """The rows and prompts of a trial as texts."""
     from lora_sweep.data.prompts import choose_end_marker, write_prompt
-    from lora_sweep.data.rows import load_splits
+    from lora_sweep.data.splits import load_splits
 
     split, template = load_splits(config.data), config.data.template
     end = choose_end_marker(config.data, template)

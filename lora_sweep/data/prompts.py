@@ -1,7 +1,7 @@
-"""Rows to prompts and token ids: the templates, the end of a response, and which tokens the loss counts.
+"""Prompts and their token ids: the templates, the end of a response, and the tokens that the loss counts.
 
-The one place that tokenizes: training, generation and losses see the same ids. Imports no torch: a tokenizer is passed
-in. What a data set says is text here: never a template, and never a control token.
+All tokenizing happens here, so that training, generation and losses see the same ids. A tokenizer is an argument, and
+torch is not imported. The texts of a data set are data: they cannot bring in a template or a control token.
 """
 
 import re
@@ -18,26 +18,29 @@ ALPACA_TEMPLATE = (
     "\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 )
 QA_TEMPLATE = "Q: {instruction}\nA:"
-END_MARKERS = {"alpaca": "\n### End"}  # the blog's; the other forms end with the eos token alone
+END_MARKERS = {"alpaca": "\n### End"}  # the blog's; responses under the other templates end with the eos token alone
 IGNORED_LABEL = -100  # a label that the loss leaves out, as in torch's cross entropy
+PLACEHOLDER = "\ufdd0"  # stands for the message in a chat template; a noncharacter, which no template contains
 
 
 def write_instruction(product: str, category: str | None) -> str:
-    """The blog's sentence."""
+    """The instruction of the blog "Efficient Fine-Tuning with LoRA"."""
     belonging = f", belonging to category: {category}" if category else ""
     return f"Create a detailed description for the following product: {product}{belonging}"
 
 
 def choose_end_marker(data: Data, template: str) -> str:
-    """The text that ends a response, before the eos token; empty when the eos token alone does."""
+    """The text between a response and the eos token; ``""`` where there is none."""
     return END_MARKERS.get(template, "") if data.end_marker is None else data.end_marker
 
 
 def split_prompt(template: str, product: str, category: str | None, tokenizer: Any) -> tuple[str, str, str]:
-    """A prompt as (before, what the data says, after): only the outer parts may hold control tokens.
+    """A prompt in three parts: before the data's text, that text, and after it.
+
+    Only the first and the last part may hold control tokens.
 
     Raises:
-        Refused: ``chat`` with a tokenizer that has no chat template.
+        Refused: ``template`` is ``chat`` and the tokenizer has no chat template, or one that changes messages.
     """
     if template == "alpaca":
         return "", ALPACA_TEMPLATE.replace("{instruction}", write_instruction(product, category)), ""
@@ -46,41 +49,42 @@ def split_prompt(template: str, product: str, category: str | None, tokenizer: A
     if template == "chat":
         if not tokenizer.chat_template:
             raise Refused("data.template = chat", "this tokenizer has no chat template", ("alpaca", "qa"))
-        slot = "\ufdd0"  # a noncharacter: no template holds it
-        messages = [{"role": "user", "content": slot}]
+        messages = [{"role": "user", "content": PLACEHOLDER}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, found, after = text.partition(slot)
-        if not found:
-            raise Refused(
-                "data.template = chat", "its chat template does not show a message as it is", ("alpaca", "qa")
-            )
+        before, placeholder, after = text.partition(PLACEHOLDER)
+        if not placeholder:
+            fault = "its chat template does not show a message as it is"
+            raise Refused("data.template = chat", fault, ("alpaca", "qa"))
         return before, write_instruction(product, category), after
+    # One pass: a product named "{category}" stays as it is.
     values = {"product": product, "category": category or ""}
-    return "", re.sub(r"{(product|category)}", lambda found: values[found[1]], template), ""
+    return "", re.sub(r"{(product|category)}", lambda match: values[match[1]], template), ""
 
 
 def write_prompt(template: str, product: str, category: str | None, tokenizer: Any) -> str:
-    """The prompt as a person reads it."""
+    """The prompt as text."""
     return "".join(split_prompt(template, product, category, tokenizer))
 
 
 def tokenize_prompt(template: str, product: str, category: str | None, tokenizer: Any) -> list[int]:
-    """The prompt's token ids; special tokens inside ``product`` and ``category`` are plain text."""
-    before, said, after = split_prompt(template, product, category, tokenizer)
+    """The prompt's token ids. Names of special tokens inside ``product`` and ``category`` are read as plain text."""
+    before, text, after = split_prompt(template, product, category, tokenizer)
     if not before and not after:
-        return tokenize_text(said, tokenizer)
-    outer = [list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else [] for part in (before, after)]
-    return outer[0] + _tokenize_plain(said, tokenizer, add_special_tokens=False) + outer[1]
+        return tokenize_text(text, tokenizer)
+    ids_before, ids_after = (
+        list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else [] for part in (before, after)
+    )
+    return ids_before + _tokenize_plain(text, tokenizer, add_special_tokens=False) + ids_after
 
 
 def tokenize_text(text: str, tokenizer: Any) -> list[int]:
-    """The token ids of a text that goes on: a bos token where the tokenizer wants one, and no eos token."""
+    """The token ids of a text that goes on: with the bos token that the tokenizer may add, without an eos token."""
     ids = _tokenize_plain(text, tokenizer, add_special_tokens=True)
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def tokenize_response(row: Row, marker: str, tokenizer: Any) -> list[int]:
-    """The response's token ids, its end marker and the eos token included."""
+    """The token ids of the row's response, of the end marker after it, and the eos token."""
     return [*_tokenize_plain(row.description + marker, tokenizer, add_special_tokens=False), tokenizer.eos_token_id]
 
 
@@ -90,35 +94,46 @@ def _tokenize_plain(text: str, tokenizer: Any, add_special_tokens: bool) -> list
 
 @dataclass(frozen=True)
 class Example:
-    """One row as the model sees it: token ids, how many of them are the prompt, and whether the end was cut."""
+    """One row as the model sees it.
+
+    Attributes:
+        input_ids: of the prompt and the response.
+        prompt_length: how many of them are the prompt.
+        is_cut: the end of the response is missing, since it did not fit.
+    """
 
     input_ids: list[int]
     prompt_length: int
-    cut: bool
+    is_cut: bool
 
-    def labels(self, loss_on: str) -> list[int]:
-        """The ids that the loss counts; the others are IGNORED. The prompt counts under ``loss_on=all``."""
+    def mask_labels(self, loss_on: str) -> list[int]:
+        """The labels of ``input_ids``: the id itself where the loss counts it, else IGNORED_LABEL.
+
+        Args:
+            loss_on: ``response`` leaves the prompt out, ``all`` counts it.
+        """
         if loss_on == "all":
             return list(self.input_ids)
         return [IGNORED_LABEL] * self.prompt_length + self.input_ids[self.prompt_length :]
 
 
 def make_examples(rows: Sequence[Row], data: Data, tokenizer: Any, max_length: int) -> list[Example]:
-    """Token ids of ``rows`` under the data's template, cut to ``max_length``.
+    """The token ids of ``rows`` under ``data.template``, cut to ``max_length`` tokens.
 
     Raises:
-        Refused: prompts that leave no room for a response, all counted; or no eos token.
+        Refused: the tokenizer has no eos token, or some prompts leave no room for a response.
     """
     if tokenizer.eos_token_id is None:
         raise Refused("model", "its tokenizer has no eos token: a tuned model could never learn to stop")
     marker = choose_end_marker(data, data.template)
-    made, too_long = [], []
+    examples = []
+    too_long: list[tuple[int, str]] = []  # (tokens, product)
     for row in rows:
         prompt = tokenize_prompt(data.template, row.product, row.category, tokenizer)
         ids = prompt + tokenize_response(row, marker, tokenizer)
         if len(prompt) >= max_length:
             too_long.append((len(prompt), row.product))
-        made.append(Example(ids[:max_length], len(prompt), len(ids) > max_length))
+        examples.append(Example(ids[:max_length], len(prompt), len(ids) > max_length))
     if too_long:
         longest, product = max(too_long)
         raise Refused(
@@ -126,9 +141,9 @@ def make_examples(rows: Sequence[Row], data: Data, tokenizer: Any, max_length: i
             f"{len(too_long)} of {len(rows)} prompts leave no room for a response; the longest has {longest} tokens "
             f"({product[:60]!r}): raise train.max_length or shorten those rows",
         )
-    return made
+    return examples
 
 
-def count_tokens(made: Iterable[Example]) -> int:
-    """Tokens of the rows themselves, without padding."""
-    return sum(len(example.input_ids) for example in made)
+def count_tokens(examples: Iterable[Example]) -> int:
+    """The tokens of the examples, without padding."""
+    return sum(len(example.input_ids) for example in examples)

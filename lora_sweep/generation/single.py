@@ -163,7 +163,7 @@ def compute_reference_losses(
             row, missing = rows[index], longest - len(rows[index].input_ids)
             ids.append(row.input_ids + [pad] * missing)
             mask.append([1] * len(row.input_ids) + [0] * missing)
-            labels.append(row.labels("response") + [IGNORED_LABEL] * missing)
+            labels.append(row.mask_labels("response") + [IGNORED_LABEL] * missing)
         tensors = [torch.tensor(values, device=device.type) for values in (ids, mask, labels)]
         logits, wanted = compute_response_logits(model, *tensors)
         each = torch.nn.functional.cross_entropy(
@@ -192,4 +192,4 @@ def tokenize_neutral_text(model: Any, tokenizer: Any) -> Example:
     """The neutral text as far as :func:`compute_neutral_loss` reads it."""
     positions = getattr(model.config, "max_position_embeddings", None) or MAX_NEUTRAL_TOKENS
     ids = tokenize_text(NEUTRAL_FILE.read_text(encoding="utf-8"), tokenizer)[: min(MAX_NEUTRAL_TOKENS, positions)]
-    return Example(ids, prompt_length=1, cut=False)  # the first token follows nothing
+    return Example(ids, prompt_length=1, is_cut=False)  # the first token follows nothing

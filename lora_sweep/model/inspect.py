@@ -16,7 +16,9 @@ from typing import Any
 
 from lora_sweep.config.schema import Config, Train, config_from_json
 from lora_sweep.data.prompts import count_tokens, make_examples, tokenize_prompt
-from lora_sweep.data.rows import Row, Splits, load_splits, source_fingerprint
+from lora_sweep.data.rows import Row
+from lora_sweep.data.sources import source_fingerprint
+from lora_sweep.data.splits import Splits, load_splits
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts, facts_file, is_lasting, read_cached_facts
 from lora_sweep.runs.files import write_json
@@ -120,9 +122,9 @@ def inspect_data(config: Config, split: Splits | None, strict: bool) -> DataFact
     if split is None:
         return DataFacts(source)
     if not is_lasting(config) and config.data.hub_id and not config.data.path:
-        source = f"{config.data.hub_id}@rows:{split.fingerprint()}"
+        source = f"{config.data.hub_id}@rows:{split.compute_fingerprint()}"
     counts: dict[str, Any] = {
-        "rows_fingerprint": split.fingerprint(),
+        "rows_fingerprint": split.compute_fingerprint(),
         "rows_read": split.rows_read,
         "dropped": split.dropped,
         "train_rows": len(split.train),
@@ -146,8 +148,8 @@ def inspect_data(config: Config, split: Splits | None, strict: bool) -> DataFact
     return DataFacts(
         source,
         **counts,
-        cut_rows=sum(example.cut for example in train),
-        cut_validation_rows=sum(example.cut for example in validation),
+        cut_rows=sum(example.is_cut for example in train),
+        cut_validation_rows=sum(example.is_cut for example in validation),
         longest_prompt=max(prompts),
         train_tokens=count_tokens(train),
         longest_row=max(len(example.input_ids) for example in whole),

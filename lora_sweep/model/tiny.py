@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lora_sweep.data.prompts import write_prompt
-from lora_sweep.data.rows import make_tiny_records
+from lora_sweep.data.sources import make_tiny_records
 
 VOCAB_SIZE = 512
 TINY_ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -113,7 +113,7 @@ def concatenate_rows(
             ids += row.input_ids[shared:]
             positions += range(shared, len(row.input_ids))
             spans.append((start, len(row.input_ids) - shared, begin, shared))
-            for at, label in enumerate(row.labels(on)[1:]):
+            for at, label in enumerate(row.mask_labels(on)[1:]):
                 if label != IGNORED_LABEL:
                     key = (number, begin + at if at < shared else start + at - shared, label)
                     losses[key] = losses.get(key, 0.0) + block.weight

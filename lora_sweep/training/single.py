@@ -139,7 +139,7 @@ class Progress:
 
 def make_dataset(rows: list[Example], loss_on: str) -> Dataset:
     """TRL's pre-tokenized form: it neither adds tokens to such rows nor drops any."""
-    return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels(loss_on)} for row in rows])
+    return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.mask_labels(loss_on)} for row in rows])
 
 
 class ResponseTrainer(SFTTrainer):

@@ -9,7 +9,7 @@ from peft import PeftModel
 from lora_sweep.config.identity import canonical
 from lora_sweep.config.schema import Config, Data, Quant
 from lora_sweep.data.prompts import Example, make_examples
-from lora_sweep.data.rows import Splits, load_splits
+from lora_sweep.data.splits import Splits, load_splits
 from lora_sweep.generation.packed import find_flat_layout_problem
 from lora_sweep.messages import Voice
 from lora_sweep.model.device import Device, reset_peak_memory
@@ -24,7 +24,7 @@ class Shared:
         self.model, self.device = config.model, device
         self.tokenizer = load_tokenizer(config.model)
         self.split: Splits = load_splits(config.data)
-        self.rows_fingerprint = self.split.fingerprint()
+        self.rows_fingerprint = self.split.compute_fingerprint()
         self.tokenized: dict[str, list[Example]] = {}
         self.quant: Quant | None = None
         self.base: Any = None

@@ -15,7 +15,8 @@ import pytest
 from support.chromium import DESKTOP, PHONE, PICTURES, watch
 
 from lora_sweep.config.schema import Data
-from lora_sweep.data.rows import load_splits, make_tiny_records
+from lora_sweep.data.sources import make_tiny_records
+from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import EXIT_INTERRUPTED
 from lora_sweep.runs import files, results
 from sweep.report.analysis.comparison import baseline_of

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lora_sweep.config.schema import Config, Data, Model, Train, config_from_json
-from lora_sweep.data.rows import make_tiny_records
+from lora_sweep.data.sources import make_tiny_records
 from lora_sweep.errors import Refused
 from lora_sweep.model.inspect import check_settings
 from lora_sweep.runs.cache import cache_folder, made_once

@@ -25,16 +25,9 @@ from lora_sweep.data.prompts import (
     tokenize_response,
     write_prompt,
 )
-from lora_sweep.data.rows import (
-    Row,
-    Splits,
-    hash_share,
-    load_splits,
-    make_tiny_records,
-    read_records,
-    sample_records,
-    source_fingerprint,
-)
+from lora_sweep.data.rows import Row
+from lora_sweep.data.sources import make_tiny_records, read_records, sample_records, source_fingerprint
+from lora_sweep.data.splits import Splits, hash_share, load_splits
 from lora_sweep.errors import Refused
 
 Record = dict[str, Any]
@@ -389,7 +382,7 @@ def test_new_rows_move_no_old_one(tmp_path: Path, more: list[Record], seed: int,
 def test_no_prompt_is_in_two_splits(tmp_path: Path, more: list[Record], seed: int) -> None:
     same_prompts = [{**record, "description": f"another {n}"} for n, record in enumerate(make_tiny_records(40) + more)]
     split = load_splits(source(write(tmp_path, make_tiny_records(40) + more + same_prompts), split_seed=seed))
-    asked = [{row.asked for row in getattr(split, name)} for name in SPLITS]
+    asked = [{row.prompt_fields for row in getattr(split, name)} for name in SPLITS]
     assert not asked[0] & asked[1]
     assert not asked[0] & asked[2]
     assert not asked[1] & asked[2]
@@ -400,7 +393,7 @@ def test_the_order_of_the_file_changes_nothing(tmp_path: Path) -> None:
     split = load_splits(source(write(tmp_path, records)))
     turned = load_splits(source(write(tmp_path, records[::-1])))
     assert turned == split
-    assert turned.fingerprint() == split.fingerprint()
+    assert turned.compute_fingerprint() == split.compute_fingerprint()
 
 
 def test_the_seed_draws_another_split_and_the_fractions_are_kept() -> None:
@@ -420,7 +413,7 @@ def test_fractions_say_how_many_rows_are_held_out() -> None:
     assert 70 <= len(split.validation) <= 130
     more = load_splits(Data(name="tiny", tiny=2000, validation_fraction=0.05, test_fraction=0.3))
     assert 520 <= len(more.test) <= 680
-    assert more.fingerprint() != split.fingerprint()
+    assert more.compute_fingerprint() != split.compute_fingerprint()
 
 
 def with_column(count: int = 6) -> list[Record]:
@@ -476,11 +469,11 @@ FIELDS = ("product", "category", "description")
 @pytest.mark.parametrize("name", SPLITS)
 def test_the_fingerprint_sees_every_field_of_every_row(name: str, field: str) -> None:
     rows = {split: [Row(f"{split} {n}", "category", "text") for n in range(3)] for split in SPLITS}
-    fingerprints = {Splits(**rows, rows_read=9, dropped={}).fingerprint()}
+    fingerprints = {Splits(**rows, rows_read=9, dropped={}).compute_fingerprint()}
     for position in range(3):
         other = list(rows[name])
         other[position] = dataclasses.replace(other[position], **{field: "changed"})
-        fingerprints.add(Splits(**{**rows, name: other}, rows_read=9, dropped={}).fingerprint())
+        fingerprints.add(Splits(**{**rows, name: other}, rows_read=9, dropped={}).compute_fingerprint())
     assert len(fingerprints) == 4
 
 
@@ -495,9 +488,12 @@ def test_the_fingerprint_sees_a_row_added_removed_or_moved() -> None:
         ([one], [], []),
         ([], [], []),
     ]
-    fingerprints = {Splits(*rows, rows_read=2, dropped={}).fingerprint() for rows in splits}
+    fingerprints = {Splits(*rows, rows_read=2, dropped={}).compute_fingerprint() for rows in splits}
     assert len(fingerprints) == len(splits)
-    assert Splits([one], [two], [], 2, {}).fingerprint() == Splits([one], [two], [], 9, {"repeated": 7}).fingerprint()
+    assert (
+        Splits([one], [two], [], 2, {}).compute_fingerprint()
+        == Splits([one], [two], [], 9, {"repeated": 7}).compute_fingerprint()
+    )
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------
@@ -651,9 +647,9 @@ def test_a_tokenizer_s_own_first_token_is_kept_and_its_last_is_not(tokenizer: An
 
 
 def test_labels_leave_the_prompt_out_and_hold_the_end() -> None:
-    example = Example([10, 11, 12, 20, 21, 1], prompt_length=3, cut=False)
-    assert example.labels("response") == [IGNORED_LABEL, IGNORED_LABEL, IGNORED_LABEL, 20, 21, 1]
-    assert example.labels("all") == [10, 11, 12, 20, 21, 1]
+    example = Example([10, 11, 12, 20, 21, 1], prompt_length=3, is_cut=False)
+    assert example.mask_labels("response") == [IGNORED_LABEL, IGNORED_LABEL, IGNORED_LABEL, 20, 21, 1]
+    assert example.mask_labels("all") == [10, 11, 12, 20, 21, 1]
     assert IGNORED_LABEL == -100  # torch's and TRL's
 
 
@@ -664,12 +660,12 @@ def test_an_example_is_prompt_response_and_end(tokenizer: Any, template: str) ->
     rows = [Row(record["product"], record["category"], record["description"]) for record in make_tiny_records(5)]
     for row, made in zip(rows, make_examples(rows, data, tokenizer, 512), strict=True):
         prompt = tokenize_prompt(template, row.product, row.category, tokenizer)
-        counted = [label for label in made.labels("response") if label != IGNORED_LABEL]
+        counted = [label for label in made.mask_labels("response") if label != IGNORED_LABEL]
         assert made.input_ids[: made.prompt_length] == prompt
-        assert made.labels("response")[: made.prompt_length] == [IGNORED_LABEL] * len(prompt)
+        assert made.mask_labels("response")[: made.prompt_length] == [IGNORED_LABEL] * len(prompt)
         assert tokenizer.decode(counted) == row.description + choose_end_marker(data, template) + "<|end|>"
         assert counted[-1] == tokenizer.eos_token_id
-        assert not made.cut
+        assert not made.is_cut
 
 
 def test_rows_beyond_max_length_are_cut_and_say_so(tokenizer: Any) -> None:
@@ -677,11 +673,11 @@ def test_rows_beyond_max_length_are_cut_and_say_so(tokenizer: Any) -> None:
     whole = make_examples(rows, Data(), tokenizer, 10_000)
     length = len(whole[1].input_ids)
     made = make_examples(rows, Data(), tokenizer, length)
-    assert [example.cut for example in made] == [False, False, True]
+    assert [example.is_cut for example in made] == [False, False, True]
     assert made[:2] == whole[:2]
     assert made[2].input_ids == whole[2].input_ids[:length]
-    assert len(made[2].labels("response")) == length
-    assert made[2].labels("response")[-1] != tokenizer.eos_token_id
+    assert len(made[2].mask_labels("response")) == length
+    assert made[2].mask_labels("response")[-1] != tokenizer.eos_token_id
     assert count_tokens(made) == len(whole[0].input_ids) + 2 * length
 
 
@@ -713,6 +709,6 @@ def test_no_text_upsets_the_ids(tokenizer: Any, product: str, description: str, 
     assume(len(tokenize_prompt("qa", product, None, tokenizer)) < length)
     made = make_examples([Row(product, None, description)], data, tokenizer, length)[0]
     assert len(made.input_ids) <= length
-    assert made.cut == (made.input_ids[-1] != tokenizer.eos_token_id)
+    assert made.is_cut == (made.input_ids[-1] != tokenizer.eos_token_id)
     special = [i for i in made.input_ids if i in tokenizer.all_special_ids]
-    assert special == ([] if made.cut else [tokenizer.eos_token_id])
+    assert special == ([] if made.is_cut else [tokenizer.eos_token_id])

@@ -10,7 +10,7 @@ from support.here import HERE
 
 from lora_sweep.config.schema import Data, Eval, Lora, Model, Quant
 from lora_sweep.data.prompts import choose_end_marker, make_examples, tokenize_prompt
-from lora_sweep.data.rows import load_splits
+from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Preempted
 from lora_sweep.generation.packed import GenerationRequest, compute_member_losses, generate_pack, infer_with_adapters
 from lora_sweep.generation.single import compute_reference_losses, generate_texts

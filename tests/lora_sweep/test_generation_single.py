@@ -12,7 +12,7 @@ from support.here import HERE
 from lora_sweep.config.identity import SCORER_VERSION
 from lora_sweep.config.schema import Data, Eval, Lora, Model, Quant
 from lora_sweep.data.prompts import choose_end_marker, make_examples, tokenize_prompt, tokenize_text
-from lora_sweep.data.rows import load_splits
+from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Preempted
 from lora_sweep.generation.single import (
     NEUTRAL_FILE,
@@ -200,7 +200,7 @@ def test_reference_losses_are_the_responses_own(batch_size: int, tokenizer: Any)
         with torch.no_grad():
             loss = base(
                 input_ids=torch.tensor([row.input_ids], device=HERE.type),
-                labels=torch.tensor([row.labels("response")], device=HERE.type),
+                labels=torch.tensor([row.mask_labels("response")], device=HERE.type),
             ).loss  # transformers' own mean
         assert total / count == pytest.approx(float(loss), rel=1e-4)
 

@@ -14,7 +14,8 @@ from support.tiny_shapes import LAYER, hand_facts
 
 from lora_sweep.config.schema import Config, FixedPrompt, Lora, Model, Train, WheelFile
 from lora_sweep.data.prompts import make_examples
-from lora_sweep.data.rows import Row, load_splits
+from lora_sweep.data.rows import Row
+from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Refused
 from lora_sweep.facts import facts as facts_module
 from lora_sweep.facts.facts import DataFacts, Facts, ModelFacts, facts_file, facts_key, read_cached_facts
@@ -305,7 +306,7 @@ def test_data_facts_count_what_training_will_see() -> None:
     cut = [min(length, config.train.max_length) for length in lengths]
     assert found == DataFacts(
         fingerprint="tiny:40",
-        rows_fingerprint=split.fingerprint(),
+        rows_fingerprint=split.compute_fingerprint(),
         rows_read=40,
         dropped=split.dropped,
         train_rows=20,
@@ -315,7 +316,7 @@ def test_data_facts_count_what_training_will_see() -> None:
         train_tokens=sum(cut),
         longest_row=max(lengths),
         longest_prompt=max(example.prompt_length for example in held_out),
-        cut_validation_rows=sum(example.cut for example in held_out),
+        cut_validation_rows=sum(example.is_cut for example in held_out),
     )
     assert 0 < found.cut_rows <= 10
 

@@ -18,7 +18,7 @@ from support.here import HERE
 
 from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
 from lora_sweep.data.prompts import make_examples
-from lora_sweep.data.rows import load_splits
+from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Preempted
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.multi_lora.peft_format import attach_adapter

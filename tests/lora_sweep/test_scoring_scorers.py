@@ -495,7 +495,7 @@ def test_references_are_judged_with_the_rows_before_torch_is_there(tmp_path: Pat
 
 
 def test_the_prompts_are_of_the_split_and_one_without_rows_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    from lora_sweep.data.rows import load_splits
+    from lora_sweep.data.splits import load_splits
 
     chosen = config(split="test", prompts=2, fixed_prompts=[FixedPrompt("lamp")])
     split = load_splits(chosen.data)

@@ -13,7 +13,7 @@ from trl import SFTTrainer
 
 from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
 from lora_sweep.data.prompts import Example, make_examples
-from lora_sweep.data.rows import load_splits
+from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.generation.packed import find_flat_layout_problem
 from lora_sweep.model.device import Device

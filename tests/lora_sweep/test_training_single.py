@@ -11,7 +11,7 @@ from trl import SFTTrainer
 
 from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
 from lora_sweep.data.prompts import Example, make_examples
-from lora_sweep.data.rows import load_splits
+from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Diverged, Refused
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.model.sft_settings import make_sft_config

@@ -13,7 +13,7 @@ from test_training_packed import DATA, alone, copies, load, losses
 
 from lora_sweep.config.schema import Model, Quant
 from lora_sweep.data.prompts import Example, make_examples
-from lora_sweep.data.rows import load_splits
+from lora_sweep.data.splits import load_splits
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_tokenizer
 from lora_sweep.multi_lora.dequantize import dequantize_base

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lora_sweep.config.schema import Config, Data, Eval, Lora, Model, Quant, Tracking, Train, config_from_json
 from lora_sweep.data.prompts import tokenize_prompt
-from lora_sweep.data.rows import load_splits
+from lora_sweep.data.splits import load_splits
 from lora_sweep.generation.single import generate_texts
 from lora_sweep.messages import Job, Voice
 from lora_sweep.model.device import pick_device
@@ -114,7 +114,7 @@ def test_prompts_are_the_held_out_rows_and_the_fixed_ones(tmp_path: Path) -> Non
     assert [row["reference"] for row in generations] == [*(row.description for row in held_out), None]
     assert generations[2]["response_nll"] is None
     assert "Smooth Mouse, belonging to category: Mouse" in generations[2]["prompt"]
-    assert not {row.asked for row in held_out} & {row.asked for row in load_splits(config().data).train}
+    assert not {row.prompt_fields for row in held_out} & {row.prompt_fields for row in load_splits(config().data).train}
 
 
 OWN = """
