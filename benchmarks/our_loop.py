@@ -30,15 +30,15 @@ from benchmarks.cost_model import Layout, Shape  # noqa: E402
 from lora_sweep.config.schema import Config, config_from_json  # noqa: E402
 from lora_sweep.data.prompts import choose_end_marker, tokenize_prompt  # noqa: E402
 from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noqa: E402
-from lora_sweep.messages import Voice  # noqa: E402
+from lora_sweep.messages import Reporter  # noqa: E402
 from lora_sweep.model.device import Device, pick_device, read_peak_memory, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter, load_adapter  # noqa: E402
 from lora_sweep.training import packed  # noqa: E402
 from lora_sweep.training.single import Trained  # noqa: E402
-from lora_sweep.worker.resident import Shared  # noqa: E402
+from lora_sweep.worker.resident import Resident  # noqa: E402
 
-QUIET = Voice(tell=lambda event: None)
+QUIET = Reporter(lambda event: None)
 
 
 def main() -> None:
@@ -70,9 +70,9 @@ def main() -> None:
 
 def train(config: Config, target_modules: list[str], device: Device, steps: int, members: int) -> dict[str, Any]:
     """Train a pack, and say what was computed."""
-    shared = Shared(config, device)
-    rows = shared.examples("train", config.data, config.train.max_length)
-    base = shared.base_at(config.quant, QUIET)
+    resident = Resident(config, device)
+    rows = resident.tokenize_rows("train", config.data, config.train.max_length)
+    base = resident.provide_base(config.quant, QUIET)
     loaded = time.perf_counter() - STARTED
     settings = dataclasses.replace(config.train, max_steps=steps)
     pack = [
@@ -145,18 +145,18 @@ def shape_of(config: Any) -> Shape:
 
 def write(config: Config, adapters: list[Path], device: Device, prompts: int, max_new_tokens: int) -> dict[str, Any]:
     """Write the texts of a pack of adapters, all of them for the same prompts."""
-    shared = Shared(config, device)
+    resident = Resident(config, device)
     settings = dataclasses.replace(config.eval, max_new_tokens=max_new_tokens)
-    held_out = [(row.product, row.category) for row in shared.split.validation[: settings.prompts]]
+    held_out = [(row.product, row.category) for row in resident.split.validation[: settings.prompts]]
     asked = [*held_out, *((prompt.product, prompt.category) for prompt in settings.fixed_prompts)][:prompts]
-    ids = [tokenize_prompt(config.data.template, *pair, shared.tokenizer) for pair in asked]
-    base = shared.base_at(config.quant, QUIET)
+    ids = [tokenize_prompt(config.data.template, *pair, resident.tokenizer) for pair in asked]
+    base = resident.provide_base(config.quant, QUIET)
     loaded = time.perf_counter() - STARTED
     pack = [load_adapter(folder, device.type) for folder in adapters]
     marker = choose_end_marker(config.data, config.data.template)
     authors = [GenerationRequest(adapter, ids, marker) for adapter in pack]
     begun = time.perf_counter()
-    written, _ = generate_pack(base, shared.tokenizer, authors, settings, device)
+    written, _ = generate_pack(base, resident.tokenizer, authors, settings, device)
     spent = time.perf_counter() - begun
     return {
         "seconds": {"load": loaded, "write": spent},

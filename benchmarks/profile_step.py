@@ -16,12 +16,12 @@ sys.path.insert(0, str(ROOT))
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from benchmarks.fast import planned  # noqa: E402
-from lora_sweep.messages import Voice  # noqa: E402
+from lora_sweep.messages import Reporter  # noqa: E402
 from lora_sweep.model.device import pick_device  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
 from lora_sweep.training.packed import PackMember, train_pack  # noqa: E402
-from lora_sweep.worker.resident import Shared  # noqa: E402
+from lora_sweep.worker.resident import Resident  # noqa: E402
 
 PARTS = (  # what torch calls it, and what it is
     ("products", ("aten::mm", "aten::addmm", "aten::addmm_", "aten::_int_mm", "aten::linear")),
@@ -41,9 +41,9 @@ def main(overrides: list[str]) -> None:
     trial = next(trial for trial in plan.trials if trial.kind == "trial")
     config, device = trial.config, pick_device()
     quiet_libraries()
-    shared = Shared(config, device)
-    base = shared.base_at(config.quant, Voice(tell=lambda event: None))
-    rows = shared.examples("train", config.data, config.train.max_length)
+    resident = Resident(config, device)
+    base = resident.provide_base(config.quant, Reporter(lambda event: None))
+    rows = resident.tokenize_rows("train", config.data, config.train.max_length)
     adapter, _ = create_adapter(base, config.lora, trial.target_modules, config.seed)
     member = PackMember(adapter, rows, dataclasses.replace(config.train, max_steps=2), config.seed)
     with tempfile.TemporaryDirectory() as scratch:

@@ -4,7 +4,7 @@
     ├── Refused     wrong input, found before any weight is loaded    exit 78
     ├── Diverged    a loss or gradient stopped being a finite number  the trial's status
     ├── Preempted   a signal asked to stop: what is done is saved     the trial goes on later
-    └── Apart       what trials did together failed                   each of them runs again, alone
+    └── PackFailed  the common work of a pack failed                  each trial of it runs again, alone
 
 Anything else that a trial raises is caught by the worker and becomes that trial's status and reason.
 """
@@ -44,8 +44,8 @@ class Preempted(SweepError):
     """A trial stopped because a signal asked for it. The message says where it will go on."""
 
 
-class Apart(SweepError):
-    """A pack failed in what its members do together, which is no member's fault: each is to run alone."""
+class PackFailed(SweepError):
+    """The common work of a pack failed. No member is known to be the cause, so each runs again, alone."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:

@@ -1,119 +1,140 @@
-"""What an orchestrator and a worker say to each other: a pack of jobs in, events out, a JSON line each.
+"""The messages between an orchestrator and its workers, and the two sides of a worker: its process and its runner.
 
-A message is ``{"jobs": [job, ...]}``; an event about a trial has its ``trial_id`` and ``eval_id``. Imports no torch.
+A worker reads one JSON line for each pack, ``{"jobs": [job, ...]}``, and ``{"end": true}`` after the last. It writes
+one JSON line for each event; an event about a trial holds ``trial_id`` and ``eval_id``. Imports no torch.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lora_sweep.config.schema import Config, Eval, Train, config_from_json
 
 STAGES = ("train", "evaluate")
+Event = dict[str, str | int | float | None]
+Facts = dict[str, Any]  # identity, fingerprints, trainable_params, total_params, data: a part of result.json
 
 
 @dataclass(frozen=True)
 class Job:
-    """One trial to run, and what planning already knows about it.
+    """One trial to run, with what planning knows about it.
 
     Attributes:
-        facts: identity, fingerprints, trainable_params, total_params, data.
-        stages: which of STAGES to run now, in order; one whose outcome is there is passed over.
-        halvings: how often memory ran out in each stage, where that halves its batch.
-        setbacks: how often a worker died over this trial.
+        facts: what planning knows; the trial's result.json repeats it.
+        stages: those of STAGES to run now, in this order. A stage that already has a result is skipped.
+        halvings: stage: how often its batch size is halved because memory ran out.
+        failed_attempts: how many workers died while they ran this trial.
     """
 
     trial_id: str
     eval_id: str
-    kind: str
+    kind: str  # trial or baseline
     label: str
     config: Config
     target_modules: list[str]
-    facts: dict[str, Any]
+    facts: Facts
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     halvings: dict[str, int] = field(default_factory=dict)
-    setbacks: int = 0
+    failed_attempts: int = 0
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Job":
-        return cls(**{**value, "config": config_from_json(value["config"])})
+    def from_json(cls, content: dict[str, Any]) -> "Job":
+        return cls(**{**content, "config": config_from_json(content["config"])})
 
     @property
-    def settings(self) -> Train:
-        """The training's settings, with the same effective batch in smaller parts where memory ran out."""
-        return with_halved_batch(self.config.train, self.halvings.get("train", 0))
+    def train_settings(self) -> Train:
+        """The settings of the training. Where memory ran out, the same effective batch is split into smaller parts."""
+        return halve_batch(self.config.train, self.halvings.get("train", 0))
 
     @property
-    def decoding(self) -> Eval:
-        """How texts are written, fewer at once where memory ran out."""
+    def eval_settings(self) -> Eval:
+        """The settings of the evaluation. Where memory ran out, fewer texts are generated at once."""
         settings = self.config.eval
-        return dataclasses.replace(settings, batch_size=max(1, settings.batch_size >> self.halvings.get("evaluate", 0)))
+        batch_size = settings.batch_size >> self.halvings.get("evaluate", 0)
+        return dataclasses.replace(settings, batch_size=max(1, batch_size))
 
     @property
     def ids(self) -> dict[str, str]:
         return {"trial_id": self.trial_id, "eval_id": self.eval_id, "kind": self.kind}
 
 
-def with_halved_batch(train: Train, halvings: int) -> Train:
-    """The same effective batch from smaller parts: an odd part is not halved."""
+def halve_batch(train: Train, halvings: int) -> Train:
+    """Halve the batch of one device and double the accumulation steps, ``halvings`` times or until the batch is odd."""
     for _ in range(halvings):
         if train.per_device_train_batch_size % 2:
             break
-        size, parts = train.per_device_train_batch_size // 2, train.gradient_accumulation_steps * 2
-        train = dataclasses.replace(train, per_device_train_batch_size=size, gradient_accumulation_steps=parts)
+        batch_size, accumulation_steps = train.per_device_train_batch_size // 2, train.gradient_accumulation_steps * 2
+        train = dataclasses.replace(
+            train, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation_steps
+        )
     return train
 
 
 @dataclass(frozen=True)
-class Voice:
-    """How a trial speaks while it runs.
+class Failure:
+    """How a stage of a trial ended when it did not complete.
 
     Attributes:
-        tell: sends an event; any event counts as progress.
-        stop: whether a signal asked to stop: then raise Preempted as soon as what is done is saved.
+        status: ``diverged``, ``preempted``, ``oom`` or ``failed``.
+        reason: why, in words.
     """
 
-    tell: Callable[[dict[str, Any]], None]
-    stop: Callable[[], bool] = lambda: False
-
-    def about(self, job: Job) -> "Voice":
-        """The same, but each event says which trial it is about."""
-        ids = {"trial_id": job.trial_id, "eval_id": job.eval_id}
-        return dataclasses.replace(self, tell=lambda event: self.tell({**event, **ids}))
-
-    def say(self, text: str) -> None:
-        """A line for people."""
-        self.tell({"event": "say", "text": text})
-
-    def phase(self, name: str) -> None:
-        """``loading``, ``training`` or ``writing``."""
-        self.tell({"event": "phase", "phase": name})
-
-    def step(self, step: int, steps: int, **numbers: float | None) -> None:
-        """Progress within a phase, with ``loss`` and ``tokens_per_second`` where there are such."""
-        self.tell({"event": "step", "step": step, "steps": steps, **numbers})
+    status: str
+    reason: str
 
 
-class Line(Protocol):
-    """What a worker does with a pack of jobs: the straight line of ``lora_sweep.worker.trial``, or a script in a test.
+@dataclass(frozen=True)
+class Reporter:
+    """How a running trial reports its progress, and learns that it has to stop.
 
-    Each stage of each job writes its files, its result.json last, and raises whatever goes wrong with that job. What
-    a pack does together, the line does in the first call of a stage, for whichever job; the calls for the others then
-    save or raise what came of theirs. Where the common work itself fails the line raises Apart.
+    Attributes:
+        send_event: sends an event to the orchestrator, for which every event is a sign of life.
+        is_stop_requested: whether a signal asked the worker to stop. A trial then saves, and raises Preempted.
+        capture_output: a context in which everything that the process prints goes to the log of the trial.
     """
 
-    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
-        """Told before the first stage which jobs come in this pack, also of one. Does no work and raises nothing."""
+    send_event: Callable[[Event], None]
+    is_stop_requested: Callable[[], bool] = lambda: False
+    capture_output: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
-    def train(self, job: Job, voice: Voice) -> None: ...
+    def bind_job(self, job: Job, capture_output: Callable[[], AbstractContextManager[None]]) -> "Reporter":
+        """The same reporter for one trial: its events hold the trial's ids, and its texts go to the trial's log."""
+        ids: Event = {"trial_id": job.trial_id, "eval_id": job.eval_id}
+        return Reporter(lambda event: self.send_event({**event, **ids}), self.is_stop_requested, capture_output)
 
-    def evaluate(self, job: Job, voice: Voice) -> None: ...
+    def report_text(self, text: str) -> None:
+        """Report a line for people."""
+        with self.capture_output():
+            self.send_event({"event": "say", "text": text})
 
-    def failed(self, job: Job, status: str, reason: str) -> None:
-        """Told once, after a stage ended other than complete and its result was written.
+    def report_phase(self, phase: str) -> None:
+        """Report that a phase begins: ``loading``, ``training`` or ``writing``."""
+        self.send_event({"event": "phase", "phase": phase})
 
-        A job whose pack was taken apart has no result, and is told as ``preempted``: it goes on in another process.
+    def report_step(self, step: int, steps: int, **numbers: float | None) -> None:
+        """Report that ``step`` of ``steps`` is done, with ``loss`` and ``tokens_per_second`` where they are known."""
+        self.send_event({"event": "step", "step": step, "steps": steps, **numbers})
+
+
+class Runner(Protocol):
+    """What a worker does with a pack of jobs: ``lora_sweep.worker.pack`` trains models, a test runs a script.
+
+    ``train`` and ``evaluate`` run one stage. They yield each job once, as soon as its stage has ended: with None when
+    its result.json is written, else with its failure. An exception that leaves the iterator is a failure of the work
+    that the jobs do together: it ends the stage of every job that was not yielded before.
+    """
+
+    def train(self, jobs: Sequence[Job], reporters: Sequence[Reporter]) -> Iterator[tuple[Job, Failure | None]]: ...
+
+    def evaluate(self, jobs: Sequence[Job], reporters: Sequence[Reporter]) -> Iterator[tuple[Job, Failure | None]]: ...
+
+    def mirror_failure(self, job: Job, failure: Failure) -> None:
+        """Show a failure in the tracker. Called once, after the failure is written.
+
+        A job whose pack was split has no result yet: it is mirrored as ``preempted`` and goes on in another process.
         """
 
     def is_out_of_memory(self, error: BaseException) -> bool: ...

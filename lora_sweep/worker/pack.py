@@ -1,179 +1,245 @@
-"""The straight line of a worker: base once, then adapters, texts, scores, results; a pack's common work once.
+"""A pack of trials: they use one base model, train together and generate together.
 
-What fails in the common work takes the pack apart; what fails in a trial's own part is that trial's outcome.
+An error in a trial's own part is a failure of that trial. An error in the common work leaves the iterator, and
+``worker.loop`` splits the pack. A trial that a pack cannot train or generate exactly as the libraries do runs after
+the pack, with TRL or PEFT.
 """
 
 import contextlib
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_sweep.config.identity import canonical
-from lora_sweep.errors import Apart, Preempted
 from lora_sweep.generation.packed import GenerationRequest, compute_member_losses, generate_pack, infer_with_adapters
 from lora_sweep.generation.single import tokenize_neutral_text
-from lora_sweep.messages import Job, Voice
-from lora_sweep.model.device import is_out_of_memory, pick_device, reset_peak_memory
+from lora_sweep.messages import Failure, Job, Reporter
+from lora_sweep.model.device import Device, is_out_of_memory, pick_device, reset_peak_memory
 from lora_sweep.model.load import quiet_libraries
-from lora_sweep.multi_lora.linear import Adapter
 from lora_sweep.runs import files
+from lora_sweep.runs.provenance import now
 from lora_sweep.training.packed import train_pack
-from lora_sweep.worker.resident import Shared, shared_key
-from lora_sweep.worker.trial import Texts, Trial, open_run
+from lora_sweep.worker.evaluation import (
+    Evaluation,
+    EvaluationTexts,
+    generate_single,
+    prepare_evaluation,
+    write_evaluation,
+)
+from lora_sweep.worker.outcomes import attempt_step, describe_failure
+from lora_sweep.worker.resident import Resident, make_resident_key
+from lora_sweep.worker.tracker_runs import TrackerRuns
+from lora_sweep.worker.trial import (
+    PackTraining,
+    SingleTraining,
+    TrialTask,
+    plan_training,
+    train_single,
+    write_baseline,
+    write_pack_training,
+)
 
-DECODING = ("max_new_tokens", "do_sample", "temperature", "top_p", "batch_size")
+DECODING_SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_p", "batch_size")
+Outcome = tuple[Job, Failure | None]
+Value = TypeVar("Value")
 
 
-class StraightLine:
-    """A ``jobs.Line``: trains, generates, scores, and mirrors to a tracker."""
+class PackRunner:
+    """The ``messages.Runner`` that trains models: one base, then adapters, texts, scores and results.
+
+    A base local to a generator would stay in memory as long as the generator is suspended. So the work on a whole pack
+    and the work on single trials, which may have to load the base anew, are generators of their own.
+    """
 
     def __init__(self, runs: Path, sweep: str) -> None:
         quiet_libraries()
-        self.runs, self.sweep, self.device = runs, sweep, pick_device()
-        self.key: str | None = None
-        self.held: Shared | None = None
-        self.jobs: list[tuple[Job, Voice]] = []
-        self.trials: dict[str, Trial] = {}
-
-    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
-        self.jobs = list(zip(jobs, voices, strict=True))
-        self.trials = {}
-
-    def train(self, job: Job, voice: Voice) -> None:
-        trial = self.trial(job, voice)
-        if job.kind == "trial" and trial.trained is None and not trial.why_trl:
-            self.train_members(trial)
-        trial.train()
-
-    def evaluate(self, job: Job, voice: Voice) -> None:
-        trial = self.trial(job, voice)
-        if trial.written is None:
-            self.write_members(trial)
-        trial.evaluate()
-
-    def failed(self, job: Job, status: str, reason: str) -> None:
-        trial = self.trials.pop(job.trial_id, None)
-        run = trial.run if trial else None
-        if status != "preempted":
-            (run or open_run(job, self.runs, self.sweep)).fail(status, reason)
-        elif run is not None:
-            run.fail(status, reason)
+        self.runs, self.device = runs, pick_device()
+        self.tracker_runs = TrackerRuns(runs, sweep)
+        self.resident: Resident | None = None
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return is_out_of_memory(error)
 
-    def trial(self, job: Job, voice: Voice) -> Trial:
-        """A job's trial, made at its first stage."""
-        if job.trial_id not in self.trials or self.trials[job.trial_id].job is not job:
-            self.trials[job.trial_id] = Trial(job, self.runs, self.sweep, self.shared(job), voice)
-        return self.trials[job.trial_id]
+    def mirror_failure(self, job: Job, failure: Failure) -> None:
+        self.tracker_runs.mirror_failure(job, failure)
 
-    def shared(self, job: Job) -> Shared:
-        """What this job shares with the last one, or what it begins with."""
-        key = shared_key(job.config)
-        if self.key != key or self.held is None:
-            self.key, self.held, self.trials = None, None, {}  # freed before the next one is loaded
-            self.held = Shared(job.config, self.device)
-            self.key = key
-        if self.held.rows_fingerprint != job.facts["data"]["rows_fingerprint"]:
-            self.key = None
-            raise RuntimeError(f"the rows of data {job.config.data.name} changed after planning: run the command again")
-        return self.held
-
-    def members(self, first: Trial, wanted: Callable[[Trial], bool]) -> list[Trial]:
-        """The trials of the pack that take part in a stage's common work; ``first`` is one of them."""
-        found = []
-        for job, voice in self.jobs:
-            try:
-                trial = self.trial(job, voice)
-            except Exception:  # noqa: BLE001 - it is raised again, and becomes an outcome, in the job's own stage
-                continue
-            if trial is first or wanted(trial):
-                found.append(trial)
-        return found or [first]
+    def attempt(self, task: TrialTask, step: Callable[[], Value]) -> Value | Failure:
+        """Run a step of one trial; an exception becomes its failure."""
+        return attempt_step(step, task.reporter, is_out_of_memory)
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def train_members(self, first: Trial) -> None:
-        """Train what waits of the pack; how each training ended is left in its trial."""
+    def train(self, jobs: Sequence[Job], reporters: Sequence[Reporter]) -> Iterator[Outcome]:
+        """Write the results of baselines, train the trials that can train in a pack, then the others with TRL."""
+        tasks = yield from self.open_tasks(jobs, reporters)
+        for task in tasks:
+            if task.job.kind == "baseline":
+                yield task.job, self.attempt(task, partial(write_baseline, task))
+        trials = [task for task in tasks if task.job.kind == "trial"]
+        single_trainings = yield from self.train_together(trials)
+        for training in single_trainings:
+            yield training.task.job, self.attempt(training.task, partial(train_single, training))
+
+    def train_together(self, tasks: Sequence[TrialTask]) -> Generator[Outcome, None, list[SingleTraining]]:
+        """Train the trials that can train in a pack. Returns the others."""
+        if not tasks:
+            return []
+        base = self.attempt(tasks[0], partial(self.provide_base, tasks[0], tasks[0].job.config.quant.bits))
+        if isinstance(base, Failure):
+            yield from [(task.job, base) for task in tasks]
+            return []
+        pack: list[PackTraining] = []
+        single_trainings: list[SingleTraining] = []
+        for task in tasks:
+            training = self.attempt(task, partial(plan_training, task, base))
+            if isinstance(training, Failure):
+                yield task.job, training
+            elif isinstance(training, SingleTraining):
+                single_trainings.append(training)
+            else:
+                pack.append(training)
+        if pack:
+            with self.drop_base_on_error(), tempfile.TemporaryDirectory() as scratch:
+                trained = train_pack(base, [training.member for training in pack], self.device, Path(scratch))
+            for training, ending in zip(pack, trained, strict=True):
+                job = training.task.job
+                if isinstance(ending, Exception):
+                    yield job, describe_failure(ending, is_out_of_memory)
+                else:
+                    step = partial(write_pack_training, training, ending, len(pack))
+                    yield job, self.attempt(training.task, step)
+        return single_trainings
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, jobs: Sequence[Job], reporters: Sequence[Reporter]) -> Iterator[Outcome]:
+        """Generate, score and write results: for the trials that can generate in a pack, then for the others."""
+        tasks = yield from self.open_tasks(jobs, reporters)
+        single_evaluations = yield from self.evaluate_together(tasks)
+        for evaluation in single_evaluations:
+            reset_peak_memory(self.device)
+            yield evaluation.task.job, self.attempt(evaluation.task, partial(evaluate_single, evaluation))
+
+    def evaluate_together(self, tasks: Sequence[TrialTask]) -> Generator[Outcome, None, list[Evaluation]]:
+        """Evaluate the trials that can generate in a pack. Returns the others."""
+        if not tasks:
+            return []
+        base = self.attempt(tasks[0], partial(self.provide_base, tasks[0], tasks[0].job.config.eval_bits()))
+        if isinstance(base, Failure):
+            yield from [(task.job, base) for task in tasks]
+            return []
+        groups: dict[str, list[Evaluation]] = {}  # evaluations that decode alike generate together
+        single_evaluations: list[Evaluation] = []
+        for task in tasks:
+            evaluation = self.attempt(task, partial(prepare_evaluation, task, base))
+            if isinstance(evaluation, Failure):
+                yield task.job, evaluation
+            elif evaluation.peft_reason:
+                single_evaluations.append(evaluation)
+            else:
+                decoding = {key: getattr(task.job.eval_settings, key) for key in DECODING_SETTINGS}
+                groups.setdefault(canonical(decoding), []).append(evaluation)
+        for group in groups.values():
+            with self.drop_base_on_error():
+                generated = generate_together(base, group, self.device)
+            for evaluation, texts in zip(group, generated, strict=True):
+                step = partial(write_evaluation, evaluation, texts)
+                yield evaluation.task.job, self.attempt(evaluation.task, step)
+        return single_evaluations
+
+    # --- what stays loaded -------------------------------------------------------------------------------------------
+
+    def open_tasks(
+        self, jobs: Sequence[Job], reporters: Sequence[Reporter]
+    ) -> Generator[Outcome, None, list[TrialTask]]:
+        """Load the tokenizer and the rows of each job, unless they are loaded. Yields the jobs where that fails."""
+        tasks = []
+        for job, reporter in zip(jobs, reporters, strict=True):
+            resident = attempt_step(partial(self.provide_resident, job), reporter, is_out_of_memory)
+            if isinstance(resident, Failure):
+                yield job, resident
+            else:
+                folder = files.trial_folder(self.runs, job.trial_id)
+                tasks.append(TrialTask(job, reporter, folder, resident, self.tracker_runs))
+        return tasks
+
+    def provide_resident(self, job: Job) -> Resident:
+        """What stays loaded between trials, for this job.
+
+        Raises:
+            RuntimeError: the data has other rows than planning saw.
+        """
+        if self.resident is None or self.resident.key != make_resident_key(job.config):
+            self.resident = None  # this frees the old base before the next one is loaded
+            self.resident = Resident(job.config, self.device)
+        if self.resident.rows_fingerprint != job.facts["data"]["rows_fingerprint"]:
+            self.resident = None
+            raise RuntimeError(f"the rows of data {job.config.data.name} changed after planning: run the command again")
+        return self.resident
+
+    def provide_base(self, task: TrialTask, bits: int | None) -> Any:
+        """The base model of a stage, at ``bits`` as configured. The stage's peak of memory is counted from here.
+
+        Raises:
+            Preempted: a signal asked for a stop.
+        """
         reset_peak_memory(self.device)
-        waiting = self.members(
-            first, lambda t: t.job.kind == "trial" and t.trained is None and not t.why_trl and not t.is_trained
-        )
-        base = first.shared.base_at(first.job.config.quant, first.voice)
-        first.obey()
-        for trial in waiting:
-            try:
-                trial.begin(base)
-            except Exception as error:  # noqa: BLE001 - its own stage raises it
-                trial.trained = error
-        packed = [(trial, trial.member) for trial in waiting if trial.member is not None]
-        if not packed:
-            return
-        with self.common(first.shared), tempfile.TemporaryDirectory() as scratch:
-            ended = train_pack(base, [member for _, member in packed], self.device, Path(scratch))
-        for (trial, _), outcome in zip(packed, ended, strict=True):
-            trial.trained, trial.pack = outcome, len(packed)
-
-    # --- texts -------------------------------------------------------------------------------------------------------
-
-    def write_members(self, first: Trial) -> None:
-        """Write the texts that wait, of the pack's trials that are trained; what came of it is left in each."""
-        reset_peak_memory(self.device)
-        waiting = self.members(first, lambda trial: trial.written is None and trial.is_trained)
-        config = first.job.config
-        base = first.shared.base_at(dataclasses.replace(config.quant, bits=config.eval_bits()), first.voice)
-        first.obey()
-        alike: dict[str, list[tuple[Trial, Adapter | None]]] = {}
-        for trial in waiting:
-            try:
-                adapter = trial.read_adapter(base)
-            except Exception as error:  # noqa: BLE001 - its own stage raises it
-                trial.written = error
-                continue
-            if not trial.why_trl:
-                how = {key: getattr(trial.job.decoding, key) for key in DECODING}
-                alike.setdefault(canonical(how), []).append((trial, adapter))
-        with self.common(first.shared):
-            for group in alike.values():
-                self.write_group(base, [trial for trial, _ in group], [adapter for _, adapter in group])
-
-    def write_group(self, base: Any, trials: list[Trial], adapters: list[Adapter | None]) -> None:
-        """Write for trials that decode alike."""
-        device, stop = self.device, trials[0].voice.stop
-        settings, tokenizer = trials[0].job.decoding, trials[0].shared.tokenizer
-        neutral = tokenize_neutral_text(base, tokenizer)
-        losses = []
-        with infer_with_adapters(base, adapters, device) as blocks:
-            for number, trial in enumerate(trials):
-                rows = trial.reference_rows
-                known = compute_member_losses(base, blocks, number, rows, settings.batch_size, device, stop)
-                losses.append((known, compute_member_losses(base, blocks, number, [neutral], 1, device, stop)[0]))
-        authors = [
-            GenerationRequest(adapter, trial.prompts, trial.marker, trial.job.config.seed)
-            for trial, adapter in zip(trials, adapters, strict=True)
-        ]
-
-        def on_text(author: int, done: int) -> None:
-            trials[author].voice.step(done, len(authors[author].prompts))
-
-        texts, seconds = generate_pack(base, tokenizer, authors, settings, device, on_text, stop)
-        for number, trial in enumerate(trials):
-            known, (total, count) = losses[number]
-            forgotten = total / count if math.isfinite(total) else None
-            trial.written = Texts(texts[number], known, forgotten, seconds[number])
+        base = task.resident.provide_base(dataclasses.replace(task.job.config.quant, bits=bits), task.reporter)
+        task.raise_on_stop()
+        return base
 
     @contextlib.contextmanager
-    def common(self, shared: Shared) -> Iterator[None]:
-        """Around what a pack does together: whatever breaks off there takes it apart, and costs the base."""
+    def drop_base_on_error(self) -> Iterator[None]:
+        """Forget the base when common work fails within this: it can leave adapters and hooks on it."""
         try:
             yield
-        except BaseException as error:
-            shared.drop()
-            full = isinstance(error, OSError) and error.errno in files.DISK_ERRORS
-            if full or isinstance(error, Preempted) or not isinstance(error, Exception):
-                raise
-            raise Apart(f"{type(error).__name__}: {error}") from error
+        except BaseException:
+            if self.resident is not None:
+                self.resident.drop_base()
+            raise
+
+
+def evaluate_single(evaluation: Evaluation) -> None:
+    """Generate with PEFT for one trial, and write its evaluation."""
+    evaluation = dataclasses.replace(evaluation, started=now())
+    write_evaluation(evaluation, generate_single(evaluation))
+
+
+def generate_together(base: Any, evaluations: Sequence[Evaluation], device: Device) -> list[EvaluationTexts]:
+    """Generate the texts of evaluations that decode alike, and compute their losses.
+
+    Raises:
+        Preempted: a signal asked for a stop.
+    """
+    task = evaluations[0].task
+    settings, tokenizer, stop = task.job.eval_settings, task.resident.tokenizer, task.reporter.is_stop_requested
+    neutral_example = tokenize_neutral_text(base, tokenizer)
+    losses: list[tuple[list[tuple[float, int]], float | None]] = []
+    with infer_with_adapters(base, [evaluation.adapter for evaluation in evaluations], device) as blocks:
+        for member, evaluation in enumerate(evaluations):
+            rows = evaluation.reference_rows
+            row_sums = compute_member_losses(base, blocks, member, rows, settings.batch_size, device, stop)
+            ((neutral_sum, tokens),) = compute_member_losses(base, blocks, member, [neutral_example], 1, device, stop)
+            losses.append((row_sums, neutral_sum / tokens if math.isfinite(neutral_sum) else None))
+    requests = [
+        GenerationRequest(
+            evaluation.adapter,
+            [prompt.token_ids for prompt in evaluation.prompts],
+            evaluation.end_marker,
+            evaluation.task.job.config.seed,
+        )
+        for evaluation in evaluations
+    ]
+
+    def report_text(member: int, done: int) -> None:
+        evaluations[member].task.reporter.report_step(done, len(evaluations[member].prompts))
+
+    texts, seconds = generate_pack(base, tokenizer, requests, settings, device, report_text, stop)
+    return [
+        EvaluationTexts(member_texts, row_sums, neutral, member_seconds)
+        for member_texts, member_seconds, (row_sums, neutral) in zip(texts, seconds, losses, strict=True)
+    ]

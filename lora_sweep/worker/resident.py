@@ -1,4 +1,4 @@
-"""What the trials of one worker share: tokenizer, rows, their token ids, and the one base that is loaded."""
+"""What stays in a worker's memory from one trial to the next: tokenizer, rows, their token ids, and one base model."""
 
 import dataclasses
 import time
@@ -11,63 +11,67 @@ from lora_sweep.config.schema import Config, Data, Quant
 from lora_sweep.data.prompts import Example, make_examples
 from lora_sweep.data.splits import Splits, load_splits
 from lora_sweep.generation.packed import find_flat_layout_problem
-from lora_sweep.messages import Voice
+from lora_sweep.messages import Reporter
 from lora_sweep.model.device import Device, reset_peak_memory
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer, stored_bits
 from lora_sweep.multi_lora.dequantize import dequantize_base
 
 
-class Shared:
-    """What trials of one model and one split share: tokenizer, rows, token ids, and the one base that is loaded."""
+class Resident:
+    """The tokenizer, the rows and the base model that trials of one model and one data split use one after another."""
 
     def __init__(self, config: Config, device: Device) -> None:
+        self.key = make_resident_key(config)
         self.model, self.device = config.model, device
         self.tokenizer = load_tokenizer(config.model)
         self.split: Splits = load_splits(config.data)
         self.rows_fingerprint = self.split.compute_fingerprint()
-        self.tokenized: dict[str, list[Example]] = {}
-        self.quant: Quant | None = None
-        self.base: Any = None
-        self.signature: Any = None
-        self.trouble: str | None = None  # with packs of the base at hand; empty: it was looked for and not found
+        self._examples: dict[str, list[Example]] = {}  # by split, form of the prompt and length
+        self._base: Any = None
+        self._quant: Quant | None = None
+        self._signature: Any = None
+        self._pack_problem: str | None = None  # of the loaded base; empty when there is none, None before the test
 
-    def examples(self, split: str, data: Data, max_length: int) -> list[Example]:
-        """The rows of a split as token ids, made once for each form of the prompt."""
+    def tokenize_rows(self, split: str, data: Data, max_length: int) -> list[Example]:
+        """The rows of a split as token ids. They are made once for each form of the prompt."""
         key = canonical([split, data.template, data.end_marker, max_length])
-        if key not in self.tokenized:
-            self.tokenized[key] = make_examples(getattr(self.split, split), data, self.tokenizer, max_length)
-        return self.tokenized[key]
+        if key not in self._examples:
+            self._examples[key] = make_examples(getattr(self.split, split), data, self.tokenizer, max_length)
+        return self._examples[key]
 
-    def base_at(self, quant: Quant, voice: Voice) -> Any:
-        """The base with ``quant``'s weights, without an adapter; loaded where it is not the one at hand, untouched."""
-        if self.quant != quant or base_signature(self.base) != self.signature:
-            self.drop()
-            reset_peak_memory(self.device)  # and with it the old one's memory, before the next one is loaded
-            voice.phase("loading")
+    def provide_base(self, quant: Quant, reporter: Reporter) -> Any:
+        """The base model, quantized as ``quant`` says, without an adapter. Loads it unless it is loaded already."""
+        if self._quant != quant or base_signature(self._base) != self._signature:
+            self.drop_base()
+            reset_peak_memory(self.device)  # this frees the old base before the new one is loaded
+            reporter.report_phase("loading")
             started = time.perf_counter()
-            self.base = load_base(self.model, quant, self.device)
-            kept = " and dequantized it once" if dequantize_base(self.base, quant, self.device) else ""
-            self.quant, self.signature, self.trouble = quant, base_signature(self.base), None
-            bits = stored_bits(quant.bits, self.device)
-            voice.say(f"loaded {self.model.name} at {bits} bits{kept} in {time.perf_counter() - started:.1f} s")
-        return self.base
+            self._base = load_base(self.model, quant, self.device)
+            dequantized = " and dequantized it once" if dequantize_base(self._base, quant, self.device) else ""
+            self._quant, self._signature, self._pack_problem = quant, base_signature(self._base), None
+            bits, seconds = stored_bits(quant.bits, self.device), time.perf_counter() - started
+            reporter.report_text(f"loaded {self.model.name} at {bits} bits{dequantized} in {seconds:.1f} s")
+        return self._base
 
-    def no_packs(self, rows: list[Example]) -> str | None:
-        """Why trials on the base at hand take TRL's way; looked for once. None: packs give the same."""
-        if self.trouble is None:
-            self.trouble = find_flat_layout_problem(self.base, rows, self.device) or ""
-        return self.trouble or None
+    def find_pack_problem(self, rows: list[Example]) -> str | None:
+        """Why trials on the loaded base cannot run in a pack. None: a pack computes what the libraries compute.
 
-    def release(self, model: PeftModel) -> None:
-        """Take the adapter off. A base that is not as before is loaded anew by the next ``base_at``."""
-        self.base = model.unload()
+        ``rows`` are what the base is tested with, once.
+        """
+        if self._pack_problem is None:
+            self._pack_problem = find_flat_layout_problem(self._base, rows, self.device) or ""
+        return self._pack_problem or None
 
-    def drop(self) -> None:
-        """Forget the base: a training that broke off can leave hooks on it, which no signature shows."""
-        self.base, self.quant = None, None
+    def detach_adapter(self, model: PeftModel) -> None:
+        """Take the adapter off the base. When this changes the base, the next ``provide_base`` loads it anew."""
+        self._base = model.unload()
+
+    def drop_base(self) -> None:
+        """Forget the base. A training that failed can leave hooks on it, which its signature does not show."""
+        self._base, self._quant = None, None
 
 
-def shared_key(config: Config) -> str:
-    """Equal for configs that can use one :class:`Shared`: the form of a prompt is a trial's own."""
+def make_resident_key(config: Config) -> str:
+    """A text that is equal for configurations that can use one :class:`Resident`. Prompts may have different forms."""
     data = dataclasses.replace(config.data, template="alpaca", end_marker=None)
     return canonical([dataclasses.asdict(config.model), dataclasses.asdict(data)])

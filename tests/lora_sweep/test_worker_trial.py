@@ -17,7 +17,7 @@ from lora_sweep.config.schema import Config, Data, Eval, Lora, Model, Quant, Tra
 from lora_sweep.data.prompts import tokenize_prompt
 from lora_sweep.data.splits import load_splits
 from lora_sweep.generation.single import generate_texts
-from lora_sweep.messages import Job, Voice
+from lora_sweep.messages import Job, Reporter
 from lora_sweep.model.device import pick_device
 from lora_sweep.model.inspect import inspect_trial
 from lora_sweep.model.load import load_base, load_tokenizer
@@ -26,7 +26,7 @@ from lora_sweep.runs.records import TrialRecord
 from lora_sweep.worker import pack as pack_module
 from lora_sweep.worker import resident
 from lora_sweep.worker.loop import run_job, run_pack
-from lora_sweep.worker.trial import Trial
+from lora_sweep.worker.trial import TrialTask
 from sweep.engines.local.worker_process import as_job
 from sweep.plan import make as planning
 from sweep.plan.make import make_plan
@@ -49,12 +49,12 @@ def run(configs: list[Config], runs: Path, **more: Any) -> tuple[list[Job], list
     plan = make_plan(configs, strict=True)
     jobs = [Job.from_json(json.loads(json.dumps(as_job(each, **more)))) for each in plan.trials]
     said: list[str] = []
-    voice = Voice(lambda event: said.append(event.get("text", "")))
-    straight = pack_module.StraightLine(runs, "test")
+    reporter = Reporter(lambda event: said.append(event.get("text", "")))
+    runner = pack_module.PackRunner(runs, "test")
     if any(job.config.eval_bits() != job.config.quant.bits for job in jobs):  # as the schedule does: a base at a time
         jobs = [dataclasses.replace(job, stages=[stage]) for stage in ("train", "evaluate") for job in jobs]
     for job in jobs:
-        if run_job(job, runs, straight, voice) == "oom":
+        if run_job(job, runs, runner, reporter) == "oom":
             break  # the worker would end
     return jobs[-len(plan.trials) :], said
 
@@ -148,7 +148,9 @@ def test_a_function_of_one_s_own_scores_what_is_written(tmp_path: Path, monkeypa
         assert result.evaluation.eval["split"] == "test"
     (tmp_path / "own_scorer.py").write_text(OWN + "# another thought\n")
     shutil.rmtree(files.trial_folder(tmp_path, jobs[0].trial_id).evaluation(jobs[0].eval_id).path)
-    assert run_job(jobs[0], tmp_path, pack_module.StraightLine(tmp_path, "test"), Voice(lambda event: None)) == "failed"
+    assert (
+        run_job(jobs[0], tmp_path, pack_module.PackRunner(tmp_path, "test"), Reporter(lambda event: None)) == "failed"
+    )
     said = "RuntimeError: the scorer own_scorer:score changed after planning: run the command again"
     assert outcome(jobs[0], tmp_path).reason == said
 
@@ -269,8 +271,8 @@ def run_together(configs: list[Config], runs: Path) -> tuple[list[Job], list[str
     plan = make_plan(configs, strict=True)
     jobs = [Job.from_json(json.loads(json.dumps(as_job(each)))) for each in plan.trials]
     said: list[str] = []
-    voice = Voice(lambda event: said.append(event.get("text", "")))
-    return jobs, run_pack(jobs, runs, pack_module.StraightLine(runs, "test"), voice), said
+    reporter = Reporter(lambda event: said.append(event.get("text", "")))
+    return jobs, run_pack(jobs, runs, pack_module.PackRunner(runs, "test"), reporter), said
 
 
 @pytest.mark.slow
@@ -319,14 +321,14 @@ def test_common_work_that_fails_costs_no_trial_its_result(what: str, tmp_path: P
 
 
 def test_a_fault_of_one_member_is_its_own(tmp_path: Path, monkeypatch: Any) -> None:
-    real = Trial.begin
+    plan_training = pack_module.plan_training
 
-    def begin(self: Trial, base: Any) -> None:
-        if self.job.config.lora.r == 2:
+    def plan(task: TrialTask, base: Any) -> Any:
+        if task.job.config.lora.r == 2:
             raise ValueError("as the test says")
-        real(self, base)
+        return plan_training(task, base)
 
-    monkeypatch.setattr(Trial, "begin", begin)
+    monkeypatch.setattr(pack_module, "plan_training", plan)
     wild = config(train=Train(max_steps=3, learning_rate=1e30), lora=Lora(r=4, targets="mlp"))
     jobs, statuses, _ = run_together([config(), config(lora=Lora(r=2)), wild], tmp_path)
     assert statuses == ["complete", "complete", "failed", "diverged"]

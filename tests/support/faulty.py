@@ -1,9 +1,9 @@
 """Scripted sweeps with a fault put in, in processes of their own: a disk that fails, and trials that misbehave more.
 
-``start`` starts one. As a program it is ``scripted.py`` with more to script (see :class:`Faulty`), and with the FAULT
-of the environment, a JSON object: ``{"in": "sweep" or "worker", "call": one of CALLS, "at": k, "errno": n, "flag":
-file}`` has that call fail at its k-th time on a file below the runs folder, once. ``"lasting"``: from then on, in every
-process, whatever would need a new block, as on a full disk. ``flag`` is made on the way.
+``start`` starts one. As a program it is ``scripted.py`` with more to script (see :class:`FaultyRunner`), and with the
+FAULT of the environment, a JSON object: ``{"in": "sweep" or "worker", "call": one of CALLS, "at": k, "errno": n,
+"flag": file}`` has that call fail at its k-th time on a file below the runs folder, once. ``"lasting"``: from then on,
+in every process, whatever would need a new block, as on a full disk. ``flag`` is made on the way.
 """
 
 import io
@@ -22,7 +22,7 @@ from typing import Any
 from support import scripted
 
 from lora_sweep.errors import EXIT_REFUSED, Refused
-from lora_sweep.messages import Job, Voice
+from lora_sweep.messages import Job, Reporter
 from lora_sweep.runs import files, provenance
 
 HERE = Path(__file__)
@@ -100,7 +100,7 @@ def poll(what: Callable[[], Any], within: float = 30) -> Any:
 # --- what the started process does -------------------------------------------------------------------------------
 
 
-class Faulty(scripted.Script):
+class FaultyRunner(scripted.ScriptedRunner):
     """More that a trial can be scripted to do, and a trace of each training: its process id, and an x more.
 
     ``die when done``: its worker dies twice before it begins, and once more after the last result is written. ``late``:
@@ -109,31 +109,31 @@ class Faulty(scripted.Script):
     memory, and SIGKILL.
     """
 
-    def train(self, job: Job, voice: Voice) -> None:
-        what, folder = self.what(job), files.trial_folder(self.runs, job.trial_id).path
+    def train_one(self, job: Job, reporter: Reporter) -> None:
+        action, folder = self.find_action(job), files.trial_folder(self.runs, job.trial_id).path
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pid").write_text(str(os.getpid()))
         with (folder / "trainings").open("a") as file:
             file.write("x")
-        if what == "die when done" and job.setbacks < 2:
+        if action == "die when done" and job.failed_attempts < 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        if what.startswith("late"):
-            voice.phase("training")
-            while not voice.stop():
+        if action.startswith("late"):
+            reporter.report_phase("training")
+            while not reporter.is_stop_requested():
                 time.sleep(0.01)
-            voice = Voice(voice.tell)
-            if what == "late fail":
+            reporter = Reporter(reporter.send_event)
+            if action == "late fail":
                 raise ValueError("as the script says")
-        if what.startswith("kernel "):
-            with Path(what.removeprefix("kernel ")).open("ab") as file:
+        if action.startswith("kernel "):
+            with Path(action.removeprefix("kernel ")).open("ab") as file:
                 file.write(b"x")
             os.kill(os.getpid(), signal.SIGKILL)
-        super().train(job, voice)
+        super().train_one(job, reporter)
 
-    def evaluate(self, job: Job, voice: Voice) -> None:
-        what = self.what(job)
-        super().evaluate(job, Voice(voice.tell) if what == "late" else voice)
-        if what == "die when done":
+    def evaluate_one(self, job: Job, reporter: Reporter) -> None:
+        action = self.find_action(job)
+        super().evaluate_one(job, Reporter(reporter.send_event) if action == "late" else reporter)
+        if action == "die when done":
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -213,7 +213,7 @@ def main() -> None:
         Disk(fault, sys.argv[2], ours=sys.argv[1] == fault["in"]).put_in()
     provenance.code_fingerprint = lambda: "scripted"  # a quarter of such a short command's time
     scripted.WORKER = WORKER
-    scripted.Script = Faulty
+    scripted.ScriptedRunner = FaultyRunner
     try:
         scripted.main()
     except Refused as refused:

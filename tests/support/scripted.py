@@ -1,10 +1,10 @@
 """Sweeps whose trials are scripts instead of trainings, for the tests that need a thousand of them or many deaths.
 
-Everything but the trial is real: the orchestrator, its workers, their claims, files and signals. In processes of
-their own: ``python tests/scripted.py sweep RUNS NAME COUNT [KEY=VALUE of launch ...]`` and, started by it,
-``python tests/scripted.py worker RUNS SWEEP``. SCRIPT, a JSON object in the environment, says what a trial of some
-label does: see :func:`act`; ``"*"`` stands for all, ``"ms"`` is the time that a stage takes, and ``"together"`` is why
-what a pack of several does together fails. Of a plan's trials each runs alone, unless ``pack`` says otherwise.
+Everything but the trial is real: the orchestrator, its workers, their locks, files and signals. Each is a process:
+``python tests/support/scripted.py sweep RUNS NAME COUNT [KEY=VALUE of launch ...]`` starts
+``python tests/support/scripted.py worker RUNS SWEEP``. SCRIPT, a JSON object in the environment, holds for a trial's
+label what the trial does: see :func:`act`. ``"*"`` stands for all labels, ``"ms"`` is the time that a stage takes, and
+``"together"`` is the error of the common work of a pack of several. Each trial runs alone unless ``pack`` is set.
 """
 
 import json
@@ -14,17 +14,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lora_sweep.config.identity import short_hash
 from lora_sweep.config.schema import Config, Data, Launch, Model, Tracking, Train
-from lora_sweep.errors import Apart, Diverged, Preempted
+from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts
 from lora_sweep.facts.memory import MemoryForecast
-from lora_sweep.messages import Job, Voice
+from lora_sweep.messages import Failure, Job, Reporter
 from lora_sweep.runs import files, results
 from lora_sweep.worker import loop
+from lora_sweep.worker.outcomes import attempt_step
 from sweep.launch import launch
 from sweep.trials import Plan, PlannedTrial
 
@@ -62,51 +65,55 @@ def plan_of(runs: Path, name: str, count: int, **settings: Any) -> Plan:
     return Plan(trials, [trial.key for trial in trials], ["seed"])
 
 
-class Script:
-    """A ``jobs.Line``: writes the files that a training would, of content that its seed alone decides."""
+class ScriptedRunner:
+    """A ``messages.Runner``: writes the files that a training would, with a content that the seed alone decides."""
 
     def __init__(self, runs: Path, sweep: str) -> None:
         self.runs = runs
         self.script = json.loads(os.environ.get("SCRIPT", "{}"))
-        self.pack: list[Job] = []
 
-    def together(self, jobs: list[Job], voices: list[Voice]) -> None:
-        self.pack = jobs
+    def train(self, jobs: Sequence[Job], reporters: Sequence[Reporter]) -> Iterator[tuple[Job, Failure | None]]:
+        if "together" in self.script and len(jobs) > 1:
+            raise RuntimeError(self.script["together"])
+        for job, reporter in zip(jobs, reporters, strict=True):
+            yield job, attempt_step(partial(self.train_one, job, reporter), reporter, self.is_out_of_memory)
 
-    def train(self, job: Job, voice: Voice) -> None:
+    def evaluate(self, jobs: Sequence[Job], reporters: Sequence[Reporter]) -> Iterator[tuple[Job, Failure | None]]:
+        for job, reporter in zip(jobs, reporters, strict=True):
+            yield job, attempt_step(partial(self.evaluate_one, job, reporter), reporter, self.is_out_of_memory)
+
+    def train_one(self, job: Job, reporter: Reporter) -> None:
         folder = files.trial_folder(self.runs, job.trial_id)
         files.write_json(
             folder.config, {"trial_id": job.trial_id, "kind": job.kind, "config": {"seed": job.config.seed}}
         )
-        if "together" in self.script and len(self.pack) > 1:
-            raise Apart(self.script["together"])
-        act(self.what(job), job, folder)
-        voice.phase("training")
+        act(self.find_action(job), job, folder)
+        reporter.report_phase("training")
         saved = folder.checkpoints / "checkpoint-1" / "step"
         first = int(saved.read_text()) if saved.exists() else 0
         for step in range(first + 1, STEPS + 1):
             time.sleep(self.script.get("ms", 0) / 1000 / STEPS)
-            voice.step(step, STEPS, loss=1 / step)
+            reporter.report_step(step, STEPS, loss=1 / step)
             files.write_atomic(saved, str(step).encode())
-            if voice.stop() and step < STEPS:
+            if reporter.is_stop_requested() and step < STEPS:
                 raise Preempted(f"saved at step {step} of {STEPS}")
         files.write_jsonl(folder.losses, [{"step": step, "loss": 1 / step} for step in range(1, STEPS + 1)])
         files.write_atomic(folder.adapter / "adapter.bin", random.Random(job.config.seed).randbytes(2048))
         hashes = files.file_hashes(folder.path, ["config.json", "losses.jsonl", "adapter"])
         result = {"trial_id": job.trial_id, "kind": job.kind, "status": "complete", "reason": None, **job.facts}
         results.write_result(
-            folder.result, {**result, "setbacks": job.setbacks, "halved": job.halvings, "files": hashes}
+            folder.result, {**result, "setbacks": job.failed_attempts, "halved": job.halvings, "files": hashes}
         )
         saved.unlink()
         saved.parent.rmdir()
         folder.checkpoints.rmdir()
 
-    def evaluate(self, job: Job, voice: Voice) -> None:
-        folder = files.trial_folder(self.runs, job.trial_id)
-        act(self.what(job).removeprefix("evaluate "), job, folder, "evaluate " in self.what(job))
+    def evaluate_one(self, job: Job, reporter: Reporter) -> None:
+        folder, action = files.trial_folder(self.runs, job.trial_id), self.find_action(job)
+        act(action.removeprefix("evaluate "), job, folder, "evaluate " in action)
         evaluation = folder.evaluation(job.eval_id)
-        voice.phase("writing")
-        if voice.stop():
+        reporter.report_phase("writing")
+        if reporter.is_stop_requested():
             raise Preempted("while it was writing; the adapter is kept")
         scores = {"prompts": [], "means": {"quality": float(job.config.seed)}, "references": {}}
         files.write_jsonl(evaluation.generations, [{"prompt_id": "validation-0", "text": f"text {job.config.seed}"}])
@@ -116,35 +123,35 @@ class Script:
         hashes = files.file_hashes(evaluation.path, ["generations.jsonl", "scores.json"])
         results.write_result(evaluation.result, {**result, "files": hashes})
 
-    def failed(self, job: Job, status: str, reason: str) -> None:
+    def mirror_failure(self, job: Job, failure: Failure) -> None:
         pass
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)
 
-    def what(self, job: Job) -> str:
+    def find_action(self, job: Job) -> str:
         return str(self.script.get(job.label, self.script.get("*", "")))
 
 
-def act(what: str, job: Job, folder: files.TrialFolder, now: bool = True) -> None:
-    """What a script says: fail, diverge, oom, die, die once, exit, hang, disk, spawn (a grandchild); or nothing."""
-    if not now or what.startswith("evaluate "):
+def act(action: str, job: Job, folder: files.TrialFolder, is_now: bool = True) -> None:
+    """Do what a script says: fail, diverge, oom, die, die once, exit, hang, disk, spawn (a grandchild); or nothing."""
+    if not is_now or action.startswith("evaluate "):
         return
-    if what == "fail":
+    if action == "fail":
         raise ValueError("as the script says")
-    if what == "diverge":
+    if action == "diverge":
         raise Diverged("loss is nan at step 2 of 4")
-    if what == "oom" or (what.startswith("oom until ") and sum(job.halvings.values()) < int(what.split()[-1])):
+    if action == "oom" or (action.startswith("oom until ") and sum(job.halvings.values()) < int(action.split()[-1])):
         raise MemoryError("as the script says")
-    if what == "die" or (what == "die once" and not job.setbacks):
+    if action == "die" or (action == "die once" and not job.failed_attempts):
         os.kill(os.getpid(), signal.SIGKILL)
-    if what == "exit":
+    if action == "exit":
         os._exit(3)
-    if what == "hang":
+    if action == "hang":
         time.sleep(3600)
-    if what == "disk":
+    if action == "disk":
         raise OSError(28, "No space left on device")
-    if what == "spawn":
+    if action == "spawn":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
         (folder.path / "grandchild").write_text(str(child.pid))
         time.sleep(3600)
@@ -153,7 +160,7 @@ def act(what: str, job: Job, folder: files.TrialFolder, now: bool = True) -> Non
 def main() -> None:
     if sys.argv[1] == "worker":
         del sys.argv[1]
-        loop.main(Script)
+        loop.main(ScriptedRunner)
     _, _, runs, name, count, *settings = sys.argv
     values = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in settings)}
     outcomes = launch(plan_of(Path(runs), name, int(count), **values), sys.argv[2:], WORKER)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import Script, plan_of
+from support.scripted import ScriptedRunner, plan_of
 
-from lora_sweep.messages import Job, Voice
+from lora_sweep.messages import Job, Reporter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
 from lora_sweep.worker import loop
@@ -20,7 +20,7 @@ from sweep.trials import Plan, PlannedTrial, make_invalid_trial
 
 def run(trial: PlannedTrial, runs: Path, stages: list[str] | None = None) -> str:
     job = Job.from_json(json.loads(json.dumps(as_job(trial, stages=stages or ["train", "evaluate"]))))
-    return loop.run_job(job, runs, Script(runs, "a"), Voice(lambda event: None))
+    return loop.run_job(job, runs, ScriptedRunner(runs, "a"), Reporter(lambda event: None))
 
 
 def state(trial: PlannedTrial, runs: Path) -> tuple[str, bool]:

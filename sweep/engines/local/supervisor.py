@@ -172,7 +172,7 @@ class Crew:
             halves = self.settings.on_oom == "halve_batch"
             halvings = Counter(each.get("stage") for each in setbacks if halves and each.get("how") == "oom")
             deaths = trial_state.deaths(setbacks)
-            jobs.append(as_job(trial, stages=item.stages, halvings=dict(halvings), setbacks=deaths))
+            jobs.append(as_job(trial, stages=item.stages, halvings=dict(halvings), failed_attempts=deaths))
             self.board.running[trial.key] = Running(trial.trial_id, trial.label, worker.place.name, time.time())
             self.ledger.set_status(trial, "running")
         crash_point("before job")
