@@ -26,7 +26,8 @@ from lora_sweep.config.schema import (
 )
 from lora_sweep.errors import Refused
 from sweep.compose import compose_points
-from sweep.plan.make import find_facts, make_plan
+from sweep.plan.facts import gather_facts
+from sweep.plan.make import make_plan
 from sweep.search.grid import points
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -140,7 +141,7 @@ def test_every_experiment_and_every_hub_model_plans_without_a_hub() -> None:
             sweeps[number] = planned_configs([*commands[number], "model=tiny", "data=tiny"])
     names = [path.stem for path in files_of("model") if "architecture:" in path.read_text()]
     hub = planned_configs([f"model={','.join(names)}", "data=tiny"])
-    found_facts = find_facts([config for configs in [*sweeps, hub] for config in configs], strict=False)
+    found_facts = gather_facts([config for configs in [*sweeps, hub] for config in configs], strict=False)
     assert not [refused for refused in found_facts if isinstance(refused, Refused)]
     for configs in sweeps:
         plan = make_plan(configs, strict=False)

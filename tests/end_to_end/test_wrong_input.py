@@ -20,7 +20,7 @@ from lora_sweep.data.sources import make_tiny_records
 from lora_sweep.errors import Refused
 from lora_sweep.model.inspect import check_settings
 from lora_sweep.runs.cache import cache_folder, made_once
-from sweep.plan.make import find_facts
+from sweep.plan.facts import gather_facts
 
 ROOT = Path(__file__).parents[2]
 Made = Callable[..., Path]
@@ -38,7 +38,7 @@ def weightless(tiny_folder: Made) -> Path:
     with made_once(folder.with_name("llama-weightless-known")) as part:
         if part is not None:
             shown = train("--cfg", "job", "model=tiny", "data=tiny", f"model.path={folder}").stdout
-            find_facts([as_config(shown)], strict=True)
+            gather_facts([as_config(shown)], strict=True)
     return folder
 
 

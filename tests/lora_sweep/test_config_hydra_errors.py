@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from lora_sweep import train
 from lora_sweep.config.hydra_errors import as_refused, key_elsewhere, keys_below
-from sweep.plan import __main__, make
+from sweep.plan import __main__, facts
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {"lora_sweep.train": train.main, "sweep.plan": __main__.main}
@@ -157,8 +157,8 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def looked(*args: Any) -> Any:
         raise AssertionError("it composed, and the model was looked at")
 
-    monkeypatch.setattr(make, "ask_inspect", looked)
-    monkeypatch.setattr(make, "read_cached_facts", looked)
+    monkeypatch.setattr(facts, "ask_inspect", looked)
+    monkeypatch.setattr(facts, "read_cached_facts", looked)
 
     def run(command: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [command, *arguments])

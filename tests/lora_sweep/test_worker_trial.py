@@ -28,7 +28,7 @@ from lora_sweep.worker import resident
 from lora_sweep.worker.loop import run_job, run_pack
 from lora_sweep.worker.trial import TrialTask
 from sweep.engines.local.worker_process import as_job
-from sweep.plan import make as planning
+from sweep.plan import facts as plan_facts
 from sweep.plan.make import make_plan
 
 
@@ -130,7 +130,7 @@ def test_a_function_of_one_s_own_scores_what_is_written(tmp_path: Path, monkeypa
         """In this process, which has torch already."""
         return [{"facts": inspect_trial(config_from_json(each["config"]), strict).to_json()} for each in requests]
 
-    monkeypatch.setattr(planning, "ask_inspect", answers)
+    monkeypatch.setattr(plan_facts, "ask_inspect", answers)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_scorer.py").write_text(OWN)
     settings = Eval(prompts=2, validation_rows=2, max_new_tokens=4, scorer="own_scorer:score", split="test")

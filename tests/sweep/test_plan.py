@@ -20,8 +20,9 @@ from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts
 from lora_sweep.runs import files, results
 from sweep.labels import label_values, list_varied_keys
 from sweep.plan import __main__
-from sweep.plan import make as planning
-from sweep.plan.make import find_facts, make_plan
+from sweep.plan import facts as plan_facts
+from sweep.plan.facts import gather_facts
+from sweep.plan.make import make_plan
 from sweep.plan.table import plan_table
 from sweep.resources.machine import Slot
 from sweep.store import sweep_file, trial_state
@@ -65,7 +66,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[dict[str
         batches.append(requests)
         return [{"facts": FACTS.to_json()} for _ in requests]
 
-    monkeypatch.setattr(planning, "ask_inspect", answer)
+    monkeypatch.setattr(plan_facts, "ask_inspect", answer)
     monkeypatch.setenv("LORA_SWEEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LORA_SWEEP_DEVICE", "cpu")  # whatever the machine has: no process looks for it
     return batches
@@ -277,7 +278,7 @@ def short_model(monkeypatch: pytest.MonkeyPatch) -> None:
         dataclasses.replace(FACTS.data, longest_prompt=30),
     )
     facts = Facts(model, data, 4).to_json()
-    monkeypatch.setattr(planning, "ask_inspect", lambda requests, strict: [{"facts": facts} for _ in requests])
+    monkeypatch.setattr(plan_facts, "ask_inspect", lambda requests, strict: [{"facts": facts} for _ in requests])
 
 
 @pytest.mark.usefixtures("short_model")
@@ -315,7 +316,7 @@ def test_what_all_points_share_is_refused_with_its_first_sentence() -> None:
 
 def planned_with_answers(answer: dict[str, Any], *configs: Config) -> Plan:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "ask_inspect", lambda requests, strict: [answer for _ in requests])
+        patch.setattr(plan_facts, "ask_inspect", lambda requests, strict: [answer for _ in requests])
         return planned(*configs)
 
 
@@ -327,7 +328,7 @@ def test_of_two_models_the_missing_one_is_rows(monkeypatch: pytest.MonkeyPatch) 
             for r in requests
         ]
 
-    monkeypatch.setattr(planning, "ask_inspect", answer)
+    monkeypatch.setattr(plan_facts, "ask_inspect", answer)
     grid = [changed(model=Model(name="x", path=path), lora__r=r) for path in ("a", "b") for r in (4, 8)]
     plan = planned(*grid)
     assert labels(plan) == ["r=4 attn 32bit model=a", "r=8 attn 32bit model=a"]
@@ -345,7 +346,7 @@ def test_a_wrong_setting_of_the_trainer_spares_the_points_without_it(monkeypatch
             for r in requests
         ]
 
-    monkeypatch.setattr(planning, "ask_inspect", answer)
+    monkeypatch.setattr(plan_facts, "ask_inspect", answer)
     for _ in range(2):  # asked, and with what is known by then
         plan = planned(changed(train__optim="x"), changed(), changed(train__optim="x", lora__r=4))
         assert [point.label for point in plan.invalid] == ["r=8 attn 32bit optim=x", "r=4 attn 32bit optim=x"]
@@ -382,8 +383,8 @@ def test_facts_are_found_for_each_config_in_its_place(monkeypatch: pytest.Monkey
     def answer(requests: list[dict[str, Any]], strict: bool) -> list[dict[str, Any]]:
         return [{"refused": "no"} if r["config"]["data"]["tiny"] == 9 else {"facts": FACTS.to_json()} for r in requests]
 
-    monkeypatch.setattr(planning, "ask_inspect", answer)
-    found = find_facts([changed(data__tiny=9), changed(), changed(data__tiny=9, lora__r=2)], strict=True)
+    monkeypatch.setattr(plan_facts, "ask_inspect", answer)
+    found = gather_facts([changed(data__tiny=9), changed(), changed(data__tiny=9, lora__r=2)], strict=True)
     assert [isinstance(each, Refused) for each in found] == [True, False, True]
     assert found[1] == FACTS
 
@@ -421,7 +422,7 @@ def test_the_cpu_is_asked_about_where_it_is_to_be_used(asked: list[Any], monkeyp
     remember(changed())
     planned(changed())
     planned(changed(launch__devices="cpu"))
-    find_facts([changed(), changed(launch__devices="cpu")], strict=True)
+    gather_facts([changed(), changed(launch__devices="cpu")], strict=True)
     assert [batch[0]["config"]["launch"]["devices"] for batch in asked] == ["auto", "cpu", "cpu"]
 
 
@@ -439,7 +440,7 @@ def test_settings_that_were_refused_are_refused_again(monkeypatch: pytest.Monkey
     planned(changed())
     remember(changed())
     answers = [{"refused": "train.optim = adam: is unknown"}]
-    monkeypatch.setattr(planning, "ask_inspect", lambda requests, strict: answers)
+    monkeypatch.setattr(plan_facts, "ask_inspect", lambda requests, strict: answers)
     for _ in range(2):
         with pytest.raises(Refused, match=r"train\.optim = adam"):
             planned(changed(train__optim="adam"))
@@ -739,9 +740,9 @@ def test_planning_with_known_facts_loads_no_torch(tmp_path: Path) -> None:
     code = "\n".join(
         [
             "import json, sys",
-            "from sweep.plan import __main__ as command, make",
+            "from sweep.plan import __main__ as command, facts",
             f"answer = json.loads({json.dumps(FACTS.to_json())!r})",
-            "make.ask_inspect = lambda requests, strict: [{'facts': answer} for _ in requests]",
+            "facts.ask_inspect = lambda requests, strict: [{'facts': answer} for _ in requests]",
             f"sys.argv = ['plan', 'model=tiny', 'data=tiny', 'lora.r=2,4', 'runs_dir={tmp_path}/runs']",
             "command.main()",
             "print(sorted({'torch', 'transformers', 'pandas', 'wandb'} & set(sys.modules)))",
