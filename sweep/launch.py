@@ -24,9 +24,9 @@ from sweep.engines.local.supervisor import Crew, Stopped
 from sweep.engines.local.worker_process import COMMAND
 from sweep.engines.queue import Queue, Waiting
 from sweep.plan.make import make_plan
-from sweep.plan.table import plan_table
+from sweep.plan.table import format_plan
 from sweep.resources import machine
-from sweep.resources.estimate import needed_bytes
+from sweep.resources.estimate import estimate_disk_bytes
 from sweep.status.live import screen
 from sweep.status.progress import Board
 from sweep.store import trial_state
@@ -117,7 +117,7 @@ def command_of(arguments: list[str]) -> str:
 def head(plan: Plan, runs: Path, name: str) -> dict[Key, State]:
     """Look at what is there, say it, and refuse what the disk cannot take."""
     states = trial_state.states(plan, runs)
-    print(plan_table(plan, runs, name, states, notes=drift_notes(plan, states, runs, name)), flush=True)
+    print(format_plan(plan, runs, name, states, notes=drift_notes(plan, states, runs, name)), flush=True)
     if not trial_state.is_done(plan, states, runs, name):
         check_disk(plan, states, runs)
     return states
@@ -207,7 +207,7 @@ def check_disk(plan: Plan, states: dict[Key, State], runs: Path) -> None:
             pass
     except OSError as error:
         raise Refused(f"runs_dir = {runs}", f"cannot be written: {error.strerror}") from None
-    needed, free = needed_bytes(plan, states, len(workers_on(plan))), machine.measure_free_disk(runs)
+    needed, free = estimate_disk_bytes(plan, states, len(workers_on(plan))), machine.measure_free_disk(runs)
     if needed > free:
         raise Refused(
             f"runs_dir = {runs}", f"needs about {format_disk_bytes(needed)}, and {format_disk_bytes(free)} are free"

@@ -9,7 +9,7 @@ from lora_sweep.config.conf_folder import find_conf_folder
 from lora_sweep.config.schema import register_schema
 from lora_sweep.errors import EXIT_REFUSED, Refused
 from sweep.plan.make import make_plan
-from sweep.plan.table import plan_table
+from sweep.plan.table import format_plan
 from sweep.store.drift import drift_notes
 from sweep.store.sweep_file import sweep_name
 from sweep.store.trial_state import states
@@ -43,7 +43,7 @@ def print_plan(arguments: list[str]) -> None:
     plan = make_plan(configs, strict=False)
     runs = Path(configs[0].runs_dir)
     name, found = sweep_name(plan), states(plan, runs)
-    print(plan_table(plan, runs, name, found, drift_notes(plan, found, runs, name)))
+    print(format_plan(plan, runs, name, found, drift_notes(plan, found, runs, name)))
 
 
 def as_overrides(arguments: list[str]) -> list[str]:

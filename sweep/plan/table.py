@@ -1,21 +1,36 @@
-"""A plan as a terminal shows it: what the command means, what it takes, and a line a trial."""
+"""A plan as a terminal shows it: what the command means, what it needs, and a line for each trial."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sweep.resources.estimate import Finished, expected_time, finished_before, left, needed_bytes
+from sweep.resources.estimate import (
+    FinishedTrial,
+    estimate_disk_bytes,
+    estimate_time,
+    list_remaining_trials,
+    read_finished_trials,
+)
 from sweep.resources.machine import Slot, find_slots, measure_free_disk
 from sweep.store.trial_state import State
+from sweep.tables import Column, build_table, find_output_width, render_text
 from sweep.text import count_noun, format_disk_bytes, format_duration
 from sweep.trials import Key, Plan, PlannedTrial
 
-HEADERS = ("#", "trial", "id", "state", "target modules", "trainable", "memory", "")
-RIGHT = {0, 5, 6}
-MODULES_WIDTH = 44
+COLUMNS = (
+    Column("#"),
+    Column("trial"),
+    Column("id"),
+    Column("state"),
+    Column("target modules", is_flexible=True),
+    Column("trainable", justify="right"),
+    Column("memory", justify="right"),
+    Column(""),
+)
+MAX_MODULES_CHARACTERS = 44
 
 
-def plan_table(
+def format_plan(
     plan: Plan,
     runs: Path,
     name: str,
@@ -23,80 +38,81 @@ def plan_table(
     notes: Sequence[str] = (),
     devices: Sequence[Slot] | None = None,
 ) -> str:
-    """The plan's head, its rows, and why some of them cannot run or are run again.
+    """The head of the plan, a table of its rows, and the reasons why some rows are invalid or run again.
 
-    ``trainable`` counts parameters exactly; ``memory`` is the forecast of one training step.
+    In the table ``trainable`` is the exact number of parameters, and ``memory`` is the forecast for a training step.
 
     Args:
+        name: of the sweep.
         states: of the plan's trials, by their key.
-        notes: further lines of the head.
-        devices: those of this machine that the plan may use; None: they are looked for.
+        notes: further lines for the end of the head.
+        devices: the slots of this machine that the plan may use; None: find them.
 
     Raises:
         Refused: ``launch.devices`` names a device that is not there.
     """
     settings = plan.trials[0].config.launch
-    given = find_slots(settings.devices) if devices is None else devices
-    used = [given[i % len(given)] for i in range(settings.workers or len(given))]
-    work, room = left(plan, states), room_bytes(used)
-    tight = {trial.key for trial in work if room is not None and trial.forecast.total > room}
-    lines = [row(n, trial, states[trial.key].name, room, tight) for n, trial in enumerate(plan.trials, start=1)]
-    for number, point in enumerate(plan.invalid, start=len(lines) + 1):
-        lines.append((str(number), point.label, point.trial_id, "invalid", "-", "-", "-", ""))
-    head = [count_line(plan, states, work, name), *data_lines(plan), device_line(used, len(tight))]
-    if work:
-        head += materialize_lines(work)
-        head += [time_line(work, states, finished_before(runs), used), disk_line(plan, states, runs, len(used))]
-    below = [f"broken: {t.label}: {states[t.key].why}" for t in plan.trials if states[t.key].name == "broken"]
-    below += [f"invalid: {point.label}: {point.reason}" for point in plan.invalid]
-    return "\n".join([*head, *notes, "", *aligned(lines), *([""] if below else []), *below, ""])
+    available = find_slots(settings.devices) if devices is None else devices
+    slots = [available[i % len(available)] for i in range(settings.workers or len(available))]
+    remaining, memory = list_remaining_trials(plan, states), find_worker_memory(slots)
+    too_large = {trial.key for trial in remaining if memory is not None and trial.forecast.total > memory}
+    head = [format_counts(plan, states, remaining, name), *format_data(plan), format_devices(slots, len(too_large))]
+    if remaining:
+        head += format_dequantized(remaining)
+        head.append(format_time(remaining, states, read_finished_trials(runs), slots))
+        head.append(format_disk(plan, states, runs, len(slots)))
+    rows = list_rows(plan, states, too_large, memory)
+    table = render_text(build_table(COLUMNS, rows), find_output_width())
+    reasons = [f"broken: {t.label}: {states[t.key].why}" for t in plan.trials if states[t.key].name == "broken"]
+    reasons += [f"invalid: {point.label}: {point.reason}" for point in plan.invalid]
+    return "\n".join([*head, *notes, "", table, *([""] if reasons else []), *reasons, ""])
 
 
-def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """The headers and the rows with columns of one width."""
-    widths = [max(len(line[i]) for line in [HEADERS, *lines]) for i in range(len(HEADERS))]
-    formats = [f"{{:>{w}}}" if i in RIGHT else f"{{:<{w}}}" for i, w in enumerate(widths)]
-    return ["  ".join(formats).format(*line).rstrip() for line in [HEADERS, *lines]]
+def list_rows(
+    plan: Plan, states: Mapping[Key, State], too_large: set[Key], memory: int | None
+) -> list[tuple[str, ...]]:
+    """The cells of each trial, then of each invalid point."""
+    rows: list[tuple[str, ...]] = []
+    for number, trial in enumerate(plan.trials, start=1):
+        verdict = f"does not fit {format_gibibytes(memory)}" if memory is not None and trial.key in too_large else ""
+        sizes = (f"{trial.trainable_params:,}", f"{trial.forecast.total / 2**30:.2f} GiB", verdict)
+        modules = shorten_modules(trial.target_modules)
+        rows.append((str(number), trial.label, trial.trial_id, states[trial.key].name, modules, *sizes))
+    for number, point in enumerate(plan.invalid, start=len(plan.trials) + 1):
+        rows.append((str(number), point.label, point.trial_id, "invalid", "-", "-", "-", ""))
+    return rows
 
 
-def row(number: int, trial: PlannedTrial, state: str, room: int | None, tight: set[Key]) -> tuple[str, ...]:
-    modules = ", ".join(trial.target_modules)
-    if len(modules) > MODULES_WIDTH:
-        modules = modules[: MODULES_WIDTH - 1] + "…"
-    return (
-        str(number),
-        trial.label,
-        trial.trial_id,
-        state,
-        modules or "-",
-        f"{trial.trainable_params:,}",
-        f"{trial.forecast.total / 2**30:.2f} GiB",
-        f"does not fit {gibibytes(room)}" if room is not None and trial.key in tight else "",
-    )
+def shorten_modules(target_modules: Sequence[str]) -> str:
+    """The names of target modules in the width of their column; ``-`` for a baseline."""
+    modules = ", ".join(target_modules) or "-"
+    return modules if len(modules) <= MAX_MODULES_CHARACTERS else modules[: MAX_MODULES_CHARACTERS - 3] + "..."
 
 
 # --- the head ----------------------------------------------------------------------------------------------------
 
 
-def count_line(plan: Plan, states: Mapping[Key, State], work: Sequence[PlannedTrial], name: str) -> str:
-    """How many trials of what, and how many of them in which state; the counts after the semicolon add up."""
+def format_counts(plan: Plan, states: Mapping[Key, State], remaining: Sequence[PlannedTrial], name: str) -> str:
+    """How many trials and baselines of which models, and how many rows are in which state.
+
+    The counts after the semicolon add up to the rows of the table.
+    """
     trials = [trial for trial in plan.trials if trial.kind == "trial"]
     baselines = len(plan.trials) - len(trials)
     models = ", ".join(dict.fromkeys(trial.config.model.name for trial in trials))
-    working = {trial.key for trial in work}
+    remaining_keys = {trial.key for trial in remaining}
     counts = Counter({"to run": 0, "done": 0})
     for trial in plan.trials:
         state = states[trial.key].name
-        counts["to run" if trial.key in working and state != "broken" else state] += 1
+        counts["to run" if trial.key in remaining_keys and state != "broken" else state] += 1
     counts["invalid"] += len(plan.invalid)
-    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state in ("to run", "done"))
-    return (
-        f"sweep {name}: {count_noun(len(trials), 'trial')} and {count_noun(baselines, 'baseline')} of {models}; {shown}"
-    )
+    by_state = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state in ("to run", "done"))
+    rows = f"{count_noun(len(trials), 'trial')} and {count_noun(baselines, 'baseline')} of {models}"
+    return f"sweep {name}: {rows}; {by_state}"
 
 
-def data_lines(plan: Plan) -> list[str]:
-    """A line a data set: its splits, and what was left out or cut."""
+def format_data(plan: Plan) -> list[str]:
+    """A line for each data set: the sizes of its splits, and how many rows were left out or cut."""
     lines = []
     for source, trial in {trial.config.data.name: trial for trial in plan.trials if trial.kind == "trial"}.items():
         data = trial.facts.data
@@ -104,7 +120,7 @@ def data_lines(plan: Plan) -> list[str]:
             lines.append(f"data {source}: not at hand, so lengths and drops are unknown")
             continue
         tokens = "" if data.train_tokens is None else f", {data.train_tokens:,} training tokens an epoch"
-        dropped = "".join(f"; {count} left out ({why})" for why, count in data.dropped.items())
+        dropped = "".join(f"; {count} left out ({reason})" for reason, count in data.dropped.items())
         cut = ""
         if data.cut_rows or data.cut_validation_rows:
             rows = f"{data.cut_rows} training and {data.cut_validation_rows or 0} validation rows"
@@ -116,62 +132,68 @@ def data_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def room_bytes(used: Sequence[Slot]) -> int | None:
-    """Memory for one worker where there is most of it; None where a device does not tell.
+def find_worker_memory(slots: Sequence[Slot]) -> int | None:
+    """The bytes of memory of the worker that has most; None if a device does not report its memory.
 
     Args:
-        used: the place of each worker.
+        slots: the slot of each worker; workers divide the memory of a slot that they share.
     """
-    shares = [None if place.memory_bytes is None else place.memory_bytes // used.count(place) for place in used]
-    known = [share for share in shares if share is not None]
-    return max(known) if len(known) == len(shares) else None
+    shares = [None if slot.memory_bytes is None else slot.memory_bytes // slots.count(slot) for slot in slots]
+    reported = [share for share in shares if share is not None]
+    return max(reported) if len(reported) == len(shares) else None
 
 
-def device_line(used: Sequence[Slot], tight: int) -> str:
-    """What the workers own, and whether every trial fits on it."""
-    kinds = Counter((place.name, place.memory_bytes) for place in dict.fromkeys(used))
-    named = []
+def format_devices(slots: Sequence[Slot], too_large: int) -> str:
+    """The devices of the workers, and how many trials do not fit on them.
+
+    Args:
+        slots: the slot of each worker.
+        too_large: how many trials do not fit.
+    """
+    kinds = Counter((slot.name, slot.memory_bytes) for slot in dict.fromkeys(slots))
+    descriptions = []
     for (name, memory), count in kinds.items():
-        size_of = "" if memory is None else f", {gibibytes(memory)}{' each' * (count > 1)}"
-        named.append(f"{count} x {name}{size_of}" if count > 1 else f"{name}{size_of}")
-    devices = len(set(used))
-    line = f"device{'s' * (devices > 1)}: {' and '.join(named)}"
-    if len(used) > devices:
-        line += f"; {len(used)} workers share {'them' if devices > 1 else 'it'}"
-    return line + (f"; {tight} of the rows {'do' if tight > 1 else 'does'} not fit" if tight else "")
+        size = "" if memory is None else f", {format_gibibytes(memory)}{' each' * (count > 1)}"
+        descriptions.append(f"{count} x {name}{size}" if count > 1 else f"{name}{size}")
+    devices = len(set(slots))
+    line = f"device{'s' * (devices > 1)}: {' and '.join(descriptions)}"
+    if len(slots) > devices:
+        line += f"; {len(slots)} workers share {'them' if devices > 1 else 'it'}"
+    return line + (f"; {too_large} of the rows {'do' if too_large > 1 else 'does'} not fit" if too_large else "")
 
 
-def materialize_lines(work: Sequence[PlannedTrial]) -> list[str]:
-    """What ``quant.materialize=auto`` adds to the memory column where a worker finds room for it."""
-    more = max(0 if trial.forecast.always else trial.forecast.materialized for trial in work)
-    if not more:
+def format_dequantized(remaining: Sequence[PlannedTrial]) -> list[str]:
+    """The memory that ``quant.materialize=auto`` adds to the memory column, if a worker has it."""
+    extra = max(0 if trial.forecast.always else trial.forecast.materialized for trial in remaining)
+    if not extra:
         return []
-    return [f"dequantized weights: {more / 2**30:.2f} GiB more, where there is room (quant.materialize=auto)"]
+    return [f"dequantized weights: {extra / 2**30:.2f} GiB more, where there is room (quant.materialize=auto)"]
 
 
-def time_line(
-    work: Sequence[PlannedTrial], states: Mapping[Key, State], finished: Sequence[Finished], used: Sequence[Slot]
+def format_time(
+    remaining: Sequence[PlannedTrial],
+    states: Mapping[Key, State],
+    finished: Sequence[FinishedTrial],
+    slots: Sequence[Slot],
 ) -> str:
-    """How long what is left takes, after finished trials of the same base on the same device."""
-    here = [each for each in finished if any(each.device.startswith((place.name, place.type)) for place in used)]
-    expected = expected_time(work, states, here)
-    if not expected.known:
+    """How long the remaining trials take, from finished trials of the same base on the same device."""
+    names = tuple(name for slot in slots for name in (slot.name, slot.type))
+    estimate = estimate_time(remaining, states, [trial for trial in finished if trial.device.startswith(names)])
+    if not estimate.trials:
         return "time unknown: no trial of this base has finished"
-    seconds = expected.seconds / min(len(set(used)), len(work))
-    part = "what is left" if expected.known == len(work) else f"{expected.known} of the {len(work)} that are left"
-    source = f"from {count_noun(expected.finished, 'finished trial')} of the same base"
-    return f"about {format_duration(seconds)} for {part} ({source})"
+    seconds = estimate.seconds / min(len(set(slots)), len(remaining))
+    is_for_all = estimate.trials == len(remaining)
+    scope = "what is left" if is_for_all else f"{estimate.trials} of the {len(remaining)} that are left"
+    source = f"from {count_noun(estimate.sources, 'finished trial')} of the same base"
+    return f"about {format_duration(seconds)} for {scope} ({source})"
 
 
-def disk_line(plan: Plan, states: Mapping[Key, State], runs: Path, workers: int) -> str:
-    needed = needed_bytes(plan, states, workers)
-    return (
-        f"disk needed: about {format_disk_bytes(needed)} in {runs} (free: {format_disk_bytes(measure_free_disk(runs))})"
-    )
+def format_disk(plan: Plan, states: Mapping[Key, State], runs: Path, workers: int) -> str:
+    """The disk space that the remaining trials need, and how much is free."""
+    needed, free = estimate_disk_bytes(plan, states, workers), measure_free_disk(runs)
+    return f"disk needed: about {format_disk_bytes(needed)} in {runs} (free: {format_disk_bytes(free)})"
 
 
-# --- words -------------------------------------------------------------------------------------------------------
-
-
-def gibibytes(count: int) -> str:
+def format_gibibytes(count: int) -> str:
+    """Bytes as ``16.0 GiB``."""
     return f"{count / 2**30:.1f} GiB"

@@ -1,6 +1,6 @@
-"""What is left of a plan: how many trials, how long they take, and what they need of the disk. Arithmetic.
+"""Estimates of what is left of a plan: how many trials, how much of the disk they need, and how long they take.
 
-But for :func:`finished_before`, which reads the results of a runs folder, nothing here opens a file.
+All of it is arithmetic. Only :func:`read_finished_trials` reads files: the results of a runs folder.
 """
 
 import math
@@ -11,62 +11,63 @@ from typing import Any
 
 from lora_sweep.config.identity import canonical
 from lora_sweep.config.schema import Launch
-from lora_sweep.runs.files import read_json
-from lora_sweep.runs.records import EvaluationResult, TrialResult
+from lora_sweep.runs.files import EvalFolder, TrialFolder, trial_folder
+from lora_sweep.runs.results import read_evaluation_result, read_trial_result
 from sweep.resources import pack_size
 from sweep.store.trial_state import State
 from sweep.trials import Key, Plan, PlannedTrial
 
-BYTES_PER_PARAM = 4  # of an adapter: fp32
-CHECKPOINT_FACTOR = 3  # the adapter, and Adam's two moments of each of its parameters
-CHECKPOINTS_AT_ONCE = 3  # the two that are kept, and the one being written
-TEXT_BYTES = 200_000  # losses, texts, scores and log of a trial
+BYTES_PER_PARAM = 4  # an adapter is stored in fp32
+CHECKPOINT_FACTOR = 3  # a checkpoint holds the adapter, and two moments of Adam for each parameter
+CHECKPOINTS_ON_DISK = 3  # two are kept, and a third is being written
+TEXT_BYTES = 200_000  # of a trial's losses, texts, scores and log
 
 
-def left(plan: Plan, states: Mapping[Key, State]) -> list[PlannedTrial]:
+def list_remaining_trials(plan: Plan, states: Mapping[Key, State]) -> list[PlannedTrial]:
     """The trials and baselines that a run of the command works on."""
-    retry = plan.trials[0].config.launch.retry == "failed"
+    retries_failed = plan.trials[0].config.launch.retry == "failed"
     return [
         trial
         for trial in plan.trials
-        if not states[trial.key].settled or (retry and states[trial.key].name not in ("done", "invalid"))
+        if not states[trial.key].settled or (retries_failed and states[trial.key].name not in ("done", "invalid"))
     ]
 
 
-def workers_of(settings: Launch) -> int:
-    """How many workers the settings ask for; 1 where that follows from the devices that are there."""
+def count_workers(settings: Launch) -> int:
+    """How many workers the settings ask for; 1 if that depends on the devices of the machine."""
     return settings.workers or (len(settings.devices) if isinstance(settings.devices, list) else 1)
 
 
-def needed_bytes(plan: Plan, states: Mapping[Key, State], at_once: int | None = None) -> int:
-    """Disk space that what is left of the plan takes.
+def estimate_disk_bytes(plan: Plan, states: Mapping[Key, State], workers: int | None = None) -> int:
+    """The bytes of disk that the remaining trials need.
 
     Args:
-        at_once: workers, each with the checkpoints of its pack; None: what the settings say.
+        workers: how many run, each with the checkpoints of its pack. None: as many as the settings ask for.
     """
-    work = left(plan, states)
-    adapters = [BYTES_PER_PARAM * trial.trainable_params for trial in work if states[trial.key].name != "trained"]
-    needed = sum(adapters) + TEXT_BYTES * len(work)
-    if any(trial.config.train.checkpoint_steps for trial in work):
+    remaining = list_remaining_trials(plan, states)
+    untrained = [trial for trial in remaining if states[trial.key].name != "trained"]
+    adapters = [BYTES_PER_PARAM * trial.trainable_params for trial in untrained]
+    disk_bytes = sum(adapters) + TEXT_BYTES * len(remaining)
+    if any(trial.config.train.checkpoint_steps for trial in remaining):
         settings = plan.trials[0].config.launch
-        members = (at_once or workers_of(settings)) * pack_size.max_pack_members(settings.pack)
-        largest = sorted(adapters, reverse=True)[:members]
-        needed += CHECKPOINT_FACTOR * CHECKPOINTS_AT_ONCE * sum(largest)
-    return needed
+        trials_at_once = (workers or count_workers(settings)) * pack_size.max_pack_members(settings.pack)
+        largest = sorted(adapters, reverse=True)[:trials_at_once]
+        disk_bytes += CHECKPOINT_FACTOR * CHECKPOINTS_ON_DISK * sum(largest)
+    return disk_bytes
 
 
 # --- time --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a complete trial took.
+class FinishedTrial:
+    """The time that a complete trial took.
 
     Attributes:
-        base: its model, quantization and data, as :func:`base_of` names them.
-        row_seconds: of training on one row; a step takes as many as its batch has rows.
-        eval_seconds: of writing the texts, in each of its evaluations.
-        device: on which it trained.
+        base: its model, quantization and data, as :func:`identify_base` names them.
+        row_seconds: of training on one row; a step takes this long for each row of its batch.
+        eval_seconds: of generating the texts, for each of its evaluations.
+        device: the device that it trained on.
     """
 
     base: str
@@ -77,80 +78,93 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """How long what is left takes on one device.
+class TimeEstimate:
+    """How long the remaining trials take, one after another on one device.
 
     Attributes:
-        known: how many of the trials and baselines that are left the seconds are of.
-        finished: how many trials they were learnt from.
+        seconds: in total, over the trials that could be estimated.
+        trials: how many trials and baselines could be estimated.
+        sources: how many finished trials the estimate comes from.
     """
 
     seconds: float
-    known: int
-    finished: int
+    trials: int
+    sources: int
 
 
-def base_of(identity: Mapping[str, Any]) -> str:
-    """A name for what a trial's or a baseline's identity says of its base."""
+def identify_base(identity: Mapping[str, Any]) -> str:
+    """A name for the base in the identity of a trial or a baseline."""
     return canonical([identity.get(part) for part in ("model", "quant", "data")])
 
 
-def finished_before(runs: Path) -> list[Finished]:
-    """What the complete trials of a runs folder took; a result that lacks a number tells nothing."""
-    found = []
-    for path in (runs / "trials").glob("*/result.json"):
-        training = TrialResult.from_json(read_json(path))
-        identity, device = training.identity, training.provenance.device
-        if training.status != "complete" or training.kind != "trial" or device is None:
-            continue
-        if training.train_seconds is None or not training.steps:
-            continue
-        evaluations = [EvaluationResult.from_json(read_json(path)) for path in path.parent.glob("evals/*/result.json")]
-        seconds = [result.generate_seconds for result in evaluations if result.status == "complete"]
-        try:
-            rows = training.steps * float(identity["train"]["batch"])
-            modules = tuple(identity["lora"]["targets"])
-            row_seconds = training.train_seconds / rows
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            continue
-        known = tuple(float(number) for number in seconds if number is not None)
-        found.append(Finished(base_of(identity), modules, row_seconds, known, device))
-    return found
+def read_finished_trials(runs: Path) -> list[FinishedTrial]:
+    """The times of the complete trials in a runs folder; a result without the necessary numbers is left out."""
+    folders = (trial_folder(runs, path.parent.name) for path in (runs / "trials").glob("*/result.json"))
+    trials = (read_finished_trial(folder) for folder in folders)
+    return [trial for trial in trials if trial is not None]
 
 
-def expected_time(work: Sequence[PlannedTrial], states: Mapping[Key, State], finished: Sequence[Finished]) -> Expected:
-    """The seconds of what is left, one after another, learnt from finished trials of the same base."""
-    of_base: dict[str, list[Finished]] = {}
-    for each in finished:
-        of_base.setdefault(each.base, []).append(each)
-    total, known, learnt = 0.0, 0, set()
-    for trial in work:
-        base = base_of(trial.identity)
-        seconds = trial_seconds(trial, states[trial.key], of_base.get(base, []))
-        if seconds is not None:
-            total, known = total + seconds, known + 1
-            learnt.add(base)
-    return Expected(total, known, sum(len(of_base[base]) for base in learnt))
-
-
-def trial_seconds(trial: PlannedTrial, state: State, like: Sequence[Finished]) -> float | None:
-    """The seconds of one trial after finished ones of its base; None where they cannot be told."""
-    if not like:
+def read_finished_trial(folder: TrialFolder) -> FinishedTrial | None:
+    """The times of one trial; None if it is not complete or lacks a number."""
+    training = read_trial_result(folder)
+    if (training.status, training.kind) != ("complete", "trial") or training.provenance.device is None:
         return None
-    texts = [seconds for each in like for seconds in each.eval_seconds]
-    evaluation = sum(texts) / len(texts) if texts else 0.0
+    try:
+        rows = float(training.steps or 0) * float(training.identity["train"]["batch"])
+        target_modules = tuple(training.identity["lora"]["targets"])
+        row_seconds = training.train_seconds / rows if training.train_seconds is not None else None
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    if row_seconds is None:
+        return None
+    evaluations = [read_evaluation_result(EvalFolder(path.parent)) for path in folder.path.glob("evals/*/result.json")]
+    eval_seconds = tuple(
+        float(evaluation.generate_seconds)
+        for evaluation in evaluations
+        if evaluation.status == "complete" and evaluation.generate_seconds is not None
+    )
+    base = identify_base(training.identity)
+    return FinishedTrial(base, target_modules, row_seconds, eval_seconds, training.provenance.device)
+
+
+def estimate_time(
+    remaining: Sequence[PlannedTrial], states: Mapping[Key, State], finished: Sequence[FinishedTrial]
+) -> TimeEstimate:
+    """The time of the remaining trials, from finished trials of the same bases."""
+    finished_by_base: dict[str, list[FinishedTrial]] = {}
+    for trial in finished:
+        finished_by_base.setdefault(trial.base, []).append(trial)
+    total, trials, bases = 0.0, 0, set()
+    for planned in remaining:
+        base = identify_base(planned.identity)
+        seconds = estimate_trial_seconds(planned, states[planned.key], finished_by_base.get(base, []))
+        if seconds is not None:
+            total, trials = total + seconds, trials + 1
+            bases.add(base)
+    return TimeEstimate(total, trials, sum(len(finished_by_base[base]) for base in bases))
+
+
+def estimate_trial_seconds(trial: PlannedTrial, state: State, finished: Sequence[FinishedTrial]) -> float | None:
+    """The seconds of one trial, from finished trials of its base; None if they cannot be estimated.
+
+    Finished trials with the same target modules are preferred.
+    """
+    if not finished:
+        return None
+    eval_seconds = [seconds for other in finished for seconds in other.eval_seconds]
+    evaluation = sum(eval_seconds) / len(eval_seconds) if eval_seconds else 0.0
     if trial.kind == "baseline" or state.name == "trained":
         return evaluation
-    rows = planned_rows(trial)
+    rows = count_training_rows(trial)
     if rows is None:
         return None
     modules = tuple(sorted(trial.target_modules))
-    closest = [each for each in like if each.target_modules == modules] or like
-    return evaluation + rows * sum(each.row_seconds for each in closest) / len(closest)
+    closest = [other for other in finished if other.target_modules == modules] or finished
+    return evaluation + rows * sum(other.row_seconds for other in closest) / len(closest)
 
 
-def planned_rows(trial: PlannedTrial) -> int | None:
-    """How many rows a training sees, the last batch of an epoch counted whole; None where the data is not at hand."""
+def count_training_rows(trial: PlannedTrial) -> int | None:
+    """The number of rows that a training sees, counting the last batch of an epoch as full; None without data."""
     train = trial.config.train
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     if train.max_steps:

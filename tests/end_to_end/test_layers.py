@@ -28,7 +28,7 @@ TRIAL_STEPS = (
     {"worker", "train", "inspect"},
 )
 SWEEP_STEPS = (
-    {"text", "labels", "statistics"},
+    {"text", "tables", "labels", "statistics"},
     {"trials"},
     {"store", "resources"},
     {"report", "status", "search"},

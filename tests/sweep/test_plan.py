@@ -23,7 +23,7 @@ from sweep.plan import __main__
 from sweep.plan import facts as plan_facts
 from sweep.plan.facts import gather_facts
 from sweep.plan.make import make_plan
-from sweep.plan.table import plan_table
+from sweep.plan.table import format_plan
 from sweep.resources.machine import Slot
 from sweep.store import sweep_file, trial_state
 from sweep.store.trial_state import State
@@ -499,7 +499,7 @@ def table(plan: Plan, runs: Path, *devices: Slot, notes: tuple[str, ...] = (), *
     found = trial_state.states(plan, runs)
     by_label = {trial.label.replace(" ", "_").replace("=", ""): trial.key for trial in plan.trials}
     found |= {by_label[label]: state for label, state in states.items()}
-    return plan_table(plan, runs, "s", found, notes, devices or [CPU]).splitlines()
+    return format_plan(plan, runs, "s", found, notes, devices or [CPU]).splitlines()
 
 
 def test_the_table_says_what_is_to_do_and_what_the_data_lost(tmp_path: Path) -> None:
@@ -636,13 +636,13 @@ def test_a_device_that_is_not_there_is_refused_with_the_plan(tmp_path: Path) -> 
     with pytest.raises(
         Refused, match=r"^launch\.devices = \[3\]: this machine has no accelerator; allowed: auto, cpu$"
     ):
-        plan_table(plan, tmp_path, "s", trial_state.states(plan, tmp_path))
+        format_plan(plan, tmp_path, "s", trial_state.states(plan, tmp_path))
 
 
 def test_a_long_list_of_modules_is_cut_in_the_table(tmp_path: Path) -> None:
     names = [f"layers.{i}.attn.query_projection" for i in range(4)]
     trial = dataclasses.replace(trials(planned(changed()))[0], target_modules=names)
-    assert "layers.0.attn.query_projection, layers.1.at…" in table(Plan([trial], [trial.key], []), tmp_path)[-1]
+    assert "layers.0.attn.query_projection, layers.1...." in table(Plan([trial], [trial.key], []), tmp_path)[-1]
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -14,14 +14,14 @@ from lora_sweep.runs import files
 from sweep.resources.estimate import (
     BYTES_PER_PARAM,
     TEXT_BYTES,
-    Expected,
-    Finished,
-    base_of,
-    expected_time,
-    finished_before,
-    left,
-    needed_bytes,
-    planned_rows,
+    FinishedTrial,
+    TimeEstimate,
+    count_training_rows,
+    estimate_disk_bytes,
+    estimate_time,
+    identify_base,
+    list_remaining_trials,
+    read_finished_trials,
 )
 from sweep.store.trial_state import State
 from sweep.trials import Key, Plan, PlannedTrial
@@ -32,7 +32,7 @@ FACTS = Facts(
     compute_bytes=4,
 )
 IDENTITY = {"model": "m", "quant": {"bits": None}, "data": {"source": "d"}}
-BASE = base_of(IDENTITY)
+BASE = identify_base(IDENTITY)
 
 
 def planned(name: str, kind: str = "trial", params: int = 1000, **settings: Any) -> PlannedTrial:
@@ -51,8 +51,8 @@ def plan_of(*trials: PlannedTrial, **states: str) -> tuple[Plan, dict[Key, State
     """The plan, and each trial's state by its name: new unless said otherwise."""
     settled = ("done", "diverged", "timeout")
     plan = Plan(list(trials), [trial.key for trial in trials], [])
-    named = {trial.key: states.get(trial.label, "new") for trial in trials}
-    return plan, {key: State(name, settled=name in settled) for key, name in named.items()}
+    names = {trial.key: states.get(trial.label, "new") for trial in trials}
+    return plan, {key: State(name, settled=name in settled) for key, name in names.items()}
 
 
 # --- what is left --------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def plan_of(*trials: PlannedTrial, **states: str) -> tuple[Plan, dict[Key, State
 def test_what_is_left_is_what_is_not_settled_and_what_is_tried_again(retry: str | None, expected: list[str]) -> None:
     trials = [planned(name, launch__retry=retry) for name in "abcde"]
     plan, states = plan_of(*trials, b="trained", c="broken", d="done", e="timeout")
-    assert [trial.label for trial in left(plan, states)] == expected
+    assert [trial.label for trial in list_remaining_trials(plan, states)] == expected
 
 
 # --- disk ----------------------------------------------------------------------------------------------------------
@@ -73,11 +73,11 @@ def test_what_is_left_is_what_is_not_settled_and_what_is_tried_again(retry: str 
 def test_adapters_and_texts_of_what_is_left() -> None:
     trials = [planned("base", "baseline"), planned("a"), planned("b", params=500), planned("c"), planned("d")]
     plan, states = plan_of(*trials, c="trained", d="done")
-    assert needed_bytes(plan, states) == BYTES_PER_PARAM * 1500 + TEXT_BYTES * 4
+    assert estimate_disk_bytes(plan, states) == BYTES_PER_PARAM * 1500 + TEXT_BYTES * 4
 
 
 def test_a_finished_plan_needs_nothing() -> None:
-    assert needed_bytes(*plan_of(planned("a", train__checkpoint_steps=1), a="done")) == 0
+    assert estimate_disk_bytes(*plan_of(planned("a", train__checkpoint_steps=1), a="done")) == 0
 
 
 def test_checkpoints_are_those_of_the_trials_under_way_at_once() -> None:
@@ -92,7 +92,7 @@ def test_checkpoints_are_those_of_the_trials_under_way_at_once() -> None:
                 for i, size in enumerate(sizes)
             )
         )
-        return needed_bytes(saving, states, at_once) - needed_bytes(plain, states, at_once)
+        return estimate_disk_bytes(saving, states, at_once) - estimate_disk_bytes(plain, states, at_once)
 
     assert extra(1) == 9 * BYTES_PER_PARAM * 3000
     assert extra(2) == 9 * BYTES_PER_PARAM * 5000
@@ -116,43 +116,43 @@ def test_checkpoints_are_those_of_the_trials_under_way_at_once() -> None:
     ],
 )
 def test_rows_that_a_training_sees(settings: dict[str, Any], rows: int) -> None:
-    assert planned_rows(planned("a", **settings)) == rows
+    assert count_training_rows(planned("a", **settings)) == rows
 
 
 def finished(
     row_seconds: float = 1.0, *evaluations: float, base: str = BASE, modules: str = "q_proj v_proj"
-) -> Finished:
-    return Finished(base, tuple(modules.split()), row_seconds, evaluations, "cpu")
+) -> FinishedTrial:
+    return FinishedTrial(base, tuple(modules.split()), row_seconds, evaluations, "cpu")
 
 
-def expected(trials: list[PlannedTrial], known: list[Finished], **states: str) -> Expected:
-    plan, found = plan_of(*trials, **states)
-    return expected_time(left(plan, found), found, known)
+def expected(trials: list[PlannedTrial], finished_trials: list[FinishedTrial], **states: str) -> TimeEstimate:
+    plan, trial_states = plan_of(*trials, **states)
+    return estimate_time(list_remaining_trials(plan, trial_states), trial_states, finished_trials)
 
 
 def test_a_trial_takes_its_rows_and_a_mean_evaluation() -> None:
-    known = [finished(2.0, 10.0, 20.0), finished(4.0, 30.0)]
-    assert expected([planned("a")], known) == Expected(44 * 3.0 + 20.0, 1, 2)
+    finished_trials = [finished(2.0, 10.0, 20.0), finished(4.0, 30.0)]
+    assert expected([planned("a")], finished_trials) == TimeEstimate(44 * 3.0 + 20.0, 1, 2)
 
 
 def test_trials_with_the_same_modules_are_preferred() -> None:
-    known = [finished(2.0), finished(90.0, modules="down_proj")]
-    assert expected([planned("a")], known).seconds == 88.0
-    assert expected([planned("a")], known[1:]).seconds == 44 * 90.0
+    finished_trials = [finished(2.0), finished(90.0, modules="down_proj")]
+    assert expected([planned("a")], finished_trials).seconds == 88.0
+    assert expected([planned("a")], finished_trials[1:]).seconds == 44 * 90.0
 
 
 def test_other_bases_tell_nothing() -> None:
-    assert expected([planned("a")], [finished(base="another")]) == Expected(0.0, 0, 0)
+    assert expected([planned("a")], [finished(base="another")]) == TimeEstimate(0.0, 0, 0)
 
 
 def test_what_is_trained_and_what_trains_nothing_are_evaluated_alone() -> None:
     trials = [planned("a"), planned("base", "baseline"), planned("c")]
-    assert expected(trials, [finished(5.0, 7.0)], a="trained", c="done") == Expected(14.0, 2, 1)
+    assert expected(trials, [finished(5.0, 7.0)], a="trained", c="done") == TimeEstimate(14.0, 2, 1)
 
 
 def test_a_trial_of_unknown_rows_is_not_counted() -> None:
     unknown = dataclasses.replace(planned("a"), facts=Facts(FACTS.model, DataFacts("d"), 4))
-    assert expected([unknown, planned("b")], [finished(1.0)]) == Expected(44.0, 1, 1)
+    assert expected([unknown, planned("b")], [finished(1.0)]) == TimeEstimate(44.0, 1, 1)
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def kept(runs: Path, trial_id: str, training: dict[str, Any], *evaluations: dict
 def test_results_tell_what_they_took(tmp_path: Path) -> None:
     took = {"status": "complete", "generate_seconds": 6.0}
     kept(tmp_path, "a", result(), took, {"status": "failed", "generate_seconds": 1.0}, {"status": "complete"})
-    assert finished_before(tmp_path) == [Finished(BASE, ("q_proj",), 2.0, (6.0,), "cpu (2 threads)")]
+    assert read_finished_trials(tmp_path) == [FinishedTrial(BASE, ("q_proj",), 2.0, (6.0,), "cpu (2 threads)")]
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def test_results_tell_what_they_took(tmp_path: Path) -> None:
 )
 def test_a_result_that_lacks_a_number_tells_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
     kept(tmp_path, "a", result(**changes))
-    assert finished_before(tmp_path) == []
+    assert read_finished_trials(tmp_path) == []
 
 
 def test_a_folder_without_results_and_torn_files_tell_nothing(tmp_path: Path) -> None:
-    assert finished_before(tmp_path / "nowhere") == []
+    assert read_finished_trials(tmp_path / "nowhere") == []
     path = files.trial_folder(tmp_path, "a").result
     path.parent.mkdir(parents=True)
     path.write_text('{"status": "comp')
-    assert finished_before(tmp_path) == []
+    assert read_finished_trials(tmp_path) == []
