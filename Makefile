@@ -13,7 +13,7 @@ VENV := .venv/bin/python
 PIP := $(VENV) -m pip -qq --disable-pip-version-check --no-input
 READY := .venv/.ready
 
-.PHONY: help setup demo report confirm plan status test test-slow bench profile lint types check format lock clean
+.PHONY: help setup demo report confirm plan status test test-slow docs picture bench profile lint types check format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,13 @@ test: $(READY) ## Run the tests (ARGS="-k report" some of them)
 
 test-slow: $(READY) ## Train the real default model, with every core
 	@$(VENV) -m pytest -m slow $(ARGS)
+
+docs: $(READY) ## Make docs/configuration.md again, from the schema and the files in conf/
+	@$(VENV) -m lora_sweep.config.reference > docs/configuration.md.new
+	@mv docs/configuration.md.new docs/configuration.md
+
+picture: $(READY) ## Take the README's picture of the demo's report page (after make demo)
+	@$(VENV) docs/take_picture.py runs/sweeps/demo/report.html docs/images/report.png
 
 bench: $(READY) ## Measure the orchestration, then training and texts against a plain loop over TRL (50 minutes)
 	@$(VENV) benchmarks/orchestration.py
