@@ -13,7 +13,7 @@ VENV := .venv/bin/python
 PIP := $(VENV) -m pip -qq --disable-pip-version-check --no-input
 READY := .venv/.ready
 
-.PHONY: help setup demo report confirm plan status test test-slow docs picture bench profile lint types check format lock clean
+.PHONY: help setup demo report confirm plan status test test-slow docs picture bench check-gpu profile lint types check format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,10 @@ picture: $(READY) ## Take the README's picture of the demo's report page (after 
 bench: $(READY) ## Measure the orchestration, then training and texts against a plain loop over TRL (50 minutes)
 	@$(VENV) benchmarks/orchestration.py
 	@$(VENV) benchmarks/fast.py $(ARGS)
+
+# Installs nothing: PYTHON is the one that has torch, PACKAGES a folder with further pure-Python packages.
+check-gpu: ## Check packs, texts, memory and speed on this machine's GPU, in 8 minutes; PYTHON=python3 PACKAGES=folder
+	@PYTHONPATH="$(PACKAGES)" "$(PYTHON)" benchmarks/check_gpu.py $(ARGS)
 
 profile: $(READY) ## Show where a training step's time goes (ARGS="quant=8bit lora.targets=attn")
 	@$(VENV) benchmarks/profile_step.py $(or $(ARGS),quant=4bit lora.targets=all_linear)

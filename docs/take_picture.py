@@ -1,4 +1,4 @@
-"""`make picture`: a picture of a sweep's report page, for the README. Needs playwright and a Chromium (the extra dev)."""
+"""`make picture`: a picture of a sweep's report page, for the README. Needs playwright (extra dev) and a Chromium."""
 
 import shutil
 import sys
