@@ -110,9 +110,9 @@ def layouts() -> Iterator[list[Layout]]:
     own = packed.concatenate_rows
 
     def watched(*arguments: Any) -> Any:
-        flat = own(*arguments)
-        seen.append(layout_of(flat))
-        return flat
+        batch = own(*arguments)
+        seen.append(layout_of(batch))
+        return batch
 
     packed.concatenate_rows = watched
     try:
@@ -121,12 +121,12 @@ def layouts() -> Iterator[list[Layout]]:
         packed.concatenate_rows = own
 
 
-def layout_of(flat: Any) -> Layout:
-    if flat.padded is None:
-        pairs = sum(length * (shared + length) for _, length, _, shared in flat.spans)
+def layout_of(batch: Any) -> Layout:
+    if batch.padded is None:
+        pairs = sum(length * (shared + length) for _, length, _, shared in batch.spans)
     else:
-        pairs = flat.padded.queries.numel() * flat.padded.keys.shape[1]
-    return Layout(flat.input_ids.shape[1], pairs, len(flat.kept))
+        pairs = batch.padded.queries.numel() * batch.padded.keys.shape[1]
+    return Layout(batch.input_ids.shape[1], pairs, len(batch.logit_positions))
 
 
 def shape_of(config: Any) -> Shape:

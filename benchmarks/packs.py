@@ -34,7 +34,7 @@ from lora_sweep.data.prompts import Example  # noqa: E402
 from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noqa: E402
 from lora_sweep.model.device import Device, pick_device, read_peak_memory, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
-from lora_sweep.multi_lora.linear import Adapter  # noqa: E402
+from lora_sweep.multi_lora.adapter import Adapter  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
 from lora_sweep.training.packed import PackMember, train_pack  # noqa: E402
 from lora_sweep.training.single import Trained  # noqa: E402

@@ -19,16 +19,12 @@ from lora_sweep.config.schema import Eval
 from lora_sweep.data.prompts import Example
 from lora_sweep.generation.single import GeneratedText, PreemptionCriteria, decode_text, find_eos_ids, pad_left
 from lora_sweep.model.device import Device, is_out_of_memory
+from lora_sweep.multi_lora.adapter import Adapter
+from lora_sweep.multi_lora.attention import ATTENTION_NAME, use_layout
 from lora_sweep.multi_lora.head_loss import compute_head_loss
-from lora_sweep.multi_lora.layout import (
-    ATTENTION_NAME,
-    DecodingBatch,
-    MemberRows,
-    concatenate_rows,
-    measure_common_prefix,
-    use_layout,
-)
-from lora_sweep.multi_lora.linear import Adapter, AdapterMap, attach_pack
+from lora_sweep.multi_lora.layout import DecodingBatch, MemberRows, concatenate_rows, measure_common_prefix
+from lora_sweep.multi_lora.linear import attach_pack
+from lora_sweep.multi_lora.segments import AdapterMap
 
 CACHE_GROWTH_TOKENS = 64  # tokens that a cache grows by at a time
 MIN_ACTIVE_SHARE = 0.75  # of a batch still being written: below it, finished texts are taken out of it
@@ -50,11 +46,11 @@ def infer_with_adapters(base: Any, adapters: Sequence[Adapter | None], device: D
     attention = base.config._attn_implementation
     for adapter in adapters:
         if adapter is not None:
-            adapter.in_dtype(device.compute_dtype)
-    with torch.no_grad(), attach_pack(base, adapters) as blocks:
+            adapter.set_dtype(device.compute_dtype)
+    with torch.no_grad(), attach_pack(base, adapters) as adapter_map:
         base.set_attn_implementation(ATTENTION_NAME)
         try:
-            yield blocks
+            yield adapter_map
         finally:
             base.set_attn_implementation(attention)
 
@@ -106,10 +102,10 @@ def generate_pack(
         written[text.author][text.place] = decode_text(text.new, tokenizer, ends, authors[text.author].marker)
         on_text(text.author, len(written[text.author]))
 
-    with infer_with_adapters(base, [author.adapter for author in authors], device) as blocks:
+    with infer_with_adapters(base, [author.adapter for author in authors], device) as adapter_map:
         for batch in make_batches(authors, settings, device):
             begun = time.perf_counter()
-            decode_batch(base, blocks, batch, Decoding(tokenizer, settings, ends, authors, device), asked, done)
+            decode_batch(base, adapter_map, batch, Decoding(tokenizer, settings, ends, authors, device), asked, done)
             share = (time.perf_counter() - begun) / max(1, sum(len(text.new) for text in batch))
             for text in batch:
                 seconds[text.author] += share * len(text.new)
@@ -164,7 +160,7 @@ class Decoding:
 
 def decode_batch(
     base: Any,
-    blocks: AdapterMap,
+    adapter_map: AdapterMap,
     texts: list[DecodingSequence],
     how: Decoding,
     asked: PreemptionCriteria,
@@ -182,7 +178,9 @@ def decode_batch(
     alive = list(texts)
     while True:
         asked.heed()
-        blocks.sizes = [sum(text.author == number for text in alive) for number in range(len(blocks.adapters))]
+        adapter_map.segment_sizes = [
+            sum(text.author == number for text in alive) for number in range(len(adapter_map.adapters))
+        ]
         with use_layout(DecodingBatch(mask)):
             hidden = base.base_model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
             # Of two dimensions: a product with [texts, 1, hidden], cut from all positions, would copy the head's
@@ -241,7 +239,7 @@ class GrowingCacheLayer(DynamicLayer):
 
 def compute_member_losses(
     base: Any,
-    blocks: AdapterMap,
+    adapter_map: AdapterMap,
     member: int,
     rows: Sequence[Example],
     batch_size: int,
@@ -251,7 +249,7 @@ def compute_member_losses(
     """The negative log-likelihood of each row's response, its end included, under one member of a pack.
 
     Args:
-        blocks: of :func:`infer_with_adapters`.
+        adapter_map: of :func:`infer_with_adapters`.
 
     Returns:
         Per row: the sum over its response tokens in nats, and their number.
@@ -265,16 +263,16 @@ def compute_member_losses(
         PreemptionCriteria(stop).heed()
         places = order[start : start + batch_size]
         some = [rows[place] for place in places]
-        flat = concatenate_rows(
+        batch = concatenate_rows(
             [MemberRows(some, measure_common_prefix(some), 1.0)], ["response"], device.type, device.compute_dtype
         )
-        blocks.sizes = [0] * len(blocks.adapters)
-        blocks.sizes[member] = flat.input_ids.shape[1]
-        with use_layout(flat):
-            hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
-            states = hidden.last_hidden_state[0].index_select(0, flat.kept)
-            blocks.sizes[member] = len(states)
-            _, each = compute_head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
+        adapter_map.segment_sizes = [0] * len(adapter_map.adapters)
+        adapter_map.segment_sizes[member] = batch.input_ids.shape[1]
+        with use_layout(batch):
+            hidden = base.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+            states = hidden.last_hidden_state[0].index_select(0, batch.logit_positions)
+            adapter_map.segment_sizes[member] = len(states)
+            _, each = compute_head_loss(states, base.get_output_embeddings(), batch.target_ids, batch.target_weights)
         begin = 0
         for place, row in zip(places, some, strict=True):
             count = len(row.input_ids) - max(1, row.prompt_length)
@@ -292,10 +290,10 @@ def find_flat_layout_problem(base: Any, rows: Sequence[Example], device: Device)
     shared = measure_common_prefix(some)
     try:
         with infer_with_adapters(base, [], device):
-            flat = concatenate_rows([MemberRows(some, shared, 1.0)], ["response"], device.type, device.compute_dtype)
-            with use_layout(flat):
-                hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
-            found = base.get_output_embeddings()(hidden.last_hidden_state[0, : sum(flat.sizes)]).float()
+            batch = concatenate_rows([MemberRows(some, shared, 1.0)], ["response"], device.type, device.compute_dtype)
+            with use_layout(batch):
+                hidden = base.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+            found = base.get_output_embeddings()(hidden.last_hidden_state[0, : sum(batch.segment_sizes)]).float()
     except Exception as error:  # whatever a model's own code cannot do
         if is_out_of_memory(error):
             raise

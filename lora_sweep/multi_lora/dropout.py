@@ -1,54 +1,68 @@
-"""Which numbers of an input are dropped: a function of a seed, made faster than torch's own on a CPU."""
+"""Dropout as a function of a seed, made faster on a CPU than torch's own.
+
+Dimensions: rows, in: of a layer's input.
+
+A mask of dropped numbers comes in one of two forms. Positions: int64 [hits], of the dropped numbers in the flat input;
+a position can come twice. Bits: [rows, in], whole numbers as wide as the input's, all ones where a number stays and
+all zeros where it is dropped, so that one bitwise "and" applies them.
+"""
 
 import math
 
 import torch
 
-MAX_SPARSE_RATE = 0.15  # up to here drawing places takes half the time of drawing bits for all; from 0.2 on more
+MAX_SPARSE_RATE = 0.15  # up to here positions are drawn in half the time of bits; from 0.2 on they take longer
 
 
-def draw_dropped(rows: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
-    """Which numbers of ``rows`` are dropped, each with probability ``dropout``.
+def draw_dropped(x: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
+    """Draw which numbers of ``x`` [rows, in] are dropped, each with probability ``dropout``.
 
-    torch's dropout draws 64 random bits a number, and on a CPU the generator is one thread's. Where few numbers are
-    dropped, their places are drawn: Poisson's number of them, each anywhere, so that a number is missed by all of them
-    with probability ``1 - dropout``, whatever becomes of the others. Else 16 bits a number, compared in place.
+    torch's dropout draws 64 random bits for each number, and a CPU's generator uses one thread. Where few numbers are
+    dropped, their positions are drawn instead: how many is Poisson's with mean ``-log(1 - dropout) * numel``, and each
+    position is uniform. The hits on one number are then Poisson's too, with mean ``-log(1 - dropout)``, and independent
+    of those on any other number: no hit has probability ``1 - dropout``, exactly. That takes a sixth of the random
+    numbers. At higher rates 16 bits are drawn for each number.
 
     Returns:
-        The places of the dropped in the flat rows; or bits like ``rows``, of each number all zero or else all one.
+        A mask: positions up to :data:`MAX_SPARSE_RATE`, bits above.
     """
-    generator, count = torch.Generator(rows.device).manual_seed(seed), rows.numel()
+    generator, count = torch.Generator(x.device).manual_seed(seed), x.numel()
     if dropout <= MAX_SPARSE_RATE:
-        expected = torch.tensor(-math.log1p(-dropout) * count, dtype=torch.float64)
-        hits = int(torch.poisson(expected, generator=torch.Generator().manual_seed(seed + 1)))
-        return torch.randint(count, (hits,), generator=generator, device=rows.device)
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=rows.device)
+        mean_hits = torch.tensor(-math.log1p(-dropout) * count, dtype=torch.float64)
+        hits = int(torch.poisson(mean_hits, generator=torch.Generator().manual_seed(seed + 1)))
+        return torch.randint(count, (hits,), generator=generator, device=x.device)  # [hits]
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)  # 64 random bits for four numbers
     words.random_(-(1 << 63), None, generator=generator)
-    bits = words.view(torch.int16)[:count].view(rows.shape)
-    below = round((1 - dropout) * 32768) - 16384
-    return bits.bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(15).to(_mask_dtype(rows))
+    bits = words.view(torch.int16)[:count].view(x.shape)  # [rows, in], uniform from -32768 to 32767
+    threshold = round((1 - dropout) * 32768) - 16384
+    # Halved, so that the difference cannot overflow; its sign, shifted down, is all ones or all zeros.
+    return bits.bitwise_right_shift_(1).sub_(threshold).bitwise_right_shift_(15).to(_mask_dtype(x))
 
 
-def zero_dropped(rows: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """``rows`` with zeros where ``drawn``, as of :func:`draw_dropped`, says that they are dropped."""
-    if drawn.dtype == torch.int64:
-        return rows.reshape(-1).index_fill(0, drawn, 0).view(rows.shape)
-    return rows.view(drawn.dtype).bitwise_and(drawn).view(rows.dtype)
+def zero_dropped(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A copy of ``x`` [rows, in] with zeros where ``mask`` drops; what stays is not scaled up."""
+    if mask.dtype == torch.int64:
+        return x.reshape(-1).index_fill(0, mask, 0).view(x.shape)
+    return x.view(mask.dtype).bitwise_and(mask).view(x.dtype)
 
 
-def join_dropped(rows: torch.Tensor, drawn: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
-    """What was drawn for some ``rows``, from one to before another, as one draw for all of them."""
-    if all(each.dtype == torch.int64 for *_, each in drawn):
-        return torch.cat([each + begin * rows.shape[1] for begin, _, each in drawn])
-    bits = torch.full(rows.shape, -1, dtype=_mask_dtype(rows), device=rows.device)
-    for begin, end, each in drawn:
-        if each.dtype == torch.int64:
-            bits[begin:end].view(-1).index_fill_(0, each, 0)
+def join_dropped(x: torch.Tensor, masks: list[tuple[int, int, torch.Tensor]]) -> torch.Tensor:
+    """Join masks of some rows of ``x`` [rows, in] into one for all; rows without a mask keep all numbers.
+
+    Args:
+        masks: first row, row after the last, and their mask.
+    """
+    if all(mask.dtype == torch.int64 for *_, mask in masks):
+        return torch.cat([mask + begin * x.shape[1] for begin, _, mask in masks])
+    bits = torch.full(x.shape, -1, dtype=_mask_dtype(x), device=x.device)  # [rows, in], -1: all ones
+    for begin, end, mask in masks:
+        if mask.dtype == torch.int64:
+            bits[begin:end].view(-1).index_fill_(0, mask, 0)
         else:
-            bits[begin:end] = each
+            bits[begin:end] = mask
     return bits
 
 
-def _mask_dtype(rows: torch.Tensor) -> torch.dtype:
-    """Whole numbers as wide as those of ``rows``."""
-    return torch.int16 if rows.element_size() == 2 else torch.int32
+def _mask_dtype(x: torch.Tensor) -> torch.dtype:
+    """The whole numbers that are as wide as the numbers of ``x``."""
+    return torch.int16 if x.element_size() == 2 else torch.int32

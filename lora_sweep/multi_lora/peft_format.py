@@ -1,4 +1,4 @@
-"""An adapter between PEFT's form and ours: drawn by PEFT, trained as ``packed.Adapter``, kept in PEFT's files."""
+"""An adapter between PEFT's form and ours: PEFT draws it, :class:`Adapter` trains it, PEFT's files keep it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from lora_sweep.config.schema import Lora
 from lora_sweep.model.load import make_lora_config
-from lora_sweep.multi_lora.linear import Adapter
+from lora_sweep.multi_lora.adapter import Adapter
 
 NAME_PREFIX, A_SUFFIX, B_SUFFIX = (
     "base_model.model.",
@@ -21,9 +21,9 @@ NAME_PREFIX, A_SUFFIX, B_SUFFIX = (
 
 
 def attach_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) -> PeftModel:
-    """A fresh adapter on ``base``; the same seed gives the same weights.
+    """Attach a new adapter to ``base``; the same seed gives the same weights.
 
-    SFTTrainer seeds only after PEFT has drawn the weights when it is given a PEFT model, so seed first.
+    The seed is set here because SFTTrainer sets one only after PEFT has drawn the weights.
     """
     set_seed(seed)
     model: PeftModel = get_peft_model(base, make_lora_config(lora, target_modules))
@@ -31,7 +31,7 @@ def attach_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) 
 
 
 def create_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) -> tuple[Adapter, LoraConfig]:
-    """The adapter that :func:`attach_adapter` draws, off the base again, and what PEFT's files say of it."""
+    """Create the adapter that :func:`attach_adapter` draws, with PEFT's config of it; ``base`` is as before."""
     model = attach_adapter(base, lora, target_modules, seed)
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     config: Any = model.peft_config["default"]
@@ -41,36 +41,40 @@ def create_adapter(base: Any, lora: Lora, target_modules: list[str], seed: int) 
 
 
 def build_adapter(tensors: dict[str, torch.Tensor], config: Any, seed: int = 0) -> Adapter:
-    """Tensors as PEFT's files name them, in our form."""
-    found = {}
-    for ending in (A_SUFFIX, B_SUFFIX):
-        names = [name for name in tensors if name.endswith(ending)]
-        found[ending] = {name.removeprefix(NAME_PREFIX).removesuffix(ending): tensors[name] for name in names}
-    if len(found[A_SUFFIX]) + len(found[B_SUFFIX]) != len(tensors):
-        raise RuntimeError("the adapter has more than the matrices of LoRA")
+    """Build an adapter from tensors by their names in PEFT's files: A [r, in] and B [out, r] of each module.
+
+    Raises:
+        RuntimeError: a tensor is neither of the two.
+    """
+    matrices = {}
+    for suffix in (A_SUFFIX, B_SUFFIX):
+        names = [name for name in tensors if name.endswith(suffix)]
+        matrices[suffix] = {name.removeprefix(NAME_PREFIX).removesuffix(suffix): tensors[name] for name in names}
+    if len(matrices[A_SUFFIX]) + len(matrices[B_SUFFIX]) != len(tensors):
+        raise RuntimeError("the adapter has tensors other than LoRA's matrices A and B")
     scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-    return Adapter(found[A_SUFFIX], found[B_SUFFIX], scale, config.lora_dropout, seed)
+    return Adapter(matrices[A_SUFFIX], matrices[B_SUFFIX], scale, config.lora_dropout, seed)
 
 
 def export_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Our form, with the names of PEFT's files."""
-    a, b = adapter.views(adapter.numbers)
+    """Copies of an adapter's fp32 matrices, by their names in PEFT's files."""
+    a, b = adapter.split_matrices(adapter.numbers)
     tensors = {f"{NAME_PREFIX}{name}{A_SUFFIX}": matrix for name, matrix in a.items()}
     tensors |= {f"{NAME_PREFIX}{name}{B_SUFFIX}": matrix for name, matrix in b.items()}
     return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
 
 
 def import_tensors(adapter: Adapter, tensors: dict[str, torch.Tensor]) -> None:
-    """Give an adapter the numbers that :func:`export_tensors` made of one like it."""
-    a, b = adapter.views(adapter.numbers)
+    """Give ``adapter`` the numbers of ``tensors``, which :func:`export_tensors` made of an adapter with its shapes."""
+    a, b = adapter.split_matrices(adapter.numbers)
     for name in a:
         a[name].copy_(tensors[f"{NAME_PREFIX}{name}{A_SUFFIX}"])
         b[name].copy_(tensors[f"{NAME_PREFIX}{name}{B_SUFFIX}"])
-    adapter.changed()
+    adapter.update_copy()
 
 
 def save_adapter(adapter: Adapter, config: LoraConfig, folder: Path) -> None:
-    """A folder as PEFT's own save_pretrained makes it, without its model card."""
+    """Save an adapter as PEFT's save_pretrained does, without its model card."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(export_tensors(adapter), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config.inference_mode = True
@@ -78,6 +82,6 @@ def save_adapter(adapter: Adapter, config: LoraConfig, folder: Path) -> None:
 
 
 def load_adapter(folder: Path, device: str) -> Adapter:
-    """The adapter that lies in ``folder``."""
+    """Load the adapter in ``folder``."""
     tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME, device=device)
     return build_adapter(tensors, PeftConfig.from_pretrained(str(folder)))

@@ -1,6 +1,9 @@
-"""A frozen base's RMS norms, each as one node of the graph: half the time on a CPU, and states kept in their own dtype.
+"""A frozen base's RMS norms, each as one node of autograd's graph: about half the time on a CPU.
 
-A step has two a layer, and transformers' own is a row of small operations in fp32, each a node with what it keeps.
+transformers' own norm is a row of small fp32 operations, and each is a node that keeps its input in fp32. A training
+step has two norms a layer. Ours keeps one tensor, in the dtype of the states.
+
+Dimensions: ..., hidden: the states.
 """
 
 import contextlib
@@ -13,37 +16,41 @@ import torch
 
 
 class FusedRmsNorm(torch.autograd.Function):
-    """``weight * x / sqrt(mean(x²) + eps)`` (arXiv 1910.07467), made in fp32 as transformers' Llama makes it."""
+    """RMSNorm (arXiv 1910.07467) with a frozen weight, computed in fp32 and rounded as transformers' Llama does.
+
+    Forward: ``s = 1 / sqrt(mean(x²) + eps)``, ``n = x * s``, ``y = weight * n``.
+    Backward, with ``g = dy * weight``: ``dx = s * (g - n * mean(g * n))``.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.float() if x.dtype != torch.float32 else x.clone()
-        scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
-        normed = wide.mul_(scale).to(x.dtype)
+        x_fp32 = x.float() if x.dtype != torch.float32 else x.clone()  # [..., hidden]; a copy, which is changed below
+        scale = torch.linalg.vecdot(x_fp32, x_fp32).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)  # [..., 1]
+        normed = x_fp32.mul_(scale).to(x.dtype)  # [..., hidden]
         ctx.save_for_backward(normed, weight, scale)
         return normed * weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         normed, weight, scale = ctx.saved_tensors
-        grad = (gradients[0] * weight).float()
-        wide = normed.float()
-        along = torch.linalg.vecdot(grad, wide).div_(wide.shape[-1]).unsqueeze(-1)
-        return grad.addcmul_(wide, along, value=-1).mul_(scale).to(normed.dtype), None, None
+        grad = (gradients[0] * weight).float()  # [..., hidden]
+        normed_fp32 = normed.float()
+        mean = torch.linalg.vecdot(grad, normed_fp32).div_(normed.shape[-1]).unsqueeze(-1)  # [..., 1]
+        return grad.addcmul_(normed_fp32, mean, value=-1).mul_(scale).to(normed.dtype), None, None
 
 
 @contextlib.contextmanager
 def fuse_norms(base: Any) -> Iterator[None]:
-    """Within this, the norms of ``base`` that are such ones are made by :class:`FusedRmsNorm`."""
-    known: dict[Any, bool] = {}
+    """Within this, the RMS norms of ``base`` are computed by :class:`FusedRmsNorm`."""
+    verdicts: dict[Any, bool] = {}  # one norm of each kind is tried
     norms = []
     for module in base.modules():
         weight = getattr(module, "weight", None)
-        like = (weight.shape, weight.dtype, weight.requires_grad) if isinstance(weight, torch.Tensor) else None
-        kind = type(module), like
-        if kind not in known:
-            known[kind] = is_rms_norm(module)
-        norms += [module] if known[kind] else []
+        form = (weight.shape, weight.dtype, weight.requires_grad) if isinstance(weight, torch.Tensor) else None
+        kind = type(module), form
+        if kind not in verdicts:
+            verdicts[kind] = is_rms_norm(module)
+        norms += [module] if verdicts[kind] else []
     for norm in norms:
         norm.forward = partial(_forward_norm, norm)
     try:
@@ -60,11 +67,15 @@ def _forward_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def is_rms_norm(module: Any) -> bool:
-    """Whether a module computes what :class:`FusedRmsNorm` computes: Gemma's norm, for one, adds one to its weight."""
+    """Whether a module computes what :class:`FusedRmsNorm` computes.
+
+    The name says too little: Gemma's norm adds one to its weight, and some norms take a gate. So both are compared on
+    a few numbers.
+    """
     weight = getattr(module, "weight", None)
     if not hasattr(module, "variance_epsilon") or weight is None or weight.dim() != 1 or weight.requires_grad:
         return False
-    if len(inspect.signature(module.forward).parameters) > 1:  # a gate beside the numbers
+    if len(inspect.signature(module.forward).parameters) > 1:  # a gate beside the states
         return False
-    some = torch.linspace(-2, 3, 2 * len(weight), dtype=weight.dtype, device=weight.device).view(2, -1)
-    return torch.allclose(module(some), _forward_norm(module, some), rtol=2 * torch.finfo(weight.dtype).eps, atol=0)
+    x = torch.linspace(-2, 3, 2 * len(weight), dtype=weight.dtype, device=weight.device).view(2, -1)  # [2, hidden]
+    return torch.allclose(module(x), _forward_norm(module, x), rtol=2 * torch.finfo(weight.dtype).eps, atol=0)

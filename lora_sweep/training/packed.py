@@ -22,18 +22,14 @@ from lora_sweep.data.prompts import Example
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.model.device import Device, read_free_memory, read_gpu_utilization, wait_for_device
 from lora_sweep.model.sft_settings import make_sft_config
+from lora_sweep.multi_lora.adapter import Adapter
+from lora_sweep.multi_lora.attention import ATTENTION_NAME, use_layout
 from lora_sweep.multi_lora.head_loss import compute_head_loss
-from lora_sweep.multi_lora.layout import (
-    ATTENTION_NAME,
-    MemberRows,
-    concatenate_rows,
-    explain_short_window,
-    measure_common_prefix,
-    use_layout,
-)
-from lora_sweep.multi_lora.linear import Adapter, AdapterMap, attach_pack
+from lora_sweep.multi_lora.layout import MemberRows, concatenate_rows, explain_short_window, measure_common_prefix
+from lora_sweep.multi_lora.linear import attach_pack
 from lora_sweep.multi_lora.peft_format import export_tensors, import_tensors
 from lora_sweep.multi_lora.rms_norm import fuse_norms
+from lora_sweep.multi_lora.segments import AdapterMap
 from lora_sweep.runs.checkpoints import folder_of, last_valid, prune, seal
 from lora_sweep.training.single import Progress, Trained
 from lora_sweep.training.step_modes import MEMBER_THREADS, MemberThreads, StepMode, StepModeSelector, list_step_modes
@@ -98,9 +94,9 @@ def train_pack(
 
     def forwards(alive: Sequence[MemberTraining], most: int = 0, share: float = 1.0) -> None:
         for group in group_micro_batches(alive, most):
-            forward_backward(base, blocks, runs, group, device, share)
+            forward_backward(base, adapter_map, runs, group, device, share)
 
-    with fuse_norms(base), attach_pack(base, [member.adapter for member in members]) as blocks:
+    with fuse_norms(base), attach_pack(base, [member.adapter for member in members]) as adapter_map:
         base.set_attn_implementation(ATTENTION_NAME)
         base.enable_input_require_grads()
         if checkpointing:
@@ -140,8 +136,8 @@ class MemberTraining:
         self.outcome: Trained | Diverged | Preempted | None = None
         self.at = 0
         self.loss: torch.Tensor = torch.zeros((), device=device.type)
-        member.adapter.in_dtype(device.compute_dtype)
-        member.adapter.train()
+        member.adapter.set_dtype(device.compute_dtype)
+        member.adapter.allocate_gradient()
         self.parameter = torch.nn.Parameter(member.adapter.numbers)
         self.parameter.grad = member.adapter.gradient
         self.order, self.optimizer, self.schedule = self.plan(scratch)
@@ -231,7 +227,7 @@ class MemberTraining:
                 return
         self.optimizer.step()
         self.schedule.step()
-        self.member.adapter.changed()
+        self.member.adapter.update_copy()
         self.forget()
         self.progress.losses.append({"step": self.at, **values})
         self.progress.train_seconds += time.perf_counter() - begun
@@ -358,7 +354,7 @@ def group_micro_batches(alive: Sequence[MemberTraining], most: int) -> list[list
 
 def forward_backward(
     base: Any,
-    blocks: AdapterMap,
+    adapter_map: AdapterMap,
     runs: Sequence[MemberTraining],
     group: list[tuple[MemberTraining, list[Example]]],
     device: Device,
@@ -369,32 +365,34 @@ def forward_backward(
     Args:
         share: of the time that passes, what is this group's.
     """
-    begun, blocks = time.perf_counter(), blocks.mine()
+    begun, adapter_map = time.perf_counter(), adapter_map.select_thread()
     owners = [next(place for place, run in enumerate(runs) if run is owner) for owner, _ in group]
-    flat = concatenate_rows(
+    batch = concatenate_rows(
         [run.block(rows) for run, rows in group],
         [run.member.train.loss_on for run, _ in group],
         device.type,
         device.compute_dtype,
     )
-    blocks.changed()
-    blocks.sizes, blocks.drawing = [0] * len(runs), [0] * len(runs)
-    for place, (run, rows), size in zip(owners, group, flat.sizes, strict=True):
-        blocks.sizes[place] = size
-        blocks.drawing[place] = run.drawing(rows)
-    with use_layout(flat):
-        hidden = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)
-        states = hidden.last_hidden_state[0].index_select(0, flat.kept)
-        tokens, blocks.sizes = blocks.sizes, [0] * len(runs)
-        for place, count in zip(owners, flat.labelled, strict=True):
-            blocks.sizes[place] = count
-        loss, each = compute_head_loss(states, base.get_output_embeddings(), flat.wanted, flat.weights)
-        blocks.sizes = tokens  # layers may be computed again on the way back
+    adapter_map.forget_matrices()
+    adapter_map.segment_sizes, adapter_map.draw_numbers = [0] * len(runs), [0] * len(runs)
+    for place, (run, rows), size in zip(owners, group, batch.segment_sizes, strict=True):
+        adapter_map.segment_sizes[place] = size
+        adapter_map.draw_numbers[place] = run.drawing(rows)
+    with use_layout(batch):
+        hidden = base.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        states = hidden.last_hidden_state[0].index_select(0, batch.logit_positions)
+        tokens, adapter_map.segment_sizes = adapter_map.segment_sizes, [0] * len(runs)
+        for place, count in zip(owners, batch.target_counts, strict=True):
+            adapter_map.segment_sizes[place] = count
+        loss, each = compute_head_loss(states, base.get_output_embeddings(), batch.target_ids, batch.target_weights)
+        adapter_map.segment_sizes = tokens  # layers may be computed again on the way back
         torch.autograd.backward(loss)
-    blocks.let_go()
+    adapter_map.forget_input()
     wait_for_device(device)  # else its time would be another's
-    losses = torch.zeros(len(group), device=device.type).index_add_(0, flat.owners, each * flat.weights)
+    losses = torch.zeros(len(group), device=device.type).index_add_(
+        0, batch.target_members, each * batch.target_weights
+    )
     seconds = share * (time.perf_counter() - begun)
     for number, (run, _) in enumerate(group):
         run.loss = run.loss + losses[number]
-        run.progress.train_seconds += seconds * flat.sizes[number] / sum(flat.sizes)
+        run.progress.train_seconds += seconds * batch.segment_sizes[number] / sum(batch.segment_sizes)

@@ -18,8 +18,8 @@ from lora_sweep.generation.single import GeneratedText, compute_neutral_loss, co
 from lora_sweep.messages import Job
 from lora_sweep.model.device import read_peak_memory
 from lora_sweep.model.load import stored_bits
+from lora_sweep.multi_lora.adapter import Adapter
 from lora_sweep.multi_lora.layout import explain_short_window
-from lora_sweep.multi_lora.linear import Adapter
 from lora_sweep.multi_lora.peft_format import load_adapter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.provenance import now, provenance

@@ -219,11 +219,12 @@ def generate_together(base: Any, evaluations: Sequence[Evaluation], device: Devi
     settings, tokenizer, stop = task.job.eval_settings, task.resident.tokenizer, task.reporter.is_stop_requested
     neutral_example = tokenize_neutral_text(base, tokenizer)
     losses: list[tuple[list[tuple[float, int]], float | None]] = []
-    with infer_with_adapters(base, [evaluation.adapter for evaluation in evaluations], device) as blocks:
+    with infer_with_adapters(base, [evaluation.adapter for evaluation in evaluations], device) as adapter_map:
         for member, evaluation in enumerate(evaluations):
             rows = evaluation.reference_rows
-            row_sums = compute_member_losses(base, blocks, member, rows, settings.batch_size, device, stop)
-            ((neutral_sum, tokens),) = compute_member_losses(base, blocks, member, [neutral_example], 1, device, stop)
+            row_sums = compute_member_losses(base, adapter_map, member, rows, settings.batch_size, device, stop)
+            neutral_sums = compute_member_losses(base, adapter_map, member, [neutral_example], 1, device, stop)
+            ((neutral_sum, tokens),) = neutral_sums
             losses.append((row_sums, neutral_sum / tokens if math.isfinite(neutral_sum) else None))
     requests = [
         GenerationRequest(

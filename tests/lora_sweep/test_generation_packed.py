@@ -15,7 +15,7 @@ from lora_sweep.errors import Preempted
 from lora_sweep.generation.packed import GenerationRequest, compute_member_losses, generate_pack, infer_with_adapters
 from lora_sweep.generation.single import compute_reference_losses, generate_texts
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
-from lora_sweep.multi_lora.linear import Adapter
+from lora_sweep.multi_lora.adapter import Adapter
 from lora_sweep.multi_lora.peft_format import create_adapter, save_adapter
 
 DATA = Data(name="tiny", tiny=60)
@@ -65,8 +65,8 @@ def test_the_same_texts_and_losses_as_peft_and_transformers_alone(
     authors = [GenerationRequest(adapter, prompts, MARKER) for adapter in adapters]
     together, seconds = generate_pack(base, tokenizer, authors, settings, HERE)
     rows = make_examples(load_splits(DATA).train[:9], DATA, tokenizer, 128)
-    with infer_with_adapters(base, adapters, HERE) as blocks:
-        losses = [compute_member_losses(base, blocks, number, rows, 4, HERE) for number in range(4)]
+    with infer_with_adapters(base, adapters, HERE) as adapter_map:
+        losses = [compute_member_losses(base, adapter_map, number, rows, 4, HERE) for number in range(4)]
     assert base_signature(base) == before
     assert all(share > 0 for share in seconds)
     for number, expected in enumerate([None, *members]):

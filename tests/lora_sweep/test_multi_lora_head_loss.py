@@ -5,7 +5,8 @@ import torch
 from support.here import HERE
 
 from lora_sweep.multi_lora import head_loss as module
-from lora_sweep.multi_lora.head_loss import CPU_SOFTMAX_TOKENS, TOKEN_MULTIPLE, compute_head_loss, split_tokens
+from lora_sweep.multi_lora.head_loss import CPU_SOFTMAX_TOKENS, compute_head_loss, split_tokens
+from lora_sweep.multi_lora.layout import ROW_MULTIPLE
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -17,16 +18,16 @@ def test_parts_have_the_losses_and_gradients_of_the_whole(
     monkeypatch.setattr(module, "MAX_LOGITS_BYTES", 48 * 50 * dtype.itemsize)
     head = torch.nn.Linear(16, 50, bias=bias).to(HERE.type, dtype).requires_grad_(False)
     states = torch.randn(tokens, 16, device=HERE.type, dtype=dtype).requires_grad_()
-    wanted = torch.randint(50, (tokens,), device=HERE.type)
+    target_ids = torch.randint(50, (tokens,), device=HERE.type)
     weights = torch.rand(tokens, device=HERE.type)
-    total, each = compute_head_loss(states, head, wanted, weights)
+    total, token_losses = compute_head_loss(states, head, target_ids, weights)
     total.backward()  # type: ignore[no-untyped-call]
 
     exact = states.detach().double().requires_grad_()
     logits = torch.nn.functional.linear(exact, head.weight.double(), head.bias.double() if bias else None)
-    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
     (losses * weights).sum().backward()
-    torch.testing.assert_close(each.double(), losses.detach(), rtol=close, atol=close)
+    torch.testing.assert_close(token_losses.double(), losses.detach(), rtol=close, atol=close)
     torch.testing.assert_close(total.double(), (losses * weights).sum(), rtol=close, atol=close)
     assert states.grad is not None
     assert exact.grad is not None
@@ -37,17 +38,17 @@ def test_parts_have_the_losses_and_gradients_of_the_whole(
 def test_what_needs_no_gradient_keeps_none() -> None:
     head = torch.nn.Linear(16, 50).to(HERE.type).requires_grad_(False)
     states = torch.randn(3, 16, device=HERE.type)
-    total, each = compute_head_loss(
+    total, token_losses = compute_head_loss(
         states, head, torch.tensor([1, 2, 3], device=HERE.type), torch.ones(3, device=HERE.type)
     )
     assert not total.requires_grad
-    assert len(each) == 3
+    assert len(token_losses) == 3
 
 
 @pytest.mark.parametrize(("tokens", "sizes"), [(0, []), (8, [8]), (48, [48]), (56, [32, 24]), (320, [48] * 6 + [32])])
 def test_parts_are_alike_and_hold_what_they_may(tokens: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LOGITS_BYTES", 48 * 100)
-    found = split_tokens(tokens, 100)
-    assert [len(range(tokens)[part]) for part in found] == sizes
-    assert all(len(range(tokens)[part]) % TOKEN_MULTIPLE == 0 for part in found)
+    chunks = split_tokens(tokens, 100)
+    assert [len(range(tokens)[part]) for part in chunks] == sizes
+    assert all(len(range(tokens)[part]) % ROW_MULTIPLE == 0 for part in chunks)
     assert split_tokens(8, 1 << 40) == [slice(0, 8)], "one logit alone is more"

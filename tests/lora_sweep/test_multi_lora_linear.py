@@ -1,15 +1,14 @@
-"""Rows that are of no block get what the base alone makes of them; layers that read one input are found."""
+"""Rows without an adapter get the base's own numbers; stacks follow the members at work; shared inputs are found."""
 
 import pytest
 import torch
 from support.here import HERE
 
 from lora_sweep.config.schema import Model, Quant
-from lora_sweep.data.prompts import Example
-from lora_sweep.generation.packed import infer_with_adapters
 from lora_sweep.model.load import load_base
-from lora_sweep.multi_lora.layout import ROW_MULTIPLE, MemberRows, concatenate_rows, pad_spans, use_layout
-from lora_sweep.multi_lora.linear import Adapter, AdapterMap, attach_pack
+from lora_sweep.multi_lora.adapter import Adapter
+from lora_sweep.multi_lora.linear import attach_pack, find_input_groups
+from lora_sweep.multi_lora.segments import AdapterMap
 
 
 class Reader(torch.nn.Module):
@@ -31,14 +30,14 @@ class Reader(torch.nn.Module):
         return self(input_ids[..., None].expand(-1, -1, 8).float())
 
 
-def test_rows_beyond_the_blocks_have_no_adapter_and_no_gradient() -> None:
+def test_rows_of_no_segment_have_no_adapter_and_no_gradient() -> None:
     base = Reader().to(HERE.type)
     a, b = (torch.randn(shape, device=HERE.type) for shape in ((2, 8), (6, 2)))
     adapter = Adapter({"layer": a}, {"layer": b}, 0.5, 0.0, 0)
-    adapter.train()
+    adapter.allocate_gradient()
     x = torch.randn(1, 8, 8, device=HERE.type, requires_grad=True)
-    with attach_pack(base, [adapter]) as blocks:
-        blocks.sizes = [5]
+    with attach_pack(base, [adapter]) as adapter_map:
+        adapter_map.segment_sizes = [5]
         y = base(x)
         y[:, 5:].sum().backward()
     plain = base(x)
@@ -48,42 +47,19 @@ def test_rows_beyond_the_blocks_have_no_adapter_and_no_gradient() -> None:
     assert not adapter.gradient.any()
 
 
-def test_a_sequence_is_filled_up_with_its_last_token_which_is_of_no_block() -> None:
-    rows = [Example(list(range(10, 10 + length)), 3, False) for length in (7, 6)]
-    flat = concatenate_rows([MemberRows(rows, 0, 1.0)], ["response"], "cpu", torch.float32)
-    assert flat.sizes == [13]
-    assert flat.input_ids.shape == flat.position_ids.shape == (1, 16)
-    assert flat.input_ids.shape[1] % ROW_MULTIPLE == 0
-    assert flat.input_ids[0, 12:].tolist() == [15] * 4
-    assert flat.position_ids[0, 12:].tolist() == [5] * 4
-    assert pad_spans(flat.spans, 16, "cpu", torch.float32).places[12:].unique().numel() == 1
-    assert max(flat.kept.tolist()) < 12
-
-
-def test_what_fills_a_sequence_up_is_the_last_token_in_every_layer() -> None:
-    base = load_base(Model(name="tiny", tiny="llama"), Quant(None), HERE)
-    rows = [Example(list(range(10, 10 + length)), 3, False) for length in (7, 6)]
-    flat = concatenate_rows([MemberRows(rows, 2, 1.0)], ["response"], HERE.type, torch.float32)
-    with infer_with_adapters(base, [], HERE), use_layout(flat):
-        states = base.base_model(input_ids=flat.input_ids, position_ids=flat.position_ids, use_cache=False)[0][0]
-    (tokens,) = flat.sizes
-    assert tokens == 11
-    torch.testing.assert_close(states[tokens:], states[tokens - 1 : tokens].expand(5, -1))
-
-
-def test_matrices_of_those_who_have_no_rows_left_are_not_kept() -> None:
+def test_matrices_of_members_without_rows_are_not_kept() -> None:
     adapters = [Adapter({"x": torch.ones(2, 8)}, {"x": torch.ones(6, 2)}, 2 / 0.95, 0.0, 0) for _ in range(3)]
-    blocks, x = AdapterMap(list(adapters)), torch.ones(6, 8, dtype=torch.bfloat16)
+    adapter_map, x = AdapterMap(list(adapters)), torch.ones(6, 8, dtype=torch.bfloat16)
     for sizes in ([2, 2, 2], [3, 0, 3], [6, 0, 0]):
-        blocks.sizes = sizes
-        (part,) = blocks.parts(x, ("x",))
-        assert len(part.a) == 2 * sum(map(bool, sizes))
-        assert len(blocks.stacks) == 1
-    blocks.sizes = [4, 2, 0]
-    (part,) = blocks.parts(x, ("x",))
-    assert isinstance(part.scale, torch.Tensor)
-    of_both = [[2 / 0.95] * 2 + [0.0] * 2] * 4 + [[0.0] * 2 + [2 / 0.95] * 2] * 2
-    assert torch.equal(part.scale, torch.tensor(of_both)), "rounded to bf16"
+        adapter_map.segment_sizes = sizes
+        (group,) = adapter_map.group_segments(x, ("x",))
+        assert len(group.stack.a) == 2 * sum(map(bool, sizes))
+        assert len(adapter_map.stacks) == 1
+    adapter_map.segment_sizes = [4, 2, 0]
+    (group,) = adapter_map.group_segments(x, ("x",))
+    assert isinstance(group.scale, torch.Tensor)
+    expected = [[2 / 0.95] * 2 + [0.0] * 2] * 4 + [[0.0] * 2 + [2 / 0.95] * 2] * 2
+    assert torch.equal(group.scale, torch.tensor(expected)), "rounded to bf16"
 
 
 @pytest.mark.parametrize(
@@ -98,9 +74,10 @@ def test_layers_that_read_one_input_are_found(shape: str, groups: list[list[str]
     names = [name for name, module in base.named_modules() if any(name.rpartition(".")[2] in group for group in groups)]
     a = {name: torch.zeros(1, base.get_submodule(name).in_features) for name in names}
     b = {name: torch.zeros(base.get_submodule(name).out_features, 1) for name in names}
-    with attach_pack(base, [None, Adapter(a, b, 1.0, 0.0, 0)]) as blocks:
-        pass
+    with attach_pack(base, [None, Adapter(a, b, 1.0, 0.0, 0)]) as adapter_map:
+        found_groups = find_input_groups(base)
+        assert all(group[0].input_group == group for group in found_groups)
     assert not any("forward" in vars(module) for module in base.modules())
-    found = [[layer.name.rpartition(".")[2] for layer in group] for group in blocks.input_groups.values()]
-    assert found == groups * base.config.num_hidden_layers
-    assert blocks.input is None
+    found_names = [[layer.name.rpartition(".")[2] for layer in group] for group in found_groups]
+    assert found_names == groups * base.config.num_hidden_layers
+    assert adapter_map.input is None

@@ -19,7 +19,7 @@ from lora_sweep.generation.packed import find_flat_layout_problem
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.model.sft_settings import make_sft_config
-from lora_sweep.multi_lora import linear
+from lora_sweep.multi_lora import segments
 from lora_sweep.multi_lora.dropout import draw_dropped, join_dropped, zero_dropped
 from lora_sweep.multi_lora.head_loss import compute_head_loss
 from lora_sweep.multi_lora.peft_format import attach_adapter, create_adapter, export_tensors
@@ -135,11 +135,11 @@ DIFFERENT: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(params=["stacked", "by block"])
+@pytest.fixture(params=["stacked", "by segment"])
 def forwards(request: Any, monkeypatch: Any) -> None:
     """How a forward for several members is made: as on an accelerator, or as on a CPU, and both with all members."""
     monkeypatch.setattr(packed, "find_max_tokens", lambda *seen: 10**9)
-    monkeypatch.setattr(linear, "MAX_STACKED_ROWS", 0 if request.param == "by block" else 10**9)
+    monkeypatch.setattr(segments, "MAX_STACKED_ROWS", 0 if request.param == "by segment" else 10**9)
 
 
 @pytest.mark.usefixtures("forwards")
@@ -351,7 +351,7 @@ def test_gradient_checkpointing_keeps_no_layers_inputs(
         alive.append(sum(mask() is not None for mask in made))
         return compute_head_loss(*arguments)
 
-    monkeypatch.setattr(linear, "draw_dropped", drawn)
+    monkeypatch.setattr(segments, "draw_dropped", drawn)
     monkeypatch.setattr(packed, "compute_head_loss", loss)
     kind: dict[str, Any] = {"lora": {"dropout": 0.3}, "targets": ALL, "gradient_checkpointing": saving, "max_steps": 2}
     alone(None, kind, rows, tmp_path)
@@ -397,9 +397,9 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
     flatten = packed.concatenate_rows
 
     def spy(*arguments: Any) -> Any:
-        flat = flatten(*arguments)
-        sizes.append(flat.input_ids.shape[1])
-        return flat
+        batch = flatten(*arguments)
+        sizes.append(batch.input_ids.shape[1])
+        return batch
 
     monkeypatch.setattr(packed, "concatenate_rows", spy)
     monkeypatch.setattr(packed, "read_free_memory", lambda device: None)
