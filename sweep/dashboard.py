@@ -13,8 +13,9 @@ from typing import Any
 
 from lora_sweep.config.schema import Tracking, check_sweep_name
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED, Refused
-from lora_sweep.tracking import run
-from lora_sweep.tracking.tables import COSTS, charts_of
+from lora_sweep.tracking.run import is_logged_in
+from lora_sweep.tracking.tables import COSTS, make_charts
+from lora_sweep.tracking.values import shorten_error
 from sweep.report.analysis.analysis import Analysis, analyse
 from sweep.report.analysis.load import dig
 from sweep.report.formats.page_data import page_data
@@ -64,7 +65,7 @@ def save(analysis: Analysis, entity: str | None, project: str) -> int:
         Refused: nobody is logged in.
     """
     packages()
-    if not run.is_logged_in(Tracking(mode="online")):
+    if not is_logged_in(Tracking(mode="online")):
         raise Refused("W&B", "nobody is logged in (wandb login); --dry-run shows what would be saved")
     try:
         entity = entity or str(importlib.import_module("wandb").Api().default_entity)
@@ -73,7 +74,7 @@ def save(analysis: Analysis, entity: str | None, project: str) -> int:
             made.save()
             print(f"{build.__name__}: {made.url}")
     except Exception as error:  # noqa: BLE001 - the network's or the server's, in one sentence
-        print(f"W&B did not take it: {run.brief(error)}", file=sys.stderr)
+        print(f"W&B did not take it: {shorten_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_COMPLETE
 
@@ -169,7 +170,7 @@ def panels_of(analysis: Analysis) -> dict[str, list[Any]]:
             chart_fields={"label": chart.columns[0], "value": chart.columns[1]},
             chart_strings={"title": chart.title},
         )
-        for chart in charts_of(page_data(analysis)[0])
+        for chart in make_charts(page_data(analysis)[0])
         if chart.kind == "bar"
     ]
     sections = {

@@ -19,7 +19,8 @@ from lora_sweep.runs.crash_points import crash_point
 from lora_sweep.runs.locks import claim, holder, remove_stale
 from lora_sweep.runs.provenance import made_with
 from lora_sweep.runs.records import TrialRecord
-from lora_sweep.tracking import run
+from lora_sweep.tracking.run import closing_line
+from lora_sweep.tracking.sweep_run import log_sweep
 from sweep.engines.local.supervisor import Crew, Stopped
 from sweep.engines.local.worker_process import COMMAND
 from sweep.engines.queue import Queue, Waiting
@@ -176,7 +177,7 @@ def finish(plan: Plan, runs: Path, name: str, worked: bool) -> Outcomes:
     failed = sum(outcome.status not in ("complete", "invalid") for outcome in outcomes.values())
     if failed:
         print(f"{failed} failed; their logs: {runs}/trials/<id>/log.txt. To try them again: launch.retry=failed")
-    line = run.closing_line(plan.trials[0].config.tracking, runs)
+    line = closing_line(plan.trials[0].config.tracking, runs)
     if line and worked:
         print(line)
     return outcomes
@@ -195,7 +196,7 @@ def mirror(plan: Plan, runs: Path, name: str, command: str) -> None:
         write_report(runs, name)  # its files are an artifact of the run
         analysis = analyse(runs, name)
         rows, charts = analysis.sweep.rows, page_data(analysis)[0]
-        run.log_sweep(settings, runs, name=name, command=command, rows=rows, charts=charts)
+        log_sweep(settings, runs, name=name, command=command, rows=rows, charts=charts)
     files.append_event(runs, name, "mirrored")
 
 

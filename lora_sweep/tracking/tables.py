@@ -1,11 +1,15 @@
-"""What the sweep's own run shows beside its rows: tables and charts from the data of the report's page. Pure.
+"""The tables and charts of a sweep's run, made from the data of the report's page.
 
-Knows the page's data (``page_data``) and no tracker. What is missing in the data is left out: a mirror may show less
-than the report, never something else.
+Knows the names in that data (``page_data``) and no tracker. A part that is missing in the data is left out: a tracker
+may show less than the report, but never something else.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+PageData: TypeAlias = Mapping[str, Any]  # parsed JSON of the report's page
+TableRows: TypeAlias = list[dict[str, object]]
 
 COSTS = {
     "trainable_params": "trainable parameters",
@@ -16,7 +20,7 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the first two columns; the others stand in its table.
+    """A chart of the first two columns; the other columns are in its table only.
 
     Attributes:
         kind: ``scatter`` or ``bar``.
@@ -26,61 +30,61 @@ class Chart:
     key: str
     title: str
     columns: list[str]
-    rows: list[list[Any]]
+    rows: Sequence[Sequence[object]]
 
 
-def tables_of(data: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """``ranking``, an entry a row, and ``side_by_side``, a prompt a row and an entry a column."""
-    tables = {"ranking": ranking(data), "side_by_side": side_by_side(data)}
+def make_tables(page: PageData) -> dict[str, TableRows]:
+    """``ranking``, with a row for each configuration, and ``side_by_side``, with a row for each prompt."""
+    tables = {"ranking": list_ranking(page), "side_by_side": list_texts_side_by_side(page)}
     return {key: rows for key, rows in tables.items() if rows}
 
 
-def charts_of(data: dict[str, Any]) -> list[Chart]:
+def make_charts(page: PageData) -> list[Chart]:
     """Quality against each cost, and the main effect of each factor."""
-    charts = [*(pareto(data, cost) for cost in COSTS), *main_effects(data)]
+    charts = [*(draw_pareto(page, cost) for cost in COSTS), *draw_main_effects(page)]
     return [chart for chart in charts if chart.rows]
 
 
-def ranking(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries with their intervals and verdicts."""
+def list_ranking(page: PageData) -> TableRows:
+    """The configurations with their intervals and verdicts."""
     keys = ("mark", "label", "status", "quality", "low", "high", "tied", "verdict", "recommended", *COSTS)
-    return [{key: row.get(key) for key in keys} for row in data.get("rows", [])]
+    return [{key: row.get(key) for key in keys} for row in page.get("rows", [])]
 
 
-def side_by_side(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each entry wrote to each prompt whose texts stand in the page."""
-    entries = {str(row.get("mark")): heading(row) for row in data.get("rows", [])}
-    texts = data.get("texts", {})
-    rows = []
-    for place, prompt in enumerate(data.get("prompts", [])):
-        written = texts.get(str(place))
-        if written:
+def list_texts_side_by_side(page: PageData) -> TableRows:
+    """The texts that the page itself holds: a row for each prompt, a column for each configuration."""
+    headings = {str(row.get("mark")): write_heading(row) for row in page.get("rows", [])}
+    texts = page.get("texts", {})
+    rows: TableRows = []
+    for index, prompt in enumerate(page.get("prompts", [])):
+        by_mark = texts.get(str(index))
+        if by_mark:
             row = {"prompt_id": prompt.get("id"), "prompt": prompt.get("prompt"), "reference": prompt.get("reference")}
-            rows.append({**row, **{heading: written.get(mark, {}).get("text") for mark, heading in entries.items()}})
+            rows.append({**row, **{heading: by_mark.get(mark, {}).get("text") for mark, heading in headings.items()}})
     return rows
 
 
-def heading(row: dict[str, Any]) -> str:
-    """``3: r=8 attn 4bit``: labels alone need not differ."""
+def write_heading(row: Mapping[str, object]) -> str:
+    """``3: r=8 attn 4bit``, since two rows may have the same label."""
     return f"{row.get('mark')}: {row.get('label')}"
 
 
-def pareto(data: dict[str, Any], cost: str) -> Chart:
-    """Quality against ``cost``, for the entries that have both."""
-    rows = [row for row in data.get("rows", []) if row.get("quality") is not None and row.get(cost) is not None]
+def draw_pareto(page: PageData, cost: str) -> Chart:
+    """Quality against ``cost``, for the configurations that have both."""
+    rows = [row for row in page.get("rows", []) if row.get("quality") is not None and row.get(cost) is not None]
     keys = [cost, "quality", "low", "high", "kind"]
-    values = [[*(row.get(key) for key in keys), heading(row)] for row in rows]
+    values = [[*(row.get(key) for key in keys), write_heading(row)] for row in rows]
     return Chart("scatter", f"pareto_{cost}", f"Quality against {COSTS[cost]}", [*keys, "entry"], values)
 
 
-def main_effects(data: dict[str, Any]) -> list[Chart]:
-    """The mean quality at each level of each factor, over the other factors, with its interval."""
-    names = {factor.get("key"): factor.get("name") for factor in data.get("factors", [])}
+def draw_main_effects(page: PageData) -> list[Chart]:
+    """For each factor the mean quality of its levels, over the other factors, with its interval."""
+    names = {factor.get("key"): factor.get("name") for factor in page.get("factors", [])}
     charts = []
-    for effect in data.get("effects", []):
+    for effect in page.get("effects", []):
         key = effect.get("factor")
         name = str(names.get(key) or key)
-        levels = [[each.get(part) for part in ("level", "mean", "low", "high")] for each in effect.get("levels", [])]
+        levels = [[level.get(part) for part in ("level", "mean", "low", "high")] for level in effect.get("levels", [])]
         columns = [name, "mean quality", "low", "high"]
         charts.append(Chart("bar", f"effect_{name}", f"Mean quality by {name}", columns, levels))
     return charts

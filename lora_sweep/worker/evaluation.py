@@ -26,7 +26,7 @@ from lora_sweep.runs.provenance import now, provenance
 from lora_sweep.runs.records import EvaluationResult
 from lora_sweep.scoring import score
 from lora_sweep.scoring.scorers import Scorer, make_scorer
-from lora_sweep.tracking.run import numbers_of
+from lora_sweep.tracking.values import collect_numbers
 from lora_sweep.worker.trial import ResultFields, TrialTask
 
 GenerationRow = dict[str, Any]  # a row of generations.jsonl
@@ -262,7 +262,8 @@ def finish_tracker_run(
     """Finish the tracker's run of a trial with its numbers and a table of its texts."""
     run = task.tracker_runs.take_run(task.job, files.read_jsonl(task.folder.losses))
     training, evaluation = results.read_trial_result(task.folder), EvaluationResult.from_json(result)
-    numbers = numbers_of(task.job.kind, training, evaluation, scores["prompts"])
+    qualities = [prompt.get("quality") for prompt in scores["prompts"]]
+    numbers = collect_numbers(task.job.kind, training, evaluation, qualities)
     metrics = {prompt["prompt_id"]: prompt for prompt in scores["prompts"]}
     rows = [{**metrics[generation["prompt_id"]], **generation} for generation in generations]
     run.finish({**numbers, **scores["means"], "status": "complete", "kind": task.job.kind}, rows)

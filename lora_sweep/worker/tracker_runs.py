@@ -7,7 +7,8 @@ from pathlib import Path
 from lora_sweep.messages import Failure, Job
 from lora_sweep.runs import files
 from lora_sweep.tracking import run as tracking
-from lora_sweep.tracking.run import Run, run_name
+from lora_sweep.tracking.names import name_run
+from lora_sweep.tracking.run import Run
 
 
 class TrackerRuns:
@@ -51,7 +52,7 @@ class TrackerRuns:
             job.config.tracking,
             self.runs,
             group=self.sweep,
-            name=run_name(job.label, files.read_labels(self.runs, self.sweep)),
+            name=name_run(job.label, files.read_labels(self.runs, self.sweep)),
             run_id=f"{job.trial_id}-{job.eval_id}",
             job_type=job.kind,
             config={**dataclasses.asdict(job.config), "target_modules": job.target_modules, "trial_id": job.trial_id},

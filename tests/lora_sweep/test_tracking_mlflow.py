@@ -14,6 +14,7 @@ import pytest
 from lora_sweep.config.schema import Config, Lora, Tracking
 from lora_sweep.runs.files import report_folder
 from lora_sweep.tracking import run as tracking
+from lora_sweep.tracking.sweep_run import log_sweep
 
 needs_mlflow = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("mlflow", "sqlalchemy", "alembic")),
@@ -77,7 +78,7 @@ def test_trials_are_nested_in_their_sweep_and_what_is_made_again_replaces(tmp_pa
     charts = {"rows": [{"mark": "1", "label": "r=8", "quality": 41.5, "trainable_params": 896}]}
     for labels in (["a", "b"], ["a", "b", "c"]):
         table_rows = [{"label": label, "kind": "trial", "status": "complete", "quality": 5} for label in labels]
-        tracking.log_sweep(MLFLOW, runs, name="first", command="c token=x", rows=table_rows, charts=charts)
+        log_sweep(MLFLOW, runs, name="first", command="c token=x", rows=table_rows, charts=charts)
 
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
@@ -135,13 +136,13 @@ def test_workers_that_start_together_make_one_sweep(tmp_path: Path) -> None:
 
 
 def test_names_that_mlflow_would_refuse_are_made_of_what_it_allows() -> None:
-    from lora_sweep.tracking.mlflow_mirror import flat, name_of
+    from lora_sweep.tracking.mlflow import clean_name, flatten_tree
 
-    assert [name_of(key) for key in ("train/loss", "a=b<c>", "é" * 300, "../x", "")] == [
+    assert [clean_name(key) for key in ("train/loss", "a=b<c>", "é" * 300, "../x", "")] == [
         "train/loss",
         "a_b_c_",
         "_" * 250,
         "x",
         "_",
     ]
-    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert flatten_tree({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}

@@ -14,14 +14,17 @@ from hypothesis import strategies as st
 from lora_sweep.config.schema import Tracking
 from lora_sweep.errors import Refused
 from lora_sweep.runs.records import EvaluationResult, TrialResult
-from lora_sweep.tracking import mlflow_mirror, run
-from lora_sweep.tracking.tables import charts_of, tables_of
+from lora_sweep.tracking import mlflow, run
+from lora_sweep.tracking.names import name_run
+from lora_sweep.tracking.sweep_run import log_sweep
+from lora_sweep.tracking.tables import make_charts, make_tables
+from lora_sweep.tracking.values import collect_numbers
 
 MLFLOW = Tracking(backend="mlflow")
 
 
 class Recorder:
-    """A ``tracking.Mirror`` that remembers what it was told; ``broken`` names methods that raise."""
+    """A ``mirror.Mirror`` that remembers what it was told; ``broken`` names methods that raise."""
 
     def __init__(self, broken: tuple[str, ...] = ()) -> None:
         self.told: list[tuple[Any, ...]] = []
@@ -32,23 +35,23 @@ class Recorder:
             raise ConnectionError(f"no {what[0]}\nand a second line")
         self.told.append(what)
 
-    def log(self, point: dict[str, float], step: int) -> None:
+    def log_point(self, point: dict[str, float], step: int) -> None:
         self.tell("log", point, step)
 
-    def summarize(self, values: dict[str, Any]) -> None:
+    def log_summary(self, values: dict[str, Any]) -> None:
         self.tell("summarize", values)
 
-    def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+    def log_table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         self.tell("table", key, columns, rows)
 
-    def chart(self, kind: str, key: str, title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    def log_chart(self, kind: str, key: str, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         self.tell("chart", kind, key, columns, rows)
 
-    def files(self, name: str, paths: list[Path]) -> None:
+    def log_files(self, name: str, paths: list[Path]) -> None:
         self.tell("files", name, [path.name for path in paths])
 
-    def end(self, failed: str | None) -> None:
-        self.tell("end", failed)
+    def end_run(self, failure: str | None) -> None:
+        self.tell("end", failure)
 
 
 # --- names -----------------------------------------------------------------------------------------------------
@@ -70,13 +73,13 @@ class Recorder:
     ],
 )
 def test_a_runs_name_pads_numbers_to_the_widest_of_their_kind(labels: list[str], names: list[str]) -> None:
-    assert [run.run_name(label, labels) for label in labels] == names
+    assert [name_run(label, labels) for label in labels] == names
 
 
 @given(st.lists(st.integers(min_value=0, max_value=10**11) | st.sampled_from([0.5, 1e-5, 3e-4, 12.25]), min_size=1))
 def test_names_sort_as_their_numbers_do(values: list[float]) -> None:
     labels = [f"r={value} attn" for value in values]
-    names = [run.run_name(label, labels) for label in labels]
+    names = [name_run(label, labels) for label in labels]
     in_order = [value for _, value in sorted(zip(names, values, strict=True))]
     assert in_order == sorted(values)
 
@@ -86,8 +89,8 @@ WORD = st.text(max_size=5) | st.from_regex(r"r=[0-9]{1,15}(\.[0-9]{1,3})?(e-?[0-
 
 @given(st.lists(WORD, max_size=5).map(" ".join), st.lists(WORD, max_size=3))
 def test_a_name_is_made_of_any_label_and_is_its_own_name(label: str, others: list[str]) -> None:
-    name = run.run_name(label, others)
-    assert run.run_name(name, others) == name
+    name = name_run(label, others)
+    assert name_run(name, others) == name
     assert [word.partition("=")[0] for word in name.split()] == [word.partition("=")[0] for word in label.split()]
 
 
@@ -97,21 +100,21 @@ def test_a_name_is_made_of_any_label_and_is_its_own_name(label: str, others: lis
 def test_a_trials_numbers_are_its_trainings_and_a_baselines_its_evaluations() -> None:
     training = TrialResult(trainable_params=896, bits=4, peak_memory_bytes=10, template="alpaca")
     evaluation = EvaluationResult(bits=8, peak_memory_bytes=20, validation_loss=3.5)
-    prompts = [{"quality": 0.0}, {"quality": 100.0}, {"quality": None}, {}]
-    trial = run.numbers_of("trial", training, evaluation, prompts)
-    baseline = run.numbers_of("baseline", training, evaluation, prompts)
+    qualities = [0.0, 100.0, None]
+    trial = collect_numbers("trial", training, evaluation, qualities)
+    baseline = collect_numbers("baseline", training, evaluation, qualities)
     assert (trial["bits"], trial["eval_bits"], trial["peak_memory_bytes"]) == (4, 8, 10)
     assert (baseline["bits"], baseline["eval_bits"], baseline["peak_memory_bytes"]) == (8, 8, 20)
     assert (trial["trainable_params"], trial["validation_loss"], "template" in trial) == (896, 3.5, False)
     assert trial["quality_ci_low"] == pytest.approx(9.45, abs=0.01)  # Wilson: 1 of 2
     assert trial["quality_ci_high"] == pytest.approx(90.55, abs=0.01)
-    alone = run.numbers_of("trial", training, evaluation, prompts[:1])
+    alone = collect_numbers("trial", training, evaluation, qualities[:1])
     assert (alone["quality_ci_low"], alone["quality_ci_high"]) == (None, None)
 
 
 @pytest.mark.parametrize(("scorer", "high"), [("text", 0.0), ("label", 27.75), ("exact_match", 27.75), ("json", 0.0)])
 def test_no_right_answer_of_ten_is_a_share_only_where_an_answer_is_right_or_wrong(scorer: str, high: float) -> None:
-    numbers = run.numbers_of("trial", TrialResult(), EvaluationResult(eval={"scorer": scorer}), [{"quality": 0.0}] * 10)
+    numbers = collect_numbers("trial", TrialResult(), EvaluationResult(eval={"scorer": scorer}), [0.0] * 10)
     assert (numbers["quality_ci_low"], numbers["quality_ci_high"]) == (0.0, pytest.approx(high, abs=0.01))
 
 
@@ -153,9 +156,9 @@ def test_a_tracker_that_does_not_open_is_one_line(monkeypatch: Any, tmp_path: Pa
     def broken(*_: Any, **__: Any) -> None:
         raise OSError("no disk")
 
-    monkeypatch.setattr(mlflow_mirror, "open_run", broken)
-    monkeypatch.setattr(mlflow_mirror, "closing_line", broken)
-    run.log_sweep(MLFLOW, tmp_path, name="first", command="c", rows=[{"label": "a"}])
+    monkeypatch.setattr(mlflow, "open_run", broken)
+    monkeypatch.setattr(mlflow, "closing_line", broken)
+    log_sweep(MLFLOW, tmp_path, name="first", command="c", rows=[{"label": "a"}])
     assert capfd.readouterr().out == "MLflow: the run 'sweep first' is not mirrored: OSError: no disk\n"
     assert run.closing_line(MLFLOW, tmp_path) == "MLflow: cannot be asked: OSError: no disk"
 
@@ -164,11 +167,11 @@ def test_no_tracking_writes_nothing_and_loads_nothing(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     script = (
         "import sys; from pathlib import Path; from lora_sweep.config import schema as config\n"
-        "from lora_sweep.tracking import run as tracking\n"
+        "from lora_sweep.tracking import run as tracking, sweep_run\n"
         "off, runs = config.Tracking(backend='none'), Path(sys.argv[1])\n"
         "run = tracking.open_run(off, runs, group='g', name='n', run_id='i', job_type='trial', config={}, tags=[])\n"
         "run.log_step(1, {'loss': 1.0}); run.finish({}, [{'text': 'x'}]); run.fail('failed', 'why')\n"
-        "tracking.log_sweep(off, runs, name='n', command='c', rows=[])\n"
+        "sweep_run.log_sweep(off, runs, name='n', command='c', rows=[])\n"
         "assert tracking.closing_line(off, runs) is None and not tracking.is_logged_in(off)\n"
         "assert not {'torch', 'wandb', 'mlflow', 'trackio', 'pandas'} & set(sys.modules)\n"
     )
@@ -219,7 +222,7 @@ PAGE: dict[str, Any] = {
 
 
 def test_the_charts_hold_what_the_page_holds() -> None:
-    found = {chart.key: (chart.kind, chart.rows) for chart in charts_of(PAGE)}
+    found = {chart.key: (chart.kind, chart.rows) for chart in make_charts(PAGE)}
     assert found == {
         "pareto_trainable_params": ("scatter", [[8, 20.0, None, None, "trial", "1: r=8"]]),
         "pareto_peak_memory_bytes": (
@@ -231,7 +234,7 @@ def test_the_charts_hold_what_the_page_holds() -> None:
 
 
 def test_texts_stand_side_by_side_a_prompt_a_row() -> None:
-    assert tables_of(PAGE)["side_by_side"] == [
+    assert make_tables(PAGE)["side_by_side"] == [
         {
             "prompt_id": "validation-0",
             "prompt": "Write:",
@@ -244,6 +247,6 @@ def test_texts_stand_side_by_side_a_prompt_a_row() -> None:
 
 
 def test_what_is_missing_is_left_out() -> None:
-    assert charts_of({}) == []
-    assert tables_of({}) == {}
-    assert list(tables_of({"rows": PAGE["rows"]})) == ["ranking"]
+    assert make_charts({}) == []
+    assert make_tables({}) == {}
+    assert list(make_tables({"rows": PAGE["rows"]})) == ["ranking"]

@@ -23,6 +23,7 @@ from pathlib import Path
 from lora_sweep.config import schema as config
 from lora_sweep.tracking import run as tracking
 from lora_sweep.runs.files import report_folder
+from lora_sweep.tracking.sweep_run import log_sweep
 
 runs, settings = Path(sys.argv[1]), config.Tracking(backend="trackio", project="p")
 folder = report_folder(runs, "first")
@@ -44,7 +45,7 @@ text = "<script>alert(1)</script> half a pair: " + chr(0xD83D)
 first.finish({"quality": 41.5, "trainable_params": 896}, [{"prompt_id": "validation-0", "text": text, "quality": None}])
 second.fail("diverged", "loss is nan at step 2")
 rows = [{"label": "a", "kind": "trial", "status": "complete", "quality": 41.5}]
-tracking.log_sweep(settings, runs, name="first", command="c token=x", rows=rows)
+log_sweep(settings, runs, name="first", command="c token=x", rows=rows)
 """
 
 READ = """

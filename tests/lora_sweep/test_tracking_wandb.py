@@ -20,7 +20,8 @@ import pytest
 from lora_sweep.config.schema import Config, Lora, Tracking
 from lora_sweep.runs.files import report_folder
 from lora_sweep.tracking import run as tracking
-from lora_sweep.tracking import wandb_mirror
+from lora_sweep.tracking import wandb as wandb_runs
+from lora_sweep.tracking.sweep_run import log_sweep
 
 KEY = "0123456789abcdef" * 3
 NOWHERE = "http://127.0.0.1:9"
@@ -43,8 +44,8 @@ def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()
-    monkeypatch.setattr(wandb_mirror, "_given_up", False)
-    monkeypatch.setattr(wandb_mirror, "_open", set())
+    monkeypatch.setattr(wandb_runs, "_has_given_up", False)
+    monkeypatch.setattr(wandb_runs, "_open_ids", set())
     yield
     if "wandb" in sys.modules:
         import wandb
@@ -180,7 +181,7 @@ def test_the_sweeps_own_run_has_its_table_and_its_best(runs: Path) -> None:
         {"label": "e", "kind": "trial", "status": "complete", "quality": 98.0, "drift": ["data", "code"]},
     ]
     command = "python -m lora_sweep.train -m lora.r=8,16 train.sft.hub_token=hf_geheim"
-    tracking.log_sweep(Tracking(project="other"), runs, name="first", command=command, rows=rows)
+    log_sweep(Tracking(project="other"), runs, name="first", command=command, rows=rows)
 
     (folder,) = folders(runs)
     content = records(folder)
@@ -215,7 +216,7 @@ def test_the_sweeps_own_run_draws_its_charts_and_holds_the_report(runs: Path, tm
         "prompts": [{"id": "validation-0", "prompt": "Write:", "reference": "ok"}, {"id": "validation-1"}],
         "texts": {"0": {"1": {"text": HOSTILE[3]}, "2": {"text": "two"}}},
     }
-    tracking.log_sweep(Tracking(), runs, name="first", command="c", rows=[], charts=charts)
+    log_sweep(Tracking(), runs, name="first", command="c", rows=[], charts=charts)
 
     assert not list((tmp_path / "home").iterdir())
     (written,) = folders(runs)
@@ -310,7 +311,7 @@ def test_runs_go_online_when_there_is_a_login_and_nobody_said_otherwise(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file[1])
         path.chmod(stat.S_IRUSR | stat.S_IWUSR)
-    assert wandb_mirror.effective_mode(settings) == expected
+    assert wandb_runs.choose_mode(settings) == expected
     assert tracking.is_logged_in(settings) == (expected == "online")
     assert capfd.readouterr().err == ""
 
@@ -396,7 +397,7 @@ def test_a_server_that_cannot_be_reached_makes_later_runs_offline_at_once(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
-    monkeypatch.setattr(wandb_mirror, "INIT_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 1.0)
     run = open_run(runs, Tracking(mode="online"))
     run.log_step(1, {"loss": 1.0})
     run.finish({"quality": 7.0}, [{"text": "x"}])
@@ -542,7 +543,7 @@ def test_an_online_run_that_is_made_again_goes_on_where_it_was(server: Server, r
 def test_a_server_that_falls_silent_does_not_hold_the_trial(
     server: Server, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_mirror, "FINISH_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_runs, "FINISH_SECONDS", 1.0)
     run = open_run(runs)
     run.log_step(1, {"loss": 1.0})
     server.answers.clear()
@@ -557,7 +558,7 @@ def test_a_run_that_cannot_go_online_leaves_the_open_ones_alone(
     server: Server, runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     first = open_run(runs)
-    monkeypatch.setattr(wandb_mirror, "INIT_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 1.0)
     server.answers.clear()
     open_run(runs, run_id="second", name="second").finish({"quality": 1.0})
     server.answers.set()

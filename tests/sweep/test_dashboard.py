@@ -13,7 +13,6 @@ from test_report import build
 
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED
 from lora_sweep.runs.files import trial_folder
-from lora_sweep.tracking import run
 from sweep import dashboard
 from sweep.report.analysis.analysis import analyse
 
@@ -132,7 +131,7 @@ def test_without_a_login_it_is_one_sentence(runs: Path, capsys: Any) -> None:
 @needs_workspaces
 def test_with_a_login_both_are_saved(runs: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
-    monkeypatch.setattr(run, "is_logged_in", lambda _: True)
+    monkeypatch.setattr(dashboard, "is_logged_in", lambda _: True)
     for made in (dashboard.packages()[0].Workspace, dashboard.packages()[1].Report):
         monkeypatch.setattr(made, "save", lambda self: saved.append((type(self).__name__, self.entity, self.project)))
         monkeypatch.setattr(made, "url", property(lambda self: f"https://wandb.ai/{type(self).__name__}"))
