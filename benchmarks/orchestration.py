@@ -25,6 +25,7 @@ from support import chromium, report_files  # noqa: E402
 from support.scripted import WORKER, plan_of  # noqa: E402
 
 from lora_sweep.runs import files  # noqa: E402
+from sweep.engines.local.engine import LocalEngine  # noqa: E402
 from sweep.launch import launch  # noqa: E402
 
 TRIALS, PROMPTS = 1000, 50
@@ -94,8 +95,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = Path(scratch) / "runs"
         plan = plan_of(runs, "bench", TRIALS)
-        first = seconds(lambda: launch(plan, [], WORKER))
-        second = seconds(lambda: launch(plan_of(runs, "bench", TRIALS), [], WORKER))
+        first = seconds(lambda: launch(plan, [], LocalEngine(WORKER)))
+        second = seconds(lambda: launch(plan_of(runs, "bench", TRIALS), [], LocalEngine(WORKER)))
         ranks, rates = ",".join(map(str, range(1, 21))), ",".join(f"{n}e-4" for n in range(1, 51))
         swept = [
             f"lora.r={ranks}",

@@ -29,6 +29,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from sweep.compose import compose_points
+        from sweep.engines.hydra_jobs import HydraEngine
         from sweep.launch import launch_points
         from sweep.search.grid import points
 
@@ -40,13 +41,13 @@ class GridSweeper(Sweeper):
         if self.is_local:
             returns = launcher.launch(trials, initial_job_idx=0)
             local: Any = launcher  # Hydra 1.3 may load the class a second time: isinstance would not know it
-            complete = local.complete
+            is_complete = local.is_complete
         else:
-            configs = compose_points(loader, [str(each) for each in self.config.hydra.overrides.hydra], trials)
-            returns, outcomes = launch_points(
-                lambda jobs: launcher.launch(jobs, initial_job_idx=0), configs, trials, sys.argv[1:]
-            )
-            complete = all(result.status == "complete" for result in outcomes.values())
-        if not complete:
+            configs = compose_points(loader, [str(text) for text in self.config.hydra.overrides.hydra], trials)
+            engine = HydraEngine(lambda jobs: launcher.launch(jobs, initial_job_idx=0))
+            _, outcomes = launch_points(configs, trials, sys.argv[1:], engine)
+            returns = engine.returns
+            is_complete = all(result.status == "complete" for result in outcomes.values())
+        if not is_complete:
             sys.exit(EXIT_FAILED)
         return returns

@@ -10,28 +10,26 @@ from omegaconf import DictConfig
 
 
 class LocalLauncher(Launcher):
-    """Composes the points, and hands the trials to ``sweep.launch``."""
+    """Composes the points, and hands them to ``sweep.launch`` with the local engine."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from sweep.compose import compose_points
-        from sweep.launch import launch
-        from sweep.plan.make import make_plan
-        from sweep.trials import attach_overrides
+        from sweep.engines.local.engine import LocalEngine
+        from sweep.launch import launch_points
 
-        of_hydra = [str(override) for override in self.config.hydra.overrides.hydra]
-        configs = compose_points(self.hydra_context.config_loader, of_hydra, job_overrides)
-        plan = attach_overrides(make_plan(configs, strict=True), job_overrides)
-        outcomes = launch(plan, sys.argv[1:])
+        hydra_overrides = [str(override) for override in self.config.hydra.overrides.hydra]
+        configs = compose_points(self.hydra_context.config_loader, hydra_overrides, job_overrides)
+        plan, outcomes = launch_points(configs, job_overrides, sys.argv[1:], LocalEngine())
+        self.is_complete = all(result.status == "complete" for result in outcomes.values())  # baselines too
         returns = []
-        for overrides, result in zip(job_overrides, (outcomes[key] for key in plan.points), strict=True):
-            status = JobStatus.COMPLETED if result.status == "complete" else JobStatus.FAILED
-            job = JobReturn(overrides=overrides, status=status)
-            job.return_value = (
-                result.metric_mean("quality") if status == JobStatus.COMPLETED else RuntimeError(result.reason)
-            )
+        for overrides, key in zip(job_overrides, plan.points, strict=True):
+            result, job = outcomes[key], JobReturn(overrides=overrides)
+            if result.status == "complete":
+                job.status, job.return_value = JobStatus.COMPLETED, result.metric_mean("quality")
+            else:
+                job.status, job.return_value = JobStatus.FAILED, RuntimeError(result.reason)
             returns.append(job)
-        self.complete = all(result.status == "complete" for result in outcomes.values())  # baselines too
         return returns

@@ -16,6 +16,7 @@ from typing import Any
 from lora_sweep.config.schema import Config, config_from_json
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, Refused
 from lora_sweep.runs import results
+from sweep.engines.local.engine import LocalEngine
 from sweep.launch import launch
 from sweep.plan.make import make_plan
 from sweep.report.analysis.analysis import TEST_SUFFIX, Analysis, analyse
@@ -156,7 +157,7 @@ def run(plan: Plan, command: str, again: str) -> bool:
         arguments = shlex.split(command)[3:]
     except ValueError:
         arguments = []  # the sweep's file was edited by hand
-    outcomes = launch(plan, arguments, again=again)
+    outcomes = launch(plan, arguments, LocalEngine(), again)
     return all(result.status == "complete" for result in outcomes.values())
 
 

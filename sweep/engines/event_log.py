@@ -1,83 +1,94 @@
-"""What a crew writes down: the sweep's events, the setbacks and outcomes that no worker could write, and its board."""
+"""What an engine writes: events, failed attempts, outcomes that no worker could write, and its progress."""
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from lora_sweep.runs import files, results
+from lora_sweep.runs.crash_points import crash_point
 from lora_sweep.runs.locks import claim
-from sweep.engines.local.worker_process import as_job
+from sweep.engines.job import list_facts
 from sweep.status.progress import Board
 from sweep.store import trial_state
+from sweep.store.failed_attempts import FailedAttempt, append_failed_attempt
 from sweep.trials import Key, PlannedTrial
 
 PROGRESS_SECONDS = 2.0  # between two writings of progress.json
 
 
 @dataclass
-class Ledger:
-    """The record of one sweep; ``status`` is of every trial of the plan, by its key, and ``board`` counts it."""
+class EventLog:
+    """The record of one sweep.
+
+    Attributes:
+        status: of every trial that the engine knows, by the trial's key.
+        board: the same statuses counted, for the screen and for progress.json.
+        durations: seconds that each ended trial took a worker.
+        progress_written: when progress.json was written last; seconds of time.monotonic().
+    """
 
     runs: Path
-    name: str
+    sweep: str
     status: dict[Key, str]
     board: Board
-    durations: list[float] = field(default_factory=list)  # seconds that a trial took a worker
-    wrote_progress: float = 0.0
+    durations: list[float] = field(default_factory=list)
+    progress_written: float = 0.0
 
-    def note(self, event: str, trial: PlannedTrial | None = None, **more: Any) -> None:
-        """Append to the sweep's log."""
+    def append_event(self, event: str, trial: PlannedTrial | None = None, **details: object) -> None:
+        """Add a line to the sweep's events.jsonl."""
         ids = {} if trial is None else {"trial_id": trial.trial_id, "eval_id": trial.eval_id}
-        files.append_event(self.runs, self.name, event, **ids, **more)
+        files.append_event(self.runs, self.sweep, event, **ids, **details)
 
-    def setback(self, trial: PlannedTrial, how: str, **more: Any) -> None:
-        """Append to the trial's setbacks, and to the log."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        folder = files.trial_folder(self.runs, trial.trial_id)
-        files.append_line(folder.setbacks, {"time": now, "how": how, "sweep": self.name, **more})
-        self.note(how, trial, **more)
+    def record_failed_attempt(self, trial: PlannedTrial, attempt: FailedAttempt) -> None:
+        """Add a line to the trial's failed attempts, and one to the sweep's events."""
+        crash_point("attempt failed")
+        append_failed_attempt(self.runs, trial.trial_id, self.sweep, attempt)
+        self.append_event(attempt.how, trial, **attempt.details)
+        crash_point("failed attempt recorded")
 
-    def ended(self, trial: PlannedTrial, status: str, what: str = "end") -> None:
-        """A trial has its outcome: acknowledge it with the hash of its result."""
-        self.note(what, trial, status=status, sha256=trial_state.result_hash(trial, self.runs))
+    def record_outcome(self, trial: PlannedTrial, status: str, event: str = "end") -> None:
+        """Log that the trial has an outcome, with the hash of its result, and count it."""
+        self.append_event(event, trial, status=status, sha256=trial_state.result_hash(trial, self.runs))
         self.set_status(trial, status)
 
     def write_outcome(self, trial: PlannedTrial, status: str, reason: str) -> tuple[str, str] | None:
-        """Write an outcome that the worker could not write, unless there is one by now.
+        """Write an outcome that no worker could write, unless the trial has one by now.
 
         Returns:
-            The status and the reason that the trial then has; None where another sweep has begun it.
+            The status and the reason that the trial then has; None where another sweep runs it.
         """
-        job = as_job(trial)
-        ids = {key: job[key] for key in ("trial_id", "eval_id", "kind")}
-        with claim(files.trial_lock(self.runs, trial.trial_id)) as ours:
-            if not ours:
+        ids = {"trial_id": trial.trial_id, "eval_id": trial.eval_id, "kind": trial.kind}
+        with claim(files.trial_lock(self.runs, trial.trial_id)) as is_ours:
+            if not is_ours:
                 return None
             if not results.is_settled(self.runs, *trial.key):
-                results.write_failure(self.runs, ids, job["config"], job["facts"], status, reason)
+                config = dataclasses.asdict(trial.config)
+                results.write_failure(self.runs, ids, config, list_facts(trial), status, reason)
         outcome = results.read_outcome(self.runs, *trial.key)
-        self.ended(trial, str(outcome.status))
+        self.record_outcome(trial, str(outcome.status))
         return str(outcome.status), str(outcome.reason)
 
     def set_status(self, trial: PlannedTrial, status: str) -> None:
-        """Set it, and count it anew."""
-        before = self.status[trial.key]
+        """Change the trial's status, and the counts with it."""
+        counts, before = self.board.counts, self.status[trial.key]
         self.status[trial.key] = status
-        counts = self.board.counts
         counts[before] -= 1
         if not counts[before]:
             del counts[before]
         counts[status] = counts.get(status, 0) + 1
 
-    def progress(self, waiting: int, workers: int) -> None:
-        """Estimate what is left, and now and then write the file that another terminal reads."""
+    def write_progress(self, waiting: int, workers: int) -> None:
+        """Estimate the time that is left, and every PROGRESS_SECONDS write the file that ``sweep.status`` reads.
+
+        Args:
+            waiting: how many trials no worker runs yet.
+        """
         if self.durations:
-            left = waiting + len(self.board.running)
+            unfinished = waiting + len(self.board.running)
             mean = sum(self.durations) / len(self.durations)
-            self.board.seconds_left = mean * left / workers if left else None
+            self.board.seconds_left = mean * unfinished / workers if unfinished else None
         now = time.monotonic()
-        if now - self.wrote_progress >= PROGRESS_SECONDS and self.board.running:
-            self.wrote_progress = now
-            files.write_json(files.progress_file(self.runs, self.name), self.board.to_json())
+        if now - self.progress_written >= PROGRESS_SECONDS and self.board.running:
+            self.progress_written = now
+            files.write_json(files.progress_file(self.runs, self.sweep), self.board.to_json())

@@ -1,35 +1,68 @@
-"""A sweep under Hydra's other launchers (basic, joblib, submitit): a job is one point, wherever it runs.
+"""A sweep on one of Hydra's own launchers (basic, joblib, submitit): each job of the launcher runs one point.
 
-The sweeper's process plans, records and reports; a job finds the store, passes over what is done, and runs the rest of
-its point as our own launcher would, in a worker process with the same claims, limits and retries.
+The sweeper's process plans, records and reports. A job runs what is left of its point, wherever it is started, in a
+worker process with the same locks, limits and retries as our own launcher.
 """
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
 from lora_sweep.config.schema import config_from_json
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import is_claimed
-from sweep.engines.local.supervisor import Crew, Stopped
-from sweep.engines.queue import Queue, Waiting
+from sweep.engines.engine import SweepStopped
+from sweep.engines.event_log import EventLog
+from sweep.engines.local.engine import assign_slots
+from sweep.engines.local.supervisor import Supervisor
+from sweep.engines.pending import PendingTrial, list_pending
+from sweep.engines.queue import TrialQueue
 from sweep.plan.make import make_plan
 from sweep.resources import machine
 from sweep.status.live import PlainLines
 from sweep.status.progress import Board
 from sweep.store import trial_state
 from sweep.store.sweep_file import read_sweep_file
-from sweep.trials import PlannedTrial
+from sweep.trials import Key, Plan, PlannedTrial
+
+
+@dataclass
+class HydraEngine:
+    """Runs trials as jobs of one of Hydra's launchers.
+
+    Attributes:
+        start_jobs: gives the launcher a list of overrides for each job, and returns what the launcher returns.
+        returns: everything that the launcher returned so far.
+    """
+
+    start_jobs: Callable[[list[list[str]]], Sequence[JobReturn]]
+    returns: list[JobReturn] = field(default_factory=list)
+
+    def count_workers(self, plan: Plan) -> int:
+        return len(assign_slots(plan.trials[0].config.launch))
+
+    def run(self, plan: Plan, pending: list[PendingTrial], runs: Path, sweep: str) -> None:
+        """Start a job for each point whose trial or baseline is pending."""
+        pending_keys = {item.trial.key for item in pending}
+        baseline_keys = {trial.key: trial.baseline for trial in plan.trials}
+        jobs: dict[Key, list[str]] = {}
+        for key in plan.points:
+            if key in pending_keys or baseline_keys.get(key) in pending_keys:
+                jobs[key] = [*plan.overrides[key], f"sweep_name={sweep}"]
+        self.returns.extend(self.start_jobs(list(jobs.values())))
 
 
 def run_point(config: DictConfig) -> float | None:
-    """What such a launcher calls for each job: run one point here, unless its folder says that it is done.
+    """The task that a launcher of Hydra calls in each job: run one point here, unless its results are there.
 
     Returns:
-        The trial's quality; None where it is not complete.
+        The trial's quality; None where the trial is not complete.
 
     Raises:
         KeyboardInterrupt: a signal asked to stop; a launcher in this process must then start no other job.
@@ -42,25 +75,20 @@ def run_point(config: DictConfig) -> float | None:
     trials = [dataclasses.replace(trial, label=labels.get(trial.key, trial.label)) for trial in plan.trials]
     try:
         run_trials(trials, runs, name)
-    except Stopped as stopped:
+    except SweepStopped as stopped:
         raise KeyboardInterrupt(str(stopped)) from None
     return results.load_record(runs, *plan.points[0]).metric_mean("quality")
 
 
-def run_trials(trials: list[PlannedTrial], runs: Path, name: str) -> None:
-    """Run in one worker what these trials need, but for baselines that another job runs at this moment."""
-    waiting = []
-    for trial in trials:
-        state = trial_state.state_of(trial, runs)
-        busy = trial.kind == "baseline" and is_claimed(files.trial_lock(runs, trial.trial_id))
-        if not state.settled and not busy:
-            alone = bool(trial_state.setbacks_of(trial, runs))
-            waiting.append(Waiting(trial, trained=state.name == "trained", alone=alone))
-    if not waiting:
+def run_trials(trials: list[PlannedTrial], runs: Path, sweep: str) -> None:
+    """Run in one worker what is left of these trials, without baselines that another job runs at this moment."""
+    lock_paths = {trial.key: files.trial_lock(runs, trial.trial_id) for trial in trials}
+    left = [trial for trial in trials if trial.kind != "baseline" or not is_claimed(lock_paths[trial.key])]
+    pending = list_pending(left, {trial.key: trial_state.state_of(trial, runs) for trial in left}, runs)
+    if not pending:
         return
     settings = trials[0].config.launch
-    board = Board(name, len(waiting), time.time(), counts={"waiting": len(waiting)})
-    status = {item.trial.key: "waiting" for item in waiting}
-    places = machine.find_slots(settings.devices)[:1]
-    crew = Crew(runs, name, settings, places, Queue(waiting), status, PlainLines(board.started), board)
-    crew.run()
+    board = Board(sweep, len(pending), time.time(), counts={"waiting": len(pending)})
+    log = EventLog(runs, sweep, {item.trial.key: "waiting" for item in pending}, board)
+    slots = machine.find_slots(settings.devices)[:1]
+    Supervisor(settings, slots, TrialQueue(pending), log, PlainLines(board.started)).run()

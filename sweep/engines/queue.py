@@ -1,117 +1,72 @@
-"""Which trial runs next: pure rules over what waits and what runs. Knows no process and no file."""
+"""Which trials run next: pure rules over the pending and the running trials. Knows no process and no file."""
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lora_sweep.config.identity import base_identity, canonical
-from lora_sweep.messages import STAGES
+from sweep.engines.pending import PendingTrial
 from sweep.resources.pack_size import choose_pack_members
-from sweep.trials import PlannedTrial
-
-MAX_DEATHS = 3  # of a trial's worker: the first attempt and two retries
-
-
-@dataclass(eq=False)
-class Waiting:
-    """A trial that needs work.
-
-    Attributes:
-        trained: only its evaluation is left.
-        alone: it shares no process with another: it had a setback, or a pack of which it was had one.
-        not_before: in seconds of time.monotonic().
-    """
-
-    trial: PlannedTrial
-    trained: bool = False
-    alone: bool = False
-    not_before: float = 0.0
-    bases: tuple[str, str] = ("", "")  # that it trains on, that it writes with
-
-    def __post_init__(self) -> None:
-        self.bases = bases(self.trial)
-
-    @property
-    def base(self) -> str:
-        """What must be loaded for what it needs next."""
-        return self.bases[self.trained]
-
-    @property
-    def stages(self) -> list[str]:
-        """What is done in one go: everything on one base."""
-        if self.trained:
-            return ["evaluate"]
-        return list(STAGES) if self.bases[0] == self.bases[1] else ["train"]
 
 
 @dataclass
-class Queue:
-    """The trials that wait, in the plan's order."""
+class TrialQueue:
+    """The pending trials that no worker runs, in the plan's order."""
 
-    waiting: list[Waiting] = field(default_factory=list)
+    waiting: list[PendingTrial] = field(default_factory=list)
 
-    def take(
+    def take_pack(
         self,
-        loaded: str | None,
-        running: Iterable[Waiting],
+        loaded_base: str | None,
+        running: Iterable[PendingTrial],
         now: float,
-        most: int = 1,
-        room: int | None = None,
-        at_a_time: int = 1,
-    ) -> list[Waiting]:
-        """The next pack for a worker that has ``loaded`` in memory, taken out; empty where nothing may start now.
+        max_members: int = 1,
+        memory: int | None = None,
+        member_threads: int = 1,
+    ) -> list[PendingTrial]:
+        """Remove the next pack for a worker from the queue, and return it; empty where nothing may start now.
 
-        First one for the base at hand, so that a base is loaded once; then one whose base will not be asked for again
-        when others have trained; then one whose base no other worker has. Two evaluations of one trial never run
-        at once. With it come those that need the same stages on the same base, up to ``most`` that fit ``room`` bytes
-        with the activations of so many ``at_a_time``.
+        The first member is, in this order of preference: a trial for the base that the worker has loaded; one whose
+        base no trial needs later, after its training; one whose base no other worker uses. The further members need the
+        same stages on the same base. Two evaluations of one trial never run at the same time.
+
+        Args:
+            loaded_base: the base in the worker's memory.
+            running: what all workers run.
+            now: seconds of time.monotonic().
+            memory: bytes that the pack's memory forecast may reach; None: no limit.
+            member_threads: how many members compute at the same time.
         """
         running = list(running)
-        busy = {each.trial.trial_id for each in running}
-        free = [each for each in self.waiting if each.trial.trial_id not in busy and each.not_before <= now]
-        others = {each.base for each in running}
-        later = {each.bases[1] for each in [*self.waiting, *running] if each.stages == ["train"]}
-        first = min(free, key=lambda w: (w.base != loaded, w.base in later, w.base in others), default=None)
+        running_ids = {pending.trial.trial_id for pending in running}
+        ready = [p for p in self.waiting if p.trial.trial_id not in running_ids and p.not_before <= now]
+        used_bases = {pending.base for pending in running}
+        later_bases = {p.bases[1] for p in [*self.waiting, *running] if p.stages == ["train"]}
+        first = min(
+            ready, key=lambda p: (p.base != loaded_base, p.base in later_bases, p.base in used_bases), default=None
+        )
         if first is None:
             return []
-        candidates = companions(first, free) if most > 1 else [first]
-        forecasts = [each.trial.forecast for each in candidates]
-        pack = [candidates[place] for place in choose_pack_members(forecasts, most, room, at_a_time)]
-        for each in pack:
-            self.waiting.remove(each)
+        candidates = list_companions(first, ready) if max_members > 1 else [first]
+        forecasts = [pending.trial.forecast for pending in candidates]
+        pack = [candidates[index] for index in choose_pack_members(forecasts, max_members, memory, member_threads)]
+        for pending in pack:
+            self.waiting.remove(pending)
         return pack
 
-    def put_back(self, item: Waiting) -> None:
-        """Wait again, before all others."""
-        self.waiting.insert(0, item)
+    def put_first(self, pending: PendingTrial) -> None:
+        """Add a trial before all others."""
+        self.waiting.insert(0, pending)
+
+    def put_last(self, pending: PendingTrial) -> None:
+        """Add a trial after all others."""
+        self.waiting.append(pending)
 
 
-def companions(first: Waiting, free: Iterable[Waiting]) -> list[Waiting]:
-    """``first``, and who could share a process with it."""
-    found = {first.trial.trial_id: first}
+def list_companions(first: PendingTrial, ready: Iterable[PendingTrial]) -> list[PendingTrial]:
+    """``first``, and every trial that could be in a pack with it."""
+    companions = {first.trial.trial_id: first}
     if first.alone:
         return [first]
-    for each in free:
-        if (each.base, each.stages) == (first.base, first.stages) and not each.alone:
-            found.setdefault(each.trial.trial_id, each)
-    return list(found.values())
-
-
-def bases(trial: PlannedTrial) -> tuple[str, str]:
-    """A name for what a worker loads to train the trial, and to write its texts."""
-    evaluated = dataclasses.replace(trial.config.quant, bits=trial.config.eval_bits())
-    found = []
-    for quant in (trial.config.quant, evaluated):
-        config = dataclasses.replace(trial.config, quant=quant)
-        base = base_identity(config, trial.facts.model.fingerprint, trial.facts.data.fingerprint)
-        base["data"].pop("template")  # the form of a prompt needs no other base
-        found.append(canonical([base, dataclasses.asdict(config.model)]))
-    return found[0], found[1]
-
-
-def can_halve(trial: PlannedTrial, stage: str, halvings: int) -> bool:
-    """Whether another halving of the batch would change anything: ``halvings`` were made before."""
-    if stage == "evaluate":
-        sampled = trial.config.eval.do_sample  # there the batch size changes the texts
-        return not sampled and trial.config.eval.batch_size >> halvings > 1
-    return trial.config.train.per_device_train_batch_size % (2 << halvings) == 0
+    for pending in ready:
+        if (pending.base, pending.stages) == (first.base, first.stages) and not pending.alone:
+            companions.setdefault(pending.trial.trial_id, pending)
+    return list(companions.values())

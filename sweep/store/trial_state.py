@@ -6,7 +6,6 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
@@ -78,16 +77,6 @@ def prepare(trial: PlannedTrial, state: State, runs: Path, retry: bool) -> str |
             folder.setbacks.unlink(missing_ok=True)
             results.forget_failure(folder, trial.eval_id)
     return None
-
-
-def setbacks_of(trial: PlannedTrial, runs: Path) -> list[dict[str, Any]]:
-    """A line for each death of the trial's worker, and each time that memory ran out."""
-    return files.read_jsonl(files.trial_folder(runs, trial.trial_id).setbacks)
-
-
-def deaths(setbacks: list[dict[str, Any]]) -> int:
-    """How many of a trial's setbacks are deaths of its worker."""
-    return sum(each.get("how") == "death" for each in setbacks)
 
 
 def is_trained(trial: PlannedTrial, runs: Path) -> bool:

@@ -17,6 +17,7 @@ import sweep.engines.local.worker_process
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
 from lora_sweep.runs.records import EvaluationResult, TrialResult
+from sweep.engines.local.engine import LocalEngine
 from sweep.launch import launch
 
 
@@ -146,7 +147,7 @@ def test_the_kernels_kill_is_no_members_oom(runs: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("LORA_SWEEP_DEVICE", "cpu")
     runs.mkdir(parents=True)
     monkeypatch.chdir(runs.parent)
-    launch(plan_of(runs, "s", 3, pack=3), [], faulty.WORKER)
+    launch(plan_of(runs, "s", 3, pack=3), [], LocalEngine(faulty.WORKER))
     assert statuses(runs) == ["complete", "oom", "complete"]
     assert setbacks(runs) == [["apart"]] * 3
     said = files.read_jsonl(folder(runs, 0).setbacks)[0]["reason"]
@@ -236,7 +237,7 @@ def test_a_second_signal_is_no_setback(runs: Path) -> None:
 def test_who_was_taken_apart_stays_so_after_the_orchestrators_death(runs: Path) -> None:
     flag = runs.parent.parent / "flag"
     script = {"together": "out of memory"}
-    assert run(runs, "s", 3, script, pack=3, crash=f"apart kept:2:{flag}").code == -signal.SIGKILL
+    assert run(runs, "s", 3, script, pack=3, crash=f"failed attempt recorded:2:{flag}").code == -signal.SIGKILL
     assert sorted(setbacks(runs)) == [[], ["apart"], ["apart"]]
     assert run(runs, "s", 3, pack=3).code == 0
     begun = [n for n, event in enumerate(events_of(runs, "s")) if event["event"] == "begin"][-1]

@@ -19,6 +19,7 @@ import sweep.engines.local.worker_process
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
 from lora_sweep.runs.records import EvaluationResult, TrialResult
+from sweep.engines.local.engine import LocalEngine
 from sweep.launch import launch
 
 
@@ -256,7 +257,7 @@ def test_the_kernels_kill_is_oom(runs: Path, on_oom: str, tmp_path: Path, monkey
     runs.mkdir(parents=True)
     monkeypatch.chdir(runs.parent)
     plan = plan_of(runs, "s", 2, on_oom=on_oom)
-    launch(plan, [], faulty.WORKER)
+    launch(plan, [], LocalEngine(faulty.WORKER))
     assert statuses(runs, 2) == ["oom", "complete"]
     assert outcome(runs, 0, 2).reason == "the system killed the worker process for its memory"
     halvings = [each for each in files.read_jsonl(folder(runs, 0, 2).setbacks) if each["how"] == "oom"]

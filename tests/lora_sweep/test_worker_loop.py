@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import WORKER, ScriptedRunner, plan_of
+from support.scripted import WORKER, ScriptedRunner, job_json, plan_of
 
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.messages import Failure, Job, Reporter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
 from lora_sweep.worker import loop, process
-from sweep.engines.local.worker_process import as_job
 from sweep.trials import PlannedTrial
 
 
@@ -26,12 +25,12 @@ def trial(runs: Path, number: int = 0) -> PlannedTrial:
 
 
 def job(runs: Path, number: int = 0, **more: Any) -> Job:
-    return Job.from_json(json.loads(json.dumps(as_job(trial(runs, number), **more))))
+    return Job.from_json(job_json(trial(runs, number), **more))
 
 
 def as_jobs(runs: Path, count: int = 1) -> dict[str, Any]:
     """The message that gives a worker a pack of so many trials."""
-    return {"jobs": [as_job(trial(runs, number)) for number in range(count)]}
+    return {"jobs": [job_json(trial(runs, number)) for number in range(count)]}
 
 
 class FailingRunner(ScriptedRunner):

@@ -1,7 +1,6 @@
 """Trials on one worker's straight line: outcomes, whatever happens, and files that can be used elsewhere."""
 
 import dataclasses
-import json
 import shutil
 import time
 from datetime import datetime
@@ -12,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.scripted import job_json
 
 from lora_sweep.config.schema import Config, Data, Eval, Lora, Model, Quant, Tracking, Train, config_from_json
 from lora_sweep.data.prompts import tokenize_prompt
@@ -27,7 +27,6 @@ from lora_sweep.worker import pack as pack_module
 from lora_sweep.worker import resident
 from lora_sweep.worker.loop import run_job, run_pack
 from lora_sweep.worker.trial import TrialTask
-from sweep.engines.local.worker_process import as_job
 from sweep.plan import facts as plan_facts
 from sweep.plan.make import make_plan
 
@@ -47,7 +46,7 @@ def config(**changes: Any) -> Config:
 def run(configs: list[Config], runs: Path, **more: Any) -> tuple[list[Job], list[str]]:
     """Run a plan's trials in this process, as a worker would; the jobs, baselines first, and what they said."""
     plan = make_plan(configs, strict=True)
-    jobs = [Job.from_json(json.loads(json.dumps(as_job(each, **more)))) for each in plan.trials]
+    jobs = [Job.from_json(job_json(each, **more)) for each in plan.trials]
     said: list[str] = []
     reporter = Reporter(lambda event: said.append(event.get("text", "")))
     runner = pack_module.PackRunner(runs, "test")
@@ -269,7 +268,7 @@ def test_each_stage_and_each_base_has_a_peak_of_its_own(written_at: str, tmp_pat
 def run_together(configs: list[Config], runs: Path) -> tuple[list[Job], list[str], list[str]]:
     """All of a plan in one pack: the jobs, their statuses, and what they said."""
     plan = make_plan(configs, strict=True)
-    jobs = [Job.from_json(json.loads(json.dumps(as_job(each)))) for each in plan.trials]
+    jobs = [Job.from_json(job_json(each)) for each in plan.trials]
     said: list[str] = []
     reporter = Reporter(lambda event: said.append(event.get("text", "")))
     return jobs, run_pack(jobs, runs, pack_module.PackRunner(runs, "test"), reporter), said

@@ -19,7 +19,7 @@ from typing import Any
 from support import faulty
 
 from lora_sweep.runs import files, results
-from sweep.engines.queue import MAX_DEATHS
+from sweep.engines.policy import MAX_DEATHS
 from sweep.store.sweep_file import sweep_name
 from sweep.store.trial_state import is_mirrored
 from sweep.trials import Key, Plan

@@ -7,6 +7,7 @@ label what the trial does: see :func:`act`. ``"*"`` stands for all labels, ``"ms
 ``"together"`` is the error of the common work of a pack of several. Each trial runs alone unless ``pack`` is set.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -24,10 +25,13 @@ from lora_sweep.config.schema import Config, Data, Launch, Model, Tracking, Trai
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.facts.facts import DataFacts, Facts, Linear, ModelFacts
 from lora_sweep.facts.memory import MemoryForecast
-from lora_sweep.messages import Failure, Job, Reporter
+from lora_sweep.messages import STAGES, Failure, Job, Reporter
 from lora_sweep.runs import files, results
 from lora_sweep.worker import loop
 from lora_sweep.worker.outcomes import attempt_step
+from sweep.engines.job import make_job
+from sweep.engines.local.engine import LocalEngine
+from sweep.engines.pending import PendingTrial
 from sweep.launch import launch
 from sweep.trials import Plan, PlannedTrial
 
@@ -63,6 +67,14 @@ def plan_of(runs: Path, name: str, count: int, **settings: Any) -> Plan:
             )
         )
     return Plan(trials, [trial.key for trial in trials], ["seed"])
+
+
+def job_json(trial: PlannedTrial, **changes: Any) -> dict[str, Any]:
+    """The JSON of a job for all stages of a trial, as a worker reads it."""
+    job = make_job(PendingTrial(trial), [])
+    values = dataclasses.asdict(dataclasses.replace(job, **{"stages": list(STAGES), **changes}))
+    parsed: dict[str, Any] = json.loads(json.dumps(values))
+    return parsed
 
 
 class ScriptedRunner:
@@ -163,7 +175,7 @@ def main() -> None:
         loop.main(ScriptedRunner)
     _, _, runs, name, count, *settings = sys.argv
     values = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in settings)}
-    outcomes = launch(plan_of(Path(runs), name, int(count), **values), sys.argv[2:], WORKER)
+    outcomes = launch(plan_of(Path(runs), name, int(count), **values), sys.argv[2:], LocalEngine(WORKER))
     sys.exit(any(outcome.status != "complete" for outcome in outcomes.values()))
 
 

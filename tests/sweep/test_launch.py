@@ -19,7 +19,8 @@ from lora_sweep.errors import Refused
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
 from sweep.engines.local import supervisor
-from sweep.engines.local.worker_process import Worker
+from sweep.engines.local.engine import LocalEngine
+from sweep.engines.local.worker_process import WorkerProcess
 from sweep.launch import launch
 from sweep.plan.make import make_plan
 from sweep.resources import machine
@@ -70,7 +71,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     """A sweep of two ranks that has run."""
     runs = tmp_path_factory.mktemp("runs")
     plan = real_plan(*(config(runs, lora=Lora(r=r)) for r in (2, 4)))
-    outcomes = launch(plan, ["lora.r=2,4"])
+    outcomes = launch(plan, ["lora.r=2,4"], LocalEngine())
     assert {outcome.status for outcome in outcomes.values()} == {"complete"}
     return runs, plan
 
@@ -79,7 +80,7 @@ def test_a_second_run_starts_no_process_and_changes_no_file(done: Any, monkeypat
     runs, plan = done
     before = snapshot(runs)
     monkeypatch.setattr(subprocess, "Popen", no_process)
-    assert {outcome.status for outcome in launch(plan, ["lora.r=2,4"]).values()} == {"complete"}
+    assert {outcome.status for outcome in launch(plan, ["lora.r=2,4"], LocalEngine()).values()} == {"complete"}
     assert snapshot(runs) == before
 
 
@@ -102,7 +103,7 @@ def test_a_wider_grid_runs_its_new_points_and_is_the_union(done: Any) -> None:
     runs, _ = done
     old = file_times(runs / "trials")
     wider = real_plan(*(config(runs, lora=Lora(r=r)) for r in (2, 4, 1)))
-    launch(wider, [])
+    launch(wider, [], LocalEngine())
     assert len(events(runs, "start")) == 3 + 1
     now = file_times(runs / "trials")
     assert {path: now[path] for path in old} == old
@@ -115,7 +116,7 @@ def test_a_change_of_eval_trains_nothing_and_keeps_the_old_texts(done: Any) -> N
     old = file_times(runs / "trials", "log.txt")
     longer = real_plan(config(runs, eval=Eval(prompts=3, validation_rows=4, max_new_tokens=6), sweep_name="longer"))
     assert [t.trial_id for t in longer.trials] == [t.trial_id for t in plan.trials[:2]]
-    launch(longer, [])
+    launch(longer, [], LocalEngine())
     now = file_times(runs / "trials")
     assert {path: now[path] for path in old} == old
     assert len(results.load_record(runs, *longer.trials[1].key).generations) == 3
@@ -130,19 +131,19 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pyt
         for name, checkpoints in (("undisturbed", None), ("killed", 2))
     }
     killed: list[int] = []
-    hear = supervisor.Crew.hear
+    read_events = supervisor.Supervisor.read_events
 
-    def kill_at_step_3(self: supervisor.Crew, worker: Worker) -> None:
-        hear(self, worker)
-        running = next(iter(self.board.running.values()), None)
+    def kill_at_step_3(self: supervisor.Supervisor, worker: WorkerProcess) -> None:
+        read_events(self, worker)
+        running = next(iter(self.log.board.running.values()), None)
         if running is not None and (running.step or 0) >= 3 and running.phase == "training" and not killed:
             killed.append(worker.process.pid)
             os.killpg(worker.process.pid, signal.SIGKILL)
 
-    launch(plans["undisturbed"], [])
-    monkeypatch.setattr(supervisor.Crew, "hear", kill_at_step_3)
+    launch(plans["undisturbed"], [], LocalEngine())
+    monkeypatch.setattr(supervisor.Supervisor, "read_events", kill_at_step_3)
     monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.001)
-    outcomes = launch(plans["killed"], [])
+    outcomes = launch(plans["killed"], [], LocalEngine())
     assert killed
     trial = plans["killed"].trials[1]
     result = outcomes[trial.key]
@@ -160,7 +161,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pyt
 def test_trials_that_write_at_other_bits_load_each_base_once(tmp_path: Path) -> None:
     eight = dataclasses.replace(config(tmp_path).eval, quant="8bit")
     plan = real_plan(*(config(tmp_path, lora=Lora(r=r), eval=eight) for r in (2, 4)))
-    outcomes = launch(plan, [])
+    outcomes = launch(plan, [], LocalEngine())
     assert {outcome.status for outcome in outcomes.values()} == {"complete"}
     logs = "".join(files.trial_folder(tmp_path, trial.trial_id).log.read_text() for trial in plan.trials)
     assert logs.count("loaded tiny") == 2
@@ -174,20 +175,20 @@ def test_a_full_memory_is_an_outcome_of_one_trial_and_half_a_batch_may_fit(tmp_p
     plan = real_plan(config(tmp_path), config(tmp_path, train=huge))
     script = tmp_path / "worker.py"
     script.write_text(
-        "from lora_sweep import line, worker\n"
-        "train_pack = line.train_pack\n"
+        "from lora_sweep.worker import loop, pack\n"
+        "train_pack = pack.train_pack\n"
         "def hungry(base, members, *rest):\n"
         "    import torch\n"
         "    if any(member.train.per_device_train_batch_size == 8 for member in members): torch.ones(1 << 42)\n"
         "    return train_pack(base, members, *rest)\n"
-        "line.train_pack = hungry\n"
-        "worker.main()\n"
+        "pack.train_pack = hungry\n"
+        "loop.main()\n"
     )
-    outcomes = launch(plan, [], [sys.executable, str(script)])
+    outcomes = launch(plan, [], [sys.executable, str(script)], LocalEngine())
     by_batch = {t.config.train.per_device_train_batch_size: outcomes[t.key].status for t in plan.trials[1:]}
     assert by_batch == {4: "complete", 8: "oom"}
     again = real_plan(config(tmp_path, train=huge, launch=Launch(on_oom="halve_batch")))
-    outcome = launch(again, [], [sys.executable, str(script)])[again.trials[1].key]
+    outcome = launch(again, [], LocalEngine([sys.executable, str(script)]))[again.trials[1].key]
     assert outcome.status == "complete"
     assert outcome.training.per_device_train_batch_size == 4
     assert outcome.training.gradient_accumulation_steps == 2
@@ -202,20 +203,20 @@ def test_a_running_sweep_is_refused_with_its_holders_name(tmp_path: Path) -> Non
         claim(files.sweep_lock(tmp_path, "a")),
         pytest.raises(Refused, match=rf"is run by pid {os.getpid()} on .*since"),
     ):
-        launch(plan_of(tmp_path, "a", 1), [], WORKER)
+        launch(plan_of(tmp_path, "a", 1), [], LocalEngine(WORKER))
     assert not (tmp_path / "trials").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Refused, match=r"runs_dir = .*file.runs: cannot be written: Not a directory"):
-        launch(plan_of(tmp_path / "file" / "runs", "a", 1), [], WORKER)
+        launch(plan_of(tmp_path / "file" / "runs", "a", 1), [], LocalEngine(WORKER))
 
 
 def test_a_full_disk_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "measure_free_disk", lambda path: 10)
     with pytest.raises(Refused, match=r"runs_dir = .*: needs about .* MB, and 0.0 MB are free"):
-        launch(plan_of(tmp_path, "a", 1), [], WORKER)
+        launch(plan_of(tmp_path, "a", 1), [], LocalEngine(WORKER))
     assert not (tmp_path / "trials").exists()
 
 
@@ -224,38 +225,38 @@ def test_a_disk_that_fills_up_stops_the_sweep_and_keeps_what_is_done(
 ) -> None:
     monkeypatch.setenv("SCRIPT", '{"t1": "disk"}')
     with pytest.raises(SystemExit) as stop:
-        launch(plan_of(tmp_path, "a", 3), ["lora.r=2"], WORKER)
+        launch(plan_of(tmp_path, "a", 3), ["lora.r=2"], LocalEngine(WORKER))
     assert stop.value.code == 75
     said = capsys.readouterr().out
     assert "nothing can be written: [Errno 28] No space left on device; finished trials are kept. Go on with:" in said
     assert "python -m lora_sweep.train lora.r=2" in said
     monkeypatch.setenv("SCRIPT", "{}")
-    assert {o.status for o in launch(plan_of(tmp_path, "a", 3), [], WORKER).values()} == {"complete"}
+    assert {o.status for o in launch(plan_of(tmp_path, "a", 3), [], LocalEngine(WORKER)).values()} == {"complete"}
     assert len(events(tmp_path, "start", "a")) == 4
 
 
 def test_workers_that_do_not_start_are_said_at_once_and_are_no_trials_fault(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit) as stop:
-        launch(plan_of(tmp_path, "a", 50), [], [sys.executable, "-c", "import nowhere"])
+        launch(plan_of(tmp_path, "a", 50), [], LocalEngine([sys.executable, "-c", "import nowhere"]))
     assert stop.value.code == 1
     assert "workers do not start (exit code 1); see a/worker-*.log" in capsys.readouterr().out
     assert "nowhere" in (files.report_folder(tmp_path, "a") / "worker-1.log").read_text()
-    assert {o.status for o in launch(plan_of(tmp_path, "a", 50), [], WORKER).values()} == {"complete"}
+    assert {o.status for o in launch(plan_of(tmp_path, "a", 50), [], LocalEngine(WORKER)).values()} == {"complete"}
 
 
 def test_a_second_run_of_many_changes_nothing(tmp_path: Path) -> None:
     """What a trial and a second run cost is measured by `make bench`."""
     plan = plan_of(tmp_path, "a", 100)
-    launch(plan, [], WORKER)
+    launch(plan, [], LocalEngine(WORKER))
     assert len(events(tmp_path, "end", "a")) == 100
     before = snapshot(tmp_path)
-    launch(plan, [], WORKER)
+    launch(plan, [], LocalEngine(WORKER))
     assert snapshot(tmp_path) == before
 
 
 def test_two_workers_share_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPT", '{"ms": 40}')
-    outcomes = launch(plan_of(tmp_path, "a", 12, workers=2), [], WORKER)
+    outcomes = launch(plan_of(tmp_path, "a", 12, workers=2), [], LocalEngine(WORKER))
     assert {outcome.status for outcome in outcomes.values()} == {"complete"}
     assert {event["worker"] for event in events(tmp_path, "start", "a")} == {1, 2}
 
@@ -278,7 +279,7 @@ def test_a_baseline_that_failed_is_no_success(tmp_path: Path, monkeypatch: pytes
     local.hydra_context = type("Context", (), {"config_loader": None})
     (job,) = local.launch([[]], 0)
     assert job.status == JobStatus.COMPLETED
-    assert not local.complete
+    assert not local.is_complete
 
 
 def test_the_orchestrator_loads_no_torch_and_starts_quickly() -> None:

@@ -1,25 +1,25 @@
 """What is on disk for a plan's trials: states, quarantine, and the sweep's own file."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import ScriptedRunner, plan_of
+from support.scripted import ScriptedRunner, job_json, plan_of
 
 from lora_sweep.messages import Job, Reporter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import claim
 from lora_sweep.worker import loop
-from sweep.engines.local.worker_process import as_job
 from sweep.store import trial_state
 from sweep.store.sweep_file import record_sweep
 from sweep.trials import Plan, PlannedTrial, make_invalid_trial
 
 
 def run(trial: PlannedTrial, runs: Path, stages: list[str] | None = None) -> str:
-    job = Job.from_json(json.loads(json.dumps(as_job(trial, stages=stages or ["train", "evaluate"]))))
+    job = Job.from_json(job_json(trial, stages=stages or ["train", "evaluate"]))
     return loop.run_job(job, runs, ScriptedRunner(runs, "a"), Reporter(lambda event: None))
 
 
@@ -60,7 +60,7 @@ def test_states_from_new_to_done(plan: Plan, tmp_path: Path) -> None:
 def test_what_is_tried_again(status: str, settled: bool, plan: Plan, tmp_path: Path) -> None:
     trial = plan.trials[0]
     ids = {"trial_id": trial.trial_id, "eval_id": trial.eval_id, "kind": "trial"}
-    results.write_failure(tmp_path, ids, as_job(trial)["config"], {}, status, "why")
+    results.write_failure(tmp_path, ids, dataclasses.asdict(trial.config), {}, status, "why")
     assert trial_state.state_of(trial, tmp_path) == trial_state.State(status, "why", settled)
 
 
@@ -168,7 +168,7 @@ def test_retry_forgets_a_failure_and_its_deaths_and_no_result(plan: Plan, tmp_pa
     done, failed = plan.trials
     run(done, tmp_path)
     ids = {"trial_id": failed.trial_id, "eval_id": failed.eval_id, "kind": "trial"}
-    results.write_failure(tmp_path, ids, as_job(failed)["config"], {}, "killed", "why")
+    results.write_failure(tmp_path, ids, dataclasses.asdict(failed.config), {}, "killed", "why")
     files.append_line(files.trial_folder(tmp_path, failed.trial_id).setbacks, {"how": "death"})
     for trial in plan.trials:
         trial_state.prepare(trial, trial_state.state_of(trial, tmp_path), tmp_path, retry=True)

@@ -1,4 +1,4 @@
-"""A worker process as the orchestrator holds it: jobs go in, events come out, and its whole group can be ended."""
+"""One worker process, as the orchestrator sees it: it is given jobs, sends events, and can be ended with its group."""
 
 import contextlib
 import dataclasses
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_sweep.messages import Job
 from lora_sweep.runs import files
-from sweep.engines.queue import Waiting
+from sweep.engines.pending import PendingTrial
+from sweep.engines.policy import WorkerExit
 from sweep.resources.machine import Slot, count_oom_kills
-from sweep.trials import Key, PlannedTrial
+from sweep.trials import Key
 
-COMMAND = (sys.executable, "-m", "lora_sweep.worker.loop")
+WORKER_COMMAND = (sys.executable, "-m", "lora_sweep.worker.loop")
 ENVIRONMENT = {
     # glibc gives buffers of a step back to the system, and asks for them again at the next: 15-25 % of a CPU step.
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
@@ -27,153 +29,145 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
 }
+READ_BYTES = 1 << 16
 
 
 @dataclass
-class Worker:
-    """One process.
+class WorkerProcess:
+    """A process that runs packs of trials, one after another. Times are seconds of time.monotonic().
 
     Attributes:
-        loaded: the base of its last pack.
-        items: the trials of its pack that have not ended, by their keys. It was given ``given`` of them at ``since``
-            (time.monotonic); its last sign of life was at ``heard``.
-        stage: ``train`` or ``evaluate``, as far as its events tell.
-        started: the keys of those that it began.
-        stop_by: when it was asked to stop: the time at which it is killed.
-        timeout: why it was asked to stop, where a limit was reached.
+        number: from 0; people see it from 1.
+        oom_kills_before: how many processes the system had killed for memory when this one started.
+        loaded_base: the base of its last pack.
+        running: the trials of its pack that have not ended.
+        pack_size: how many trials it was given, at ``given_at``.
+        heard_at: when its last event came.
+        stage: the stage of its pack, as far as its events tell.
+        started: the keys of the trials of its pack that it began.
+        ending: it takes no other pack.
+        kill_at: set once it was asked to stop: when it is killed if it has not stopped.
+        timeout: the time limit for which it was asked to stop.
     """
 
     number: int
-    place: Slot
+    slot: Slot
     process: subprocess.Popen[bytes]
-    ooms_before: int
-    loaded: str | None = None
-    items: dict[Key, Waiting] = field(default_factory=dict)
-    given: int = 0
-    since: float = 0.0
-    heard: float = 0.0
+    oom_kills_before: int
+    loaded_base: str | None = None
+    running: dict[Key, PendingTrial] = field(default_factory=dict)
+    pack_size: int = 0
+    given_at: float = 0.0
+    heard_at: float = 0.0
     stage: str = "train"
     started: set[Key] = field(default_factory=set)
     ending: bool = False
-    stop_by: float | None = None
+    kill_at: float | None = None
     timeout: str | None = None
     buffer: bytes = field(default=b"", repr=False)
 
-    @classmethod
-    def start(
-        cls, number: int, place: Slot, environment: dict[str, str], runs: Path, sweep: str, command: Sequence[str]
-    ) -> "Worker":
-        """Start the process, in a group of its own; its errors go to the sweep's worker-N.log."""
-        log = files.report_folder(runs, sweep) / f"worker-{number + 1}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as errors:
-            process = subprocess.Popen(
-                [*command, str(runs), sweep],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, **ENVIRONMENT, **environment},
-                start_new_session=True,
-            )
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        return cls(number, place, process, count_oom_kills(), heard=time.monotonic())
-
     @property
     def output(self) -> int:
+        """The file descriptor that its events come from."""
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
-    def give(self, pack: Sequence[Waiting], jobs: list[dict[str, Any]]) -> None:
+    def give_pack(self, pack: Sequence[PendingTrial], jobs: Sequence[Job]) -> None:
         """Have it run a pack of trials. It must be idle."""
-        self.items, self.given, self.started = {item.trial.key: item for item in pack}, len(pack), set()
-        self.loaded, self.stage = pack[0].base, pack[0].stages[0]
-        self.since = self.heard = time.monotonic()
-        self.send({"jobs": jobs})
+        self.running, self.pack_size = {pending.trial.key: pending for pending in pack}, len(pack)
+        self.started = set()
+        self.loaded_base, self.stage = pack[0].base, pack[0].stages[0]
+        self.given_at = self.heard_at = time.monotonic()
+        self.send_message({"jobs": [dataclasses.asdict(job) for job in jobs]})
 
-    def end(self) -> None:
-        """Have it exit after what it is doing."""
+    def end_when_idle(self) -> None:
+        """Have it exit after its present pack."""
         if not self.ending:
             self.ending = True
-            self.send({"end": True})
+            self.send_message({"end": True})
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send_message(self, message: dict[str, Any]) -> None:
+        """Send one line of JSON, see ``lora_sweep.messages``."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: its exit says so
+        with contextlib.suppress(BrokenPipeError):  # it died: the orchestrator learns that from its exit code
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
 
-    def events(self) -> list[dict[str, Any]]:
-        """What it said since the last call."""
+    def read_events(self) -> list[dict[str, Any]]:
+        """The events that it sent since the last call. Does not wait."""
         while True:
             try:
-                data = os.read(self.output, 1 << 16)
+                data = os.read(self.output, READ_BYTES)
             except BlockingIOError:
                 break
             if not data:
                 break
             self.buffer += data
         *lines, self.buffer = self.buffer.split(b"\n")
-        found = []
+        events = []
         for line in lines:
             with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-        if found:
-            self.heard = time.monotonic()
-        return found
+                events.append(json.loads(line))
+        if events:
+            self.heard_at = time.monotonic()
+        return events
 
-    def ask_to_stop(self, by: float) -> None:
-        """Ask it to save and exit; whoever calls kills it after ``by`` (time.monotonic)."""
-        if self.stop_by is None:
-            self.stop_by = by
+    def request_stop(self, kill_at: float) -> None:
+        """Ask it to save and exit. The caller kills it at ``kill_at`` if it has not."""
+        if self.kill_at is None:
+            self.kill_at = kill_at
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)
 
-    def kill(self) -> None:
-        """Kill its group at once."""
+    def kill_group(self) -> None:
+        """Kill the process, and every process that it started, at once."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def exit_code(self) -> int | None:
-        """Its exit code once it has ended, and then nothing of its group is left; None while it runs."""
+    def has_exited(self) -> bool:
+        """Whether the process has ended; then nothing of its group is left."""
         if self.process.returncode is None:
-            # Looked at without reaping: as long as the process is not reaped, its group's number is nobody else's.
+            # waitid looks without reaping: until the process is reaped, no other group can get its group's number.
             if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                return None
-            self.kill()
+                return False
+            self.kill_group()
             self.process.wait()
-        return self.process.returncode
+        return True
 
-    def close(self) -> None:
-        """Let go of its pipes, after the last event was read."""
+    def close_pipes(self) -> None:
+        """Close its pipes, after the last event was read."""
         for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):  # a job that it never read
+            with contextlib.suppress(OSError):  # a job in the pipe that it never read
                 assert pipe is not None
                 pipe.close()
 
-    def ran_out_of_memory(self) -> bool:
-        """Whether the system killed a process for memory while this one lived, and it died of SIGKILL."""
-        return self.process.returncode == -signal.SIGKILL and count_oom_kills() > self.ooms_before
+    def describe_exit(self) -> WorkerExit:
+        """How the process ended. It counts as out of memory if the system killed a process for memory meanwhile."""
+        code = self.process.returncode
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return WorkerExit(how, code == -signal.SIGKILL and count_oom_kills() > self.oom_kills_before)
 
 
-def as_job(trial: PlannedTrial, **more: Any) -> dict[str, Any]:
-    """A trial as ``lora_sweep.messages.Job`` reads it."""
-    facts = trial.facts
-    return {
-        "trial_id": trial.trial_id,
-        "eval_id": trial.eval_id,
-        "kind": trial.kind,
-        "label": trial.label,
-        "config": dataclasses.asdict(trial.config),
-        "target_modules": trial.target_modules,
-        "facts": {
-            "identity": trial.identity,
-            "fingerprints": {"model": facts.model.fingerprint, "data": facts.data.fingerprint},
-            "targets": trial.config.lora.targets if trial.kind == "trial" else None,
-            "target_modules": trial.target_modules,
-            "trainable_params": trial.trainable_params,
-            "total_params": facts.model.total_params,
-            "data": dataclasses.asdict(facts.data),
-        },
-        **more,
-    }
+def start_worker(
+    number: int, slot: Slot, environment: dict[str, str], runs: Path, sweep: str, command: Sequence[str]
+) -> WorkerProcess:
+    """Start a worker process in a process group of its own; its stderr goes to the sweep's worker-N.log.
+
+    Args:
+        environment: the variables that bind it to its slot.
+        command: the worker's command, without its arguments.
+    """
+    log = files.report_folder(runs, sweep) / f"worker-{number + 1}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            [*command, str(runs), sweep],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, **ENVIRONMENT, **environment},
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    return WorkerProcess(number, slot, process, count_oom_kills(), heard_at=time.monotonic())

@@ -1,0 +1,54 @@
+"""The engine that runs trials in worker processes on this machine."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_sweep.config.schema import Launch
+from lora_sweep.runs import results
+from lora_sweep.runs.locks import remove_stale
+from sweep.engines.event_log import EventLog
+from sweep.engines.local.supervisor import Supervisor
+from sweep.engines.local.worker_process import WORKER_COMMAND
+from sweep.engines.pending import PendingTrial
+from sweep.engines.queue import TrialQueue
+from sweep.resources import machine
+from sweep.resources.machine import Slot
+from sweep.status.live import screen
+from sweep.status.progress import Board
+from sweep.trials import Plan
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Runs trials in worker processes, one on each slot of this machine.
+
+    Attributes:
+        command: the command of a worker process; a test gives its own.
+    """
+
+    command: Sequence[str] = WORKER_COMMAND
+
+    def count_workers(self, plan: Plan) -> int:
+        return len(assign_slots(plan.trials[0].config.launch))
+
+    def run(self, plan: Plan, pending: list[PendingTrial], runs: Path, sweep: str) -> None:
+        settings = plan.trials[0].config.launch
+        slots = assign_slots(settings)[: len(pending)]
+        status = {trial.key: str(results.read_outcome(runs, *trial.key).status) for trial in plan.trials}
+        status |= {item.trial.key: "waiting" for item in pending} | {point.key: "invalid" for point in plan.invalid}
+        board = Board(sweep, len(status), time.time(), counts=dict(Counter(status.values())))
+        log = EventLog(runs, sweep, status, board)
+        try:
+            with screen(board) as shown:
+                Supervisor(settings, slots, TrialQueue(pending), log, shown, self.command).run()
+        finally:
+            remove_stale(runs / "locks")  # of workers that were killed
+
+
+def assign_slots(settings: Launch) -> list[Slot]:
+    """The slot of each worker that the settings ask for. Several workers may share one."""
+    slots = machine.find_slots(settings.devices)
+    return [slots[number % len(slots)] for number in range(settings.workers or len(slots))]

@@ -1,0 +1,70 @@
+"""A trial that has no outcome yet, and what it needs next."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_sweep.config.identity import base_identity, canonical
+from lora_sweep.messages import STAGES
+from sweep.store.failed_attempts import read_failed_attempts
+from sweep.store.trial_state import State
+from sweep.trials import Key, PlannedTrial
+
+
+@dataclass(eq=False)
+class PendingTrial:
+    """A trial without an outcome.
+
+    Attributes:
+        trained: only its evaluation is left.
+        alone: it joins no pack, because an attempt at it failed before, in a pack or alone.
+        not_before: it may not start earlier; seconds of time.monotonic().
+        bases: the name of the base that it trains on, and of the base that writes its texts.
+    """
+
+    trial: PlannedTrial
+    trained: bool = False
+    alone: bool = False
+    not_before: float = 0.0
+    bases: tuple[str, str] = ("", "")
+
+    def __post_init__(self) -> None:
+        self.bases = name_bases(self.trial)
+
+    @property
+    def base(self) -> str:
+        """The base that its next stage needs."""
+        return self.bases[self.trained]
+
+    @property
+    def stages(self) -> list[str]:
+        """Its next stages, as far as they need the same base."""
+        if self.trained:
+            return ["evaluate"]
+        return list(STAGES) if self.bases[0] == self.bases[1] else ["train"]
+
+
+def list_pending(trials: Iterable[PlannedTrial], states: Mapping[Key, State], runs: Path) -> list[PendingTrial]:
+    """The trials that are not settled. One with a failed attempt runs alone."""
+    return [
+        PendingTrial(
+            trial,
+            trained=states[trial.key].name == "trained",
+            alone=bool(read_failed_attempts(runs, trial.trial_id)),
+        )
+        for trial in trials
+        if not states[trial.key].settled
+    ]
+
+
+def name_bases(trial: PlannedTrial) -> tuple[str, str]:
+    """A name for the base that a worker loads to train the trial, and for the base that it loads to write its texts."""
+    evaluated = dataclasses.replace(trial.config.quant, bits=trial.config.eval_bits())
+    names = []
+    for quant in (trial.config.quant, evaluated):
+        config = dataclasses.replace(trial.config, quant=quant)
+        base = base_identity(config, trial.facts.model.fingerprint, trial.facts.data.fingerprint)
+        base["data"].pop("template")  # another form of the prompt needs no other base
+        names.append(canonical([base, dataclasses.asdict(config.model)]))
+    return names[0], names[1]

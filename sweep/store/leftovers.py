@@ -1,0 +1,27 @@
+"""What an orchestrator that was killed leaves behind: locks, half-written files, and its progress."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lora_sweep.runs import files
+from lora_sweep.runs.locks import remove_stale
+
+
+def has_leftovers(runs: Path, sweep: str) -> bool:
+    """Whether a killed orchestrator of this sweep left a file behind."""
+    locks = [*(runs / "locks").glob("*")]
+    temporary = [*files.report_folder(runs, sweep).rglob(".*.tmp"), *list_temporary_sweep_files(runs, sweep)]
+    return bool(locks or temporary) or files.progress_file(runs, sweep).exists()
+
+
+def remove_leftovers(runs: Path, sweep: str) -> None:
+    """Remove what a killed orchestrator of this sweep left behind. The caller holds the sweep's lock."""
+    remove_stale(runs / "locks")
+    files.remove_leftovers(files.report_folder(runs, sweep))
+    for path in list_temporary_sweep_files(runs, sweep):
+        path.unlink(missing_ok=True)
+    files.progress_file(runs, sweep).unlink(missing_ok=True)
+
+
+def list_temporary_sweep_files(runs: Path, sweep: str) -> Iterator[Path]:
+    return (runs / "sweeps").glob(f".{sweep}.json.*.tmp")
