@@ -9,13 +9,24 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from lora_sweep.config.schema import Config, Eval, Train, config_from_json
 
 STAGES = ("train", "evaluate")
 Event = dict[str, str | int | float | None]
-Facts = dict[str, Any]  # identity, fingerprints, trainable_params, total_params, data: a part of result.json
+
+
+class PlannedFacts(TypedDict):
+    """What planning knows about a trial. The trial's result.json repeats it."""
+
+    identity: dict[str, object]  # the hash of it names the trial's folder
+    fingerprints: dict[str, str]  # of the model and the data
+    targets: str | list[str] | None  # lora.targets, as configured; None for a baseline
+    target_modules: list[str]
+    trainable_params: int
+    total_params: int
+    data: dict[str, object]  # how many rows and tokens, and the hash of the rows
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,6 @@ class Job:
     """One trial to run, with what planning knows about it.
 
     Attributes:
-        facts: what planning knows; the trial's result.json repeats it.
         stages: those of STAGES to run now, in this order. A stage that already has a result is skipped.
         halvings: stage: how often its batch size is halved because memory ran out.
         failed_attempts: how many workers died while they ran this trial.
@@ -35,7 +45,7 @@ class Job:
     label: str
     config: Config
     target_modules: list[str]
-    facts: Facts
+    facts: PlannedFacts
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     halvings: dict[str, int] = field(default_factory=dict)
     failed_attempts: int = 0

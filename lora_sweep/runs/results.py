@@ -26,6 +26,7 @@ Nothing here knows what a metric means.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,7 +97,7 @@ def hash_adapter(training: TrialResult) -> str | None:
 
 
 def write_failure(
-    runs: Path, ids: dict[str, str], config: dict[str, Any], facts: dict[str, Any], status: str, reason: str
+    runs: Path, ids: dict[str, str], config: dict[str, Any], facts: Mapping[str, object], status: str, reason: str
 ) -> None:
     """Record how a trial ended other than complete: as its evaluation's outcome when it is trained, else its own.
 

@@ -116,21 +116,14 @@ def run_pack(jobs: Sequence[Job], runs: Path, runner: Runner, reporter: Reporter
         another process holds its lock; ``apart`` when the pack was split, so that it has to run again, alone.
     """
     statuses: dict[str, str] = {}  # trial id: how its job ended
-
-    def end_job(locked: LockedJob, status: str, **details: str) -> None:
-        statuses[locked.job.trial_id] = status
-        locked.lock.close()
-        crash_point("before end")
-        locked.reporter.send_event({"event": "end", "status": status, **details})
-        crash_point("end told")
-
     with contextlib.ExitStack() as locks:
-        pack = [prepare_job(job, runs, reporter, locks) for job in jobs]
-        for locked in pack:
+        pack: list[LockedJob] = []
+        for locked in [prepare_job(job, runs, reporter, locks) for job in jobs]:
             status = lock_trial(locked, runs)
-            if status:
-                end_job(locked, status)
-        pack = [locked for locked in pack if locked.job.trial_id not in statuses]
+            if status is None:
+                pack.append(locked)
+            else:
+                statuses[locked.job.trial_id] = end_job(locked, status)
         for locked in pack:
             locked.reporter.send_event({"event": "start"})
             crash_point("started")
@@ -138,15 +131,14 @@ def run_pack(jobs: Sequence[Job], runs: Path, runner: Runner, reporter: Reporter
             running = [locked for locked in pack if locked.job.trial_id not in statuses]
             try:
                 for locked, status in run_stage(stage, running, runs, runner, is_alone=len(pack) == 1):
-                    if status != "complete":
-                        end_job(locked, status)
+                    if status != "complete" or stage == "evaluate":
+                        statuses[locked.job.trial_id] = end_job(locked, status)
                     elif stage == locked.job.stages[-1]:
-                        end_job(locked, "complete" if stage == "evaluate" else "trained")
+                        statuses[locked.job.trial_id] = end_job(locked, "trained")
             except PackFailed as error:
                 for locked in running:
                     if locked.job.trial_id not in statuses:
-                        record_split(locked, str(error), runner)
-                        end_job(locked, "apart", reason=str(error))
+                        statuses[locked.job.trial_id] = split_off(locked, str(error), runner)
     return [statuses[job.trial_id] for job in jobs]
 
 
@@ -249,11 +241,21 @@ def record_failure(locked: LockedJob, failure: Failure, runs: Path, runner: Runn
         runner.mirror_failure(job, failure)
 
 
-def record_split(locked: LockedJob, reason: str, runner: Runner) -> None:
-    """Note in the log of a trial that it has to run again, alone. It gets no result for that."""
+def split_off(locked: LockedJob, reason: str, runner: Runner) -> str:
+    """End a job whose pack failed. It gets no result: it runs again, alone."""
     with locked.reporter.capture_output():
         print(time.strftime("%H:%M:%S"), f"to run again, alone: {reason}", file=sys.stderr, flush=True)
         runner.mirror_failure(locked.job, Failure("preempted", reason))
+    return end_job(locked, "apart", reason=reason)
+
+
+def end_job(locked: LockedJob, status: str, **details: str) -> str:
+    """Free the lock of a trial, and report that its job ended. Returns the status."""
+    locked.lock.close()
+    crash_point("before end")
+    locked.reporter.send_event({"event": "end", "status": status, **details})
+    crash_point("end told")
+    return status
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class PackRunner:
     def mirror_failure(self, job: Job, failure: Failure) -> None:
         self.tracker_runs.mirror_failure(job, failure)
 
-    def attempt(self, task: TrialTask, step: Callable[[], Value]) -> Value | Failure:
+    def run_step(self, task: TrialTask, step: Callable[[], Value]) -> Value | Failure:
         """Run a step of one trial; an exception becomes its failure."""
         return attempt_step(step, task.reporter, is_out_of_memory)
 
@@ -78,24 +78,24 @@ class PackRunner:
         tasks = yield from self.open_tasks(jobs, reporters)
         for task in tasks:
             if task.job.kind == "baseline":
-                yield task.job, self.attempt(task, partial(write_baseline, task))
+                yield task.job, self.run_step(task, partial(write_baseline, task))
         trials = [task for task in tasks if task.job.kind == "trial"]
         single_trainings = yield from self.train_together(trials)
         for training in single_trainings:
-            yield training.task.job, self.attempt(training.task, partial(train_single, training))
+            yield training.task.job, self.run_step(training.task, partial(train_single, training))
 
     def train_together(self, tasks: Sequence[TrialTask]) -> Generator[Outcome, None, list[SingleTraining]]:
         """Train the trials that can train in a pack. Returns the others."""
         if not tasks:
             return []
-        base = self.attempt(tasks[0], partial(self.provide_base, tasks[0], tasks[0].job.config.quant.bits))
+        base = self.run_step(tasks[0], partial(self.provide_base, tasks[0], tasks[0].job.config.quant.bits))
         if isinstance(base, Failure):
             yield from [(task.job, base) for task in tasks]
             return []
         pack: list[PackTraining] = []
         single_trainings: list[SingleTraining] = []
         for task in tasks:
-            training = self.attempt(task, partial(plan_training, task, base))
+            training = self.run_step(task, partial(plan_training, task, base))
             if isinstance(training, Failure):
                 yield task.job, training
             elif isinstance(training, SingleTraining):
@@ -111,7 +111,7 @@ class PackRunner:
                     yield job, describe_failure(ending, is_out_of_memory)
                 else:
                     step = partial(write_pack_training, training, ending, len(pack))
-                    yield job, self.attempt(training.task, step)
+                    yield job, self.run_step(training.task, step)
         return single_trainings
 
     # --- evaluation --------------------------------------------------------------------------------------------------
@@ -122,20 +122,20 @@ class PackRunner:
         single_evaluations = yield from self.evaluate_together(tasks)
         for evaluation in single_evaluations:
             reset_peak_memory(self.device)
-            yield evaluation.task.job, self.attempt(evaluation.task, partial(evaluate_single, evaluation))
+            yield evaluation.task.job, self.run_step(evaluation.task, partial(evaluate_single, evaluation))
 
     def evaluate_together(self, tasks: Sequence[TrialTask]) -> Generator[Outcome, None, list[Evaluation]]:
         """Evaluate the trials that can generate in a pack. Returns the others."""
         if not tasks:
             return []
-        base = self.attempt(tasks[0], partial(self.provide_base, tasks[0], tasks[0].job.config.eval_bits()))
+        base = self.run_step(tasks[0], partial(self.provide_base, tasks[0], tasks[0].job.config.eval_bits()))
         if isinstance(base, Failure):
             yield from [(task.job, base) for task in tasks]
             return []
         groups: dict[str, list[Evaluation]] = {}  # evaluations that decode alike generate together
         single_evaluations: list[Evaluation] = []
         for task in tasks:
-            evaluation = self.attempt(task, partial(prepare_evaluation, task, base))
+            evaluation = self.run_step(task, partial(prepare_evaluation, task, base))
             if isinstance(evaluation, Failure):
                 yield task.job, evaluation
             elif evaluation.peft_reason:
@@ -148,7 +148,7 @@ class PackRunner:
                 generated = generate_together(base, group, self.device)
             for evaluation, texts in zip(group, generated, strict=True):
                 step = partial(write_evaluation, evaluation, texts)
-                yield evaluation.task.job, self.attempt(evaluation.task, step)
+                yield evaluation.task.job, self.run_step(evaluation.task, step)
         return single_evaluations
 
     # --- what stays loaded -------------------------------------------------------------------------------------------

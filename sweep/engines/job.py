@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-from lora_sweep.messages import STAGES, Job
+from lora_sweep.messages import STAGES, Job, PlannedFacts
 from sweep.engines.pending import PendingTrial
 from sweep.store.failed_attempts import FailedAttempt, count_deaths, count_halvings
 from sweep.trials import PlannedTrial
@@ -34,7 +33,7 @@ def make_job(pending: PendingTrial, failed_before: Sequence[FailedAttempt]) -> J
     )
 
 
-def list_facts(trial: PlannedTrial) -> dict[str, Any]:
+def list_facts(trial: PlannedTrial) -> PlannedFacts:
     """What planning knows of a trial, as its result.json repeats it."""
     facts = trial.facts
     return {
