@@ -31,7 +31,7 @@ def apply_decision(decision: Decision, pending: PendingTrial, queue: TrialQueue,
             write_outcome(decision, trial, queue, log, screen)
         case RunAlone(failed_attempt, message):
             log.record_failed_attempt(trial, failed_attempt)
-            screen.say(f"{trial.label}: {message}")
+            screen.print_line(f"{trial.label}: {message}")
             queue.put_first(PendingTrial(trial, trial_state.is_trained(trial, log.runs), alone=True))
         case RunAgain(event, how):
             log.append_event(event, trial, **({"how": how} if how else {}))
@@ -55,7 +55,7 @@ def write_outcome(outcome: WriteOutcome, trial: PlannedTrial, queue: TrialQueue,
         later, is_trained = time.monotonic() + policy.BUSY_SECONDS, trial_state.is_trained(trial, log.runs)
         queue.put_last(PendingTrial(trial, is_trained, alone=True, not_before=later))
     else:
-        screen.say(f"{trial.label}: {written[0]}: {written[1]}")
+        screen.print_line(f"{trial.label}: {written[0]}: {written[1]}")
 
 
 def wait_for_other(pending: PendingTrial, queue: TrialQueue, log: EventLog, screen: Screen) -> None:
@@ -68,6 +68,6 @@ def wait_for_other(pending: PendingTrial, queue: TrialQueue, log: EventLog, scre
         return
     if not pending.not_before:
         owner = holder(files.trial_lock(log.runs, trial.trial_id))
-        screen.say(f"{trial.label}: waits for {owner}, which runs it")
+        screen.print_line(f"{trial.label}: waits for {owner}, which runs it")
     pending.not_before = time.monotonic() + policy.BUSY_SECONDS
     queue.put_last(pending)

@@ -9,7 +9,7 @@ from lora_sweep.runs import files, results
 from lora_sweep.runs.crash_points import crash_point
 from lora_sweep.runs.locks import claim
 from sweep.engines.job import list_facts
-from sweep.status.progress import Board
+from sweep.status.progress import SweepProgress
 from sweep.store import trial_state
 from sweep.store.failed_attempts import FailedAttempt, append_failed_attempt
 from sweep.trials import Key, PlannedTrial
@@ -31,7 +31,7 @@ class EventLog:
     runs: Path
     sweep: str
     status: dict[Key, str]
-    board: Board
+    board: SweepProgress
     durations: list[float] = field(default_factory=list)
     progress_written: float = 0.0
 

@@ -26,7 +26,7 @@ from sweep.engines.queue import TrialQueue
 from sweep.plan.make import make_plan
 from sweep.resources import machine
 from sweep.status.live import PlainLines
-from sweep.status.progress import Board
+from sweep.status.progress import SweepProgress
 from sweep.store import trial_state
 from sweep.store.sweep_file import read_sweep_file
 from sweep.trials import Key, Plan, PlannedTrial
@@ -88,7 +88,7 @@ def run_trials(trials: list[PlannedTrial], runs: Path, sweep: str) -> None:
     if not pending:
         return
     settings = trials[0].config.launch
-    board = Board(sweep, len(pending), time.time(), counts={"waiting": len(pending)})
+    board = SweepProgress(sweep, len(pending), time.time(), counts={"waiting": len(pending)})
     log = EventLog(runs, sweep, {item.trial.key: "waiting" for item in pending}, board)
     slots = machine.find_slots(settings.devices)[:1]
     Supervisor(settings, slots, TrialQueue(pending), log, PlainLines(board.started)).run()

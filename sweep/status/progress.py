@@ -1,13 +1,14 @@
-"""What a sweep is doing at this moment: the trials by status, and those that run. Plain data; knows no terminal."""
+"""How far a sweep is: its trials by status, and the trials that run. Plain data that knows no terminal."""
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+
+from sweep.trials import Key
 
 
 @dataclass
-class Running:
-    """One trial under way. ``started`` is in seconds of time.time(); numbers are None until they are known."""
+class RunningTrial:
+    """One trial under way. ``started`` is in seconds of time.time(); a number is None until it is known."""
 
     trial_id: str
     label: str
@@ -21,12 +22,14 @@ class Running:
 
 
 @dataclass
-class Board:
+class SweepProgress:
     """A sweep under way.
 
     Attributes:
-        counts: trials and baselines by status; ``waiting`` and ``running`` among them. They add up to ``total``.
-        running: by the trial's key, or by any other that is each row's own; those of a worker stand together.
+        name: of the sweep.
+        started: when it was started, in seconds of time.time().
+        counts: trials and baselines by status, which includes ``waiting`` and ``running``. They add up to ``total``.
+        running: by the trial's key, or by a number where the key is unknown; trials of one worker are neighbours.
         seconds_left: an estimate from the trials that have ended in this run; None before the first has.
     """
 
@@ -34,8 +37,9 @@ class Board:
     total: int
     started: float
     counts: dict[str, int] = field(default_factory=dict)
-    running: dict[Any, Running] = field(default_factory=dict)
+    running: dict[Key | int, RunningTrial] = field(default_factory=dict)
     seconds_left: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "running": [dataclasses.asdict(each) for each in self.running.values()]}
+    def to_json(self) -> dict[str, object]:
+        """The content of progress.json."""
+        return {**dataclasses.asdict(self), "running": [dataclasses.asdict(row) for row in self.running.values()]}

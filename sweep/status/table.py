@@ -1,136 +1,154 @@
-"""A board as a terminal shows it: how far the sweep is, and a row for each trial that runs. A pure function."""
+"""The progress of a sweep as a terminal shows it: how far it is, and a row for each running trial. Pure functions."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
+from lora_sweep.runs.records import read_number
 from lora_sweep.runs.results import STATUSES
-from sweep.report.analysis.load import number
-from sweep.status.progress import Board, Running
-from sweep.text import UNKNOWN, fit_one_line, format_clock, format_duration
+from sweep.status.progress import RunningTrial, SweepProgress
+from sweep.tables import Column, build_table
+from sweep.text import fit_one_line, format_clock, format_duration
 
-COLUMNS = (  # header, whether it stands right, and the width of terminal from which there is room for it
-    ("trial", False, 0),
-    ("device", False, 48),
-    ("phase", False, 40),
-    ("step", True, 0),
-    ("", False, 72),
-    ("loss", True, 0),
-    ("tok/s", True, 56),
-    ("time", True, 0),
+
+class StatusColumn(NamedTuple):
+    """``min_width``: the width of terminal, in characters, from which the table has this column."""
+
+    column: Column
+    min_width: int
+
+
+COLUMNS = (
+    StatusColumn(Column("trial"), 0),
+    StatusColumn(Column("device"), 48),
+    StatusColumn(Column("phase"), 40),
+    StatusColumn(Column("step", "right"), 0),
+    StatusColumn(Column(""), 72),
+    StatusColumn(Column("loss", "right"), 0),
+    StatusColumn(Column("tok/s", "right"), 56),
+    StatusColumn(Column("time", "right"), 0),
 )
-BAR_COLUMN, BAR_WIDTH = 4, 8
-NAME_LIMIT, CELL_LIMIT, LABEL_LIMIT, LABEL_MINIMUM = 24, 10, 200, 6  # characters
+LABEL_COLUMN, BAR_COLUMN = 0, 4  # indices into COLUMNS
+BAR_WIDTH = 8  # characters, as all of these
+MAX_NAME_WIDTH, MAX_CELL_WIDTH, MAX_LABEL_WIDTH, MIN_LABEL_WIDTH = 24, 10, 200, 6
+UNKNOWN = "-"
 
 
-def table(board: Board, now: float, rows: int = 100) -> RenderableType:
-    """The table of a board.
+def draw_progress(progress: SweepProgress, now: float, max_rows: int = 100) -> RenderableType:
+    """A title, a bar and a table of running trials, laid out for the width of the terminal that prints them.
 
     Args:
         now: in seconds of time.time().
-        rows: of running trials, at most; how many more there are is said.
+        max_rows: of running trials; a line says how many more there are.
     """
-    running = list(board.running.values())
-    lines = [_row(each, now) for each in running[:rows]]
-    return _Table(_title(board), _left(board.seconds_left), _ended(board), lines, len(running) - len(lines))
+    running = list(progress.running.values())
+    rows = [build_row(trial, now) for trial in running[:max_rows]]
+    seconds = read_number(progress.seconds_left)
+    time_left = "" if seconds is None else f"about {format_duration(seconds)} left"
+    return ProgressTable(build_title(progress), time_left, count_ended(progress), rows, len(running) - len(rows))
 
 
-class _Row(NamedTuple):
-    cells: list[str]  # a column each; the bar's is empty
-    share: float | None  # of its steps
+class TableRow(NamedTuple):
+    """``cells``: one for each column, empty for the bar. ``share``: of the trial's steps that are done, or None."""
+
+    cells: list[str]
+    share: float | None
 
 
-class _Table(NamedTuple):
-    """Laid out when its width is known: a narrow terminal has fewer columns, and labels get what is left."""
+@dataclass(frozen=True)
+class ProgressTable:
+    """A narrow terminal has fewer columns, and labels get the width that the other columns leave.
+
+    In a file or a pipe there are no bars.
+
+    Attributes:
+        ended: the share of the trials that have an outcome.
+        hidden_rows: how many running trials have no row.
+    """
 
     title: Text
-    left: str
+    time_left: str
     ended: float
-    rows: list[_Row]
-    more: int
+    rows: list[TableRow]
+    hidden_rows: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
-        on_one_line = self.title.cell_len + 3 + len(self.left) <= width
-        yield Text.assemble(self.title, "   " if on_one_line else "\n", self.left) if self.left else self.title
-        yield _bar(self.ended, width)
-        yield Segment.line()  # a bar does not end its line
+        fits_one_line = self.title.cell_len + 3 + len(self.time_left) <= width
+        if self.time_left:
+            yield Text.assemble(self.title, "   " if fits_one_line else "\n", self.time_left)
+        else:
+            yield self.title
+        if options.is_terminal:
+            yield build_bar(self.ended, width)
+            yield Segment.line()  # a bar does not end its line
         if self.rows:
-            yield self._grid(width)
-        if self.more:
-            yield Text(f"and {self.more} more", "dim")
+            yield self.lay_out_rows(width, has_bars=options.is_terminal)
+        if self.hidden_rows:
+            yield Text(f"and {self.hidden_rows} more", "dim")
 
-    def _grid(self, width: int) -> Table:
+    def lay_out_rows(self, width: int, has_bars: bool) -> RenderableType:
+        """The table of running trials in ``width`` characters."""
         gap = 2 if width >= 100 else 1
-        places = [place for place, (_, _, needs) in enumerate(COLUMNS) if width >= needs]
-        grid = Table.grid(padding=(0, gap, 0, 0))
+        shown = [i for i, column in enumerate(COLUMNS) if width >= column.min_width and (has_bars or i != BAR_COLUMN)]
         taken = 0
-        for place in places:
-            header = COLUMNS[place][0]
-            grid.add_column(no_wrap=True, overflow="ellipsis", justify="right" if COLUMNS[place][1] else "left")
-            if place == BAR_COLUMN:
-                taken += BAR_WIDTH + gap
-            elif place:
-                taken += max(cell_len(cell) for cell in (header, *(row.cells[place] for row in self.rows))) + gap
-        grid.add_row(*(Text(COLUMNS[place][0], "dim") for place in places))
+        for i in shown[1:]:
+            texts = (COLUMNS[i].column.header, *(row.cells[i] for row in self.rows))
+            taken += (BAR_WIDTH if i == BAR_COLUMN else max(map(cell_len, texts))) + gap
+        lines: list[list[RenderableType]] = []
         for row in self.rows:
-            cells: list[RenderableType] = [*map(Text, row.cells)]
-            label = Text(row.cells[0])
-            label.truncate(max(LABEL_MINIMUM, width - taken), overflow="ellipsis")
-            cells[0] = label
+            label = Text(row.cells[LABEL_COLUMN])
+            label.truncate(max(MIN_LABEL_WIDTH, width - taken), overflow="ellipsis")
+            cells: list[RenderableType] = [label, *row.cells[1:]]
             if row.share is not None:
-                cells[BAR_COLUMN] = _bar(row.share, BAR_WIDTH)
-            grid.add_row(*(cells[place] for place in places))
-        return grid
+                cells[BAR_COLUMN] = build_bar(row.share, BAR_WIDTH)
+            lines.append([cells[i] for i in shown])
+        return build_table([COLUMNS[i].column for i in shown], lines, gap)
 
 
-def _bar(share: float, width: int) -> ProgressBar:
+def build_bar(share: float, width: int) -> ProgressBar:
     return ProgressBar(total=1, completed=share, width=width, complete_style="cyan", finished_style="green")
 
 
-def _row(each: Running, now: float) -> _Row:
-    step, steps, loss, speed = map(number, (each.step, each.steps, each.loss, each.tokens_per_second))
+def build_row(trial: RunningTrial, now: float) -> TableRow:
+    """The cells of a running trial. Its values may come from a file, so they can be of any type."""
+    step, steps, loss = read_number(trial.step), read_number(trial.steps), read_number(trial.loss)
+    speed = read_number(trial.tokens_per_second)
     cells = [
-        fit_one_line(str(each.label), LABEL_LIMIT),
-        fit_one_line(str(each.device), CELL_LIMIT),
-        fit_one_line(str(each.phase), CELL_LIMIT),
+        fit_one_line(str(trial.label), MAX_LABEL_WIDTH),
+        fit_one_line(str(trial.device), MAX_CELL_WIDTH),
+        fit_one_line(str(trial.phase), MAX_CELL_WIDTH),
         UNKNOWN if step is None else f"{step:.0f}" if steps is None else f"{step:.0f}/{steps:.0f}",
         "",
         UNKNOWN if loss is None else f"{loss:.3f}" if abs(loss) < 1e4 else f"{loss:.2e}",
         UNKNOWN if speed is None else f"{speed:,.0f}",
-        format_clock(now - each.started),
+        format_clock(now - trial.started),
     ]
-    share = None if step is None or not steps else step / steps
-    return _Row(cells, share)
+    return TableRow(cells, None if step is None or not steps else step / steps)
 
 
-def _title(board: Board) -> Text:
-    """``sweep NAME  12 of 40 done, 1 diverged, 25 waiting``. What runs is seen below it."""
-    counts = board.counts
-    title = Text.assemble("sweep ", (fit_one_line(board.name, NAME_LIMIT), "bold"))
-    title.append(f"  {counts.get('complete', 0) + counts.get('done', 0)} of {board.total} done")
-    known = [status for status in STATUSES if status != "complete"]
+def build_title(progress: SweepProgress) -> Text:
+    """``sweep NAME  12 of 40 done, 1 diverged, 25 waiting``; the trials that run have rows of their own."""
+    counts = progress.counts
+    title = Text.assemble("sweep ", (fit_one_line(progress.name, MAX_NAME_WIDTH), "bold"))
+    title.append(f"  {counts.get('complete', 0) + counts.get('done', 0)} of {progress.total} done")
+    failures = [status for status in STATUSES if status != "complete"]
     others = [status for status in counts if status not in {*STATUSES, "done", "running", "waiting"}]
-    for status in (*known, *others):
+    for status in (*failures, *others):
         if counts.get(status):
             title.append(", ")
-            title.append(f"{counts[status]} {fit_one_line(status, CELL_LIMIT)}", "yellow")
+            title.append(f"{counts[status]} {fit_one_line(status, MAX_CELL_WIDTH)}", "yellow")
     if counts.get("waiting"):
         title.append(f", {counts['waiting']} waiting")
     return title
 
 
-def _ended(board: Board) -> float:
-    """The share of the trials that have an outcome."""
-    open_ones = board.counts.get("waiting", 0) + board.counts.get("running", 0)
-    return (sum(board.counts.values()) - open_ones) / max(1, board.total)
-
-
-def _left(seconds: float | None) -> str:
-    seconds = number(seconds)
-    return "" if seconds is None else f"about {format_duration(seconds)} left"
+def count_ended(progress: SweepProgress) -> float:
+    """The share of the trials that have an outcome, 0 to 1."""
+    without_outcome = progress.counts.get("waiting", 0) + progress.counts.get("running", 0)
+    return (sum(progress.counts.values()) - without_outcome) / max(1, progress.total)

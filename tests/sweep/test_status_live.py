@@ -16,13 +16,13 @@ import pytest
 from support.pseudo_terminal import ROOT, Terminal, in_a_terminal
 
 import sweep.status.live
-from sweep.status.live import LiveTable, screen
-from sweep.status.progress import Board, Running
+from sweep.status.live import LiveTable, open_screen
+from sweep.status.progress import RunningTrial, SweepProgress
 
 
-def board(**changes: Any) -> Board:
-    rows = {0: Running("t1", "r=8 attn 4bit", "cuda:0", time.time())}
-    return Board(**{"name": "blog", "total": 40, "started": time.time(), "running": rows, **changes})
+def board(**changes: Any) -> SweepProgress:
+    rows = {0: RunningTrial("t1", "r=8 attn 4bit", "cuda:0", time.time())}
+    return SweepProgress(**{"name": "blog", "total": 40, "started": time.time(), "running": rows, **changes})
 
 
 # ---- plain lines ----
@@ -30,16 +30,16 @@ def board(**changes: Any) -> Board:
 
 def test_plain_lines_have_one_form(capsys: pytest.CaptureFixture[str]) -> None:
     shown = board(started=time.time() - 123.2)
-    with screen(shown) as plain:
-        plain.say("r=8: loss 1.2")
-        plain.refresh(shown)
-        plain.say("[red]x[/red] \x1b[2J\u202e\nforged\r")
+    with open_screen(shown) as plain:
+        plain.print_line("r=8: loss 1.2")
+        plain.draw_table(shown)
+        plain.print_line("[red]x[/red] \x1b[2J\u202e\nforged\r")
     assert capsys.readouterr().out == "   123 s  r=8: loss 1.2\n   123 s  [red]x[/red] ⟨U+001B⟩[2J⟨U+202E⟩ ⏎ forged\n"
 
 
 def test_a_long_line_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:
-    with screen(board()) as plain:
-        plain.say("y" * 10_000)
+    with open_screen(board()) as plain:
+        plain.print_line("y" * 10_000)
     assert capsys.readouterr().out.endswith("y… (8,000 more characters)\n")
 
 
@@ -55,38 +55,40 @@ class Faulty(io.StringIO):
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "gone"), OSError(28, "full"), ValueError("closed")])
-@pytest.mark.parametrize("make", [lambda shown: screen(shown), lambda shown: live(shown)], ids=["plain", "live"])
+@pytest.mark.parametrize("make", [lambda shown: open_screen(shown), lambda shown: live(shown)], ids=["plain", "live"])
 def test_a_stdout_that_fails_is_no_fault_of_the_sweep(
-    error: Exception, make: Callable[[Board], Any], monkeypatch: pytest.MonkeyPatch
+    error: Exception, make: Callable[[SweepProgress], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", Faulty(error))
     with make(board()) as shown:
-        shown.say("one")
-        shown.refresh(board())
+        shown.print_line("one")
+        shown.draw_table(board())
 
 
-@pytest.mark.parametrize("make", [lambda shown: screen(shown), lambda shown: live(shown)], ids=["plain", "live"])
-def test_what_a_signal_handler_raises_passes(make: Callable[[Board], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [lambda shown: open_screen(shown), lambda shown: live(shown)], ids=["plain", "live"])
+def test_what_a_signal_handler_raises_passes(
+    make: Callable[[SweepProgress], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with make(board()) as shown:
         monkeypatch.setattr(sys, "stdout", stdout := Faulty(KeyboardInterrupt()))
         if isinstance(shown, LiveTable):
             shown._console.file = stdout
         with pytest.raises(KeyboardInterrupt):
-            shown.say("one")
+            shown.print_line("one")
         stdout.error = OSError()
 
 
 def test_without_a_stdout_there_is_nothing_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    with screen(board()) as plain:
-        plain.say("one")
+    with open_screen(board()) as plain:
+        plain.print_line("one")
 
 
 # ---- the live table, without a terminal ----
 
 
 @contextlib.contextmanager
-def live(shown: Board) -> Any:
+def live(shown: SweepProgress) -> Any:
     """The screen of a terminal, on whatever stdout is."""
     table_below = LiveTable(shown)
     try:
@@ -101,20 +103,20 @@ def test_it_redraws_at_most_four_times_a_second(monkeypatch: pytest.MonkeyPatch)
     draws = []
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sweep.status.live.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(sweep.status.live, "table", lambda *_: draws.append(clock[0]) or "")
+    monkeypatch.setattr(sweep.status.live, "draw_progress", lambda *_: draws.append(clock[0]) or "")
     with live(board()) as shown:
         for tick in range(1, 41):  # two seconds
             clock[0] = tick / 20
-            shown.refresh(board())
+            shown.draw_table(board())
     assert draws == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
 
 
 def test_a_table_that_cannot_be_drawn_leaves_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
-    monkeypatch.setattr(sweep.status.live, "table", lambda *_: 1 / 0)
+    monkeypatch.setattr(sweep.status.live, "draw_progress", lambda *_: 1 / 0)
     with live(board()) as shown:
-        shown.refresh(board())
-        shown.say("still here")
+        shown.draw_table(board())
+        shown.print_line("still here")
     assert "still here\n" in stdout.getvalue()
     assert sys.stdout is stdout
 
@@ -123,10 +125,10 @@ def test_a_table_that_cannot_be_drawn_leaves_the_lines(monkeypatch: pytest.Monke
 
 SCRIPT = """
 import os, signal, sys, time
-from sweep.status.progress import Board, Running
-from sweep.status.live import screen
-rows = {number: Running(str(number), f"trial {number}", "cpu", time.time()) for number in range(12)}
-board = Board("blog", 40, time.time(), {"waiting": 28, "running": 12}, rows)
+from sweep.status.progress import RunningTrial, SweepProgress
+from sweep.status.live import open_screen
+rows = {number: RunningTrial(str(number), f"trial {number}", "cpu", time.time()) for number in range(12)}
+board = SweepProgress("blog", 40, time.time(), {"waiting": 28, "running": 12}, rows)
 """
 
 
@@ -135,10 +137,10 @@ def under_a_terminal(body: str, size: tuple[int, int] = (24, 80), **more: Any) -
 
 
 SAYING = """
-with screen(board) as shown:
+with open_screen(board) as shown:
     for number in range(30):
-        shown.say(f"line {number} " + "x" * (number * 10))
-        shown.refresh(board)
+        shown.print_line(f"line {number} " + "x" * (number * 10))
+        shown.draw_table(board)
         time.sleep(0.02)
     print("from a library")
     print("[red]unfinished", end="", flush=True)
@@ -163,7 +165,7 @@ def test_lines_stay_and_the_table_goes(size: tuple[int, int]) -> None:
 
 
 def test_while_it_runs_the_table_is_below_the_last_line() -> None:
-    code, written = under_a_terminal("with screen(board) as shown:\n    shown.say('one')\n    os._exit(3)")
+    code, written = under_a_terminal("with open_screen(board) as shown:\n    shown.print_line('one')\n    os._exit(3)")
     assert code == 3
     lines = Terminal().feed(written).text()
     assert [lines[0].strip(), lines[1]] == ["0 s  one", "sweep blog  0 of 40 done, 28 waiting"]
@@ -172,7 +174,9 @@ def test_while_it_runs_the_table_is_below_the_last_line() -> None:
 
 @pytest.mark.parametrize("error", ["ValueError('bad')", "KeyboardInterrupt", "SystemExit(4)"])
 def test_the_cursor_comes_back_after_an_exception(error: str) -> None:
-    code, written = under_a_terminal(f"with screen(board) as shown:\n    shown.say('one')\n    raise {error}")
+    code, written = under_a_terminal(
+        f"with open_screen(board) as shown:\n    shown.print_line('one')\n    raise {error}"
+    )
     terminal = Terminal().feed(written)
     assert code != 0
     assert "\x1b[?25l" in written
@@ -186,14 +190,14 @@ def test_control_c_reaches_the_sweeps_own_handler() -> None:
         """
         got = []
         signal.signal(signal.SIGINT, lambda number, frame: got.append(number))
-        with screen(board) as shown:
-            shown.say("ready")
+        with open_screen(board) as shown:
+            shown.print_line("ready")
             for _ in range(500):
-                shown.refresh(board)
+                shown.draw_table(board)
                 time.sleep(0.02)
                 if got:
                     break
-            shown.say(f"got {got}")
+            shown.print_line(f"got {got}")
         """,
         press=b"\x03",
     )
@@ -205,11 +209,11 @@ def test_a_terminal_that_is_gone_does_not_end_the_sweep(tmp_path: Path) -> None:
     code, _ = under_a_terminal(
         f"""
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with screen(board) as shown:
-            shown.say("ready")
+        with open_screen(board) as shown:
+            shown.print_line("ready")
             for _ in range(100):
-                shown.refresh(board)
-                shown.say("on")
+                shown.draw_table(board)
+                shown.print_line("on")
                 time.sleep(0.01)
         print("the report", flush=True)
         open({str(tmp_path / "done")!r}, "w")
@@ -221,7 +225,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_sweep(tmp_path: Path) -> None:
 
 
 def test_a_low_terminal_shows_fewer_rows() -> None:
-    _, written = under_a_terminal("with screen(board) as shown:\n    os._exit(3)", (10, 80))
+    _, written = under_a_terminal("with open_screen(board) as shown:\n    os._exit(3)", (10, 80))
     lines = Terminal(10, 80).feed(written).text()
     assert lines[-2].startswith("trial 3 ")
     assert lines[-1] == "and 8 more"
@@ -244,7 +248,9 @@ def test_no_color_is_heeded() -> None:
 
 def test_errors_sent_to_a_file_stay_there(tmp_path: Path) -> None:
     file = str(tmp_path / "errors")
-    body = f"sys.stderr = open({file!r}, 'w')\nwith screen(board) as shown:\n    print('an error', file=sys.stderr)"
+    body = (
+        f"sys.stderr = open({file!r}, 'w')\nwith open_screen(board) as shown:\n    print('an error', file=sys.stderr)"
+    )
     code, written = under_a_terminal(body)
     assert code == 0, written
     assert Path(file).read_text() == "an error\n"
@@ -252,7 +258,8 @@ def test_errors_sent_to_a_file_stay_there(tmp_path: Path) -> None:
 
 def test_a_reader_that_left_does_not_end_the_sweep() -> None:
     """`python -m lora_sweep.train | head -1`: neither the lines nor the report after them nor Python's exit fail."""
-    body = "with screen(board) as shown:\n    for _ in range(5):\n        shown.say('on')\nprint('the report')\n"
+    body = "with open_screen(board) as shown:\n    for _ in range(5):\n        shown.print_line('on')\n"
+    body += "print('the report')\n"
     reading, writing = os.pipe()
     os.close(reading)
     with subprocess.Popen(
@@ -264,7 +271,7 @@ def test_a_reader_that_left_does_not_end_the_sweep() -> None:
 
 
 def test_an_encoding_without_the_characters_gets_question_marks() -> None:
-    body = "with screen(board) as shown:\n    shown.say('漢 \\ud83d \\x1b')\n"
+    body = "with open_screen(board) as shown:\n    shown.print_line('漢 \\ud83d \\x1b')\n"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT + body],
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, cwd=ROOT, text=True, check=True,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweep.status.progress import Board, Running
-from sweep.status.table import table
+from sweep.status.progress import RunningTrial, SweepProgress
+from sweep.status.table import draw_progress
 
 NOW = 10_000.0
 HOSTILE = {
@@ -24,18 +24,22 @@ HOSTILE = {
 HARMFUL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def board(**changes: Any) -> Board:
+def board(**changes: Any) -> SweepProgress:
     counts = {"complete": 12, "diverged": 1, "running": 2, "waiting": 25}
     rows = {
-        0: Running("t1", "r=8 attn 4bit", "cuda:0", NOW - 754, "training", 120, 300, 1.23456, 1234.5),
-        1: Running("t2", "r=16 alpha=32 targets=all_linear 8bit seed=1", "cuda:1", NOW - 3754),
+        0: RunningTrial("t1", "r=8 attn 4bit", "cuda:0", NOW - 754, "training", 120, 300, 1.23456, 1234.5),
+        1: RunningTrial("t2", "r=16 alpha=32 targets=all_linear 8bit seed=1", "cuda:1", NOW - 3754),
     }
-    return Board(**{"name": "blog", "total": 40, "started": NOW - 9000, "counts": counts, "running": rows, **changes})
+    return SweepProgress(
+        **{"name": "blog", "total": 40, "started": NOW - 9000, "counts": counts, "running": rows, **changes}
+    )
 
 
-def drawn(shown: Board, width: int, rows: int = 100) -> list[str]:
+def drawn(shown: SweepProgress, width: int, rows: int = 100) -> list[str]:
     file = io.StringIO()
-    Console(file=file, width=width, color_system=None, force_terminal=False, markup=True).print(table(shown, NOW, rows))
+    Console(file=file, width=width, color_system=None, force_terminal=True, markup=True).print(
+        draw_progress(shown, NOW, rows)
+    )
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -45,7 +49,7 @@ def test_a_table_80_columns_wide() -> None:
         "━" * 26,
         "trial                       device phase       step           loss tok/s    time",
         "r=8 attn 4bit               cuda:0 training 120/300 ━━━      1.235 1,234   12:34",
-        "r=16 alpha=32 targets=all_… cuda:1 starting       –              –     – 1:02:34",
+        "r=16 alpha=32 targets=all_… cuda:1 starting       -              -     - 1:02:34",
     ]
 
 
@@ -56,24 +60,24 @@ def test_a_table_60_columns_wide_has_no_bars() -> None:
         "━" * 22 + "╸",
         "trial            device phase       step  loss tok/s    time",
         "r=8 attn 4bit    cuda:0 training 120/300 1.235 1,234   12:34",
-        "r=16 alpha=32 t… cuda:1 starting       –     –     – 1:02:34",
+        "r=16 alpha=32 t… cuda:1 starting       -     -     - 1:02:34",
     ]
 
 
 @pytest.mark.parametrize("width", [1, 5, 20, 40, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     for text in HOSTILE.values():
-        rows = {0: Running("t", text, text, NOW, text, 10**9, 10**9, 1e30, 1e12)}
+        rows = {0: RunningTrial("t", text, text, NOW, text, 10**9, 10**9, 1e30, 1e12)}
         shown = board(name=text, running=rows, seconds_left=1e9)
         file = io.StringIO()
-        console = Console(file=file, width=width, color_system=None)
-        lines = console.render_lines(table(shown, NOW), pad=False)
+        console = Console(file=file, width=width, color_system=None, force_terminal=True)
+        lines = console.render_lines(draw_progress(shown, NOW), pad=False)
         assert max(sum(segment.cell_length for segment in line) for line in lines) <= width
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_name_stays_in_its_cell(text: str) -> None:
-    rows = {0: Running(text, text, text, NOW, text, 1, 2), 1: Running("t", "calm", "cpu", NOW)}
+    rows = {0: RunningTrial(text, text, text, NOW, text, 1, 2), 1: RunningTrial("t", "calm", "cpu", NOW)}
     lines = drawn(board(name=text, running=rows, counts={text: 1}), 200)
     assert len(lines) == 5, lines
     assert not HARMFUL.search("\n".join(lines))
@@ -81,13 +85,13 @@ def test_a_hostile_name_stays_in_its_cell(text: str) -> None:
 
 
 def test_markup_is_shown_as_it_is_written() -> None:
-    rows = {0: Running("t", "[red]x[/red]", "[b]0[/b]", NOW, "[i]1[/i]")}
+    rows = {0: RunningTrial("t", "[red]x[/red]", "[b]0[/b]", NOW, "[i]1[/i]")}
     assert drawn(board(name="[u]2[/u]", running=rows), 120)[3].split()[:3] == ["[red]x[/red]", "[b]0[/b]", "[i]1[/i]"]
     assert drawn(board(name="[u]2[/u]"), 120)[0].startswith("sweep [u]2[/u]  12 of 40")
 
 
 def test_rows_that_do_not_fit_are_counted() -> None:
-    rows = {number: Running(str(number), f"trial {number}", "cpu", NOW) for number in range(12)}
+    rows = {number: RunningTrial(str(number), f"trial {number}", "cpu", NOW) for number in range(12)}
     lines = drawn(board(running=rows), 80, rows=3)
     assert lines[-2].startswith("trial 2 ")
     assert lines[-1] == "and 9 more"
@@ -96,16 +100,16 @@ def test_rows_that_do_not_fit_are_counted() -> None:
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ((None, None, None), ["–", "–"]),
+        ((None, None, None), ["-", "-"]),
         ((7, None, 0.0), ["7", "0.000"]),
-        ((9, 3, float("nan")), ["9/3", "–"]),
+        ((9, 3, float("nan")), ["9/3", "-"]),
         ((0, 0, 123456.0), ["0/0", "1.23e+05"]),
-        (("x", [], True), ["–", "1.000"]),
+        (("x", [], True), ["-", "1.000"]),
     ],
 )
 def test_numbers_that_are_unknown_or_odd(numbers: tuple[Any, Any, Any], said: list[str]) -> None:
     step, steps, loss = numbers
-    rows = {0: Running("t", "one", "cpu", NOW, "training", step, steps, loss)}
+    rows = {0: RunningTrial("t", "one", "cpu", NOW, "training", step, steps, loss)}
     assert drawn(board(running=rows), 60)[-1].split()[3:5] == said
 
 

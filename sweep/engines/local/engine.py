@@ -16,8 +16,8 @@ from sweep.engines.pending import PendingTrial
 from sweep.engines.queue import TrialQueue
 from sweep.resources import machine
 from sweep.resources.machine import Slot
-from sweep.status.live import screen
-from sweep.status.progress import Board
+from sweep.status.live import open_screen
+from sweep.status.progress import SweepProgress
 from sweep.trials import Plan
 
 
@@ -39,10 +39,10 @@ class LocalEngine:
         slots = assign_slots(settings)[: len(pending)]
         status = {trial.key: str(results.read_outcome(runs, *trial.key).status) for trial in plan.trials}
         status |= {item.trial.key: "waiting" for item in pending} | {point.key: "invalid" for point in plan.invalid}
-        board = Board(sweep, len(status), time.time(), counts=dict(Counter(status.values())))
+        board = SweepProgress(sweep, len(status), time.time(), counts=dict(Counter(status.values())))
         log = EventLog(runs, sweep, status, board)
         try:
-            with screen(board) as shown:
+            with open_screen(board) as shown:
                 Supervisor(settings, slots, TrialQueue(pending), log, shown, self.command).run()
         finally:
             remove_stale(runs / "locks")  # of workers that were killed

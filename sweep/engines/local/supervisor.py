@@ -28,7 +28,7 @@ from sweep.engines.stop_signals import StopSignals
 from sweep.resources import pack_size
 from sweep.resources.machine import Slot, build_worker_environment
 from sweep.status.live import Screen
-from sweep.status.progress import Running
+from sweep.status.progress import RunningTrial
 from sweep.store.failed_attempts import FailedAttempt, read_failed_attempts
 from sweep.trials import PlannedTrial
 
@@ -100,7 +100,7 @@ class Supervisor:
             else:
                 self.check_limits(worker)
         self.log.write_progress(len(self.queue.waiting), len(self.slots))
-        self.screen.refresh(self.log.board)
+        self.screen.draw_table(self.log.board)
 
     # --- packs ---------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Supervisor:
         """Have a worker run a pack, and show its trials as running."""
         jobs = [make_job(pending, self.read_failed_attempts(pending.trial)) for pending in pack]
         for trial in (pending.trial for pending in pack):
-            self.log.board.running[trial.key] = Running(trial.trial_id, trial.label, worker.slot.name, time.time())
+            self.log.board.running[trial.key] = RunningTrial(trial.trial_id, trial.label, worker.slot.name, time.time())
             self.log.set_status(trial, "running")
         crash_point("before job")
         worker.give_pack(pack, jobs)
@@ -171,7 +171,7 @@ class Supervisor:
         key = str(event.get("trial_id")), str(event.get("eval_id"))
         pending, running, kind = worker.running.get(key), self.log.board.running.get(key), event.get("event")
         if kind == "say":
-            self.screen.say(str(event["text"]))
+            self.screen.print_line(str(event["text"]))
         elif kind == "start" and pending is not None:
             worker.started.add(key)
             self.false_starts = 0
@@ -272,7 +272,7 @@ class Supervisor:
     def obey_signals(self) -> None:
         """After the first stop signal nothing new starts and running trials save; the second kills the workers."""
         if self.stop_signals.count == 1 and not self.stop_reason:
-            self.screen.say("stopping: running trials are being saved; a second signal ends them at once")
+            self.screen.print_line("stopping: running trials are being saved; a second signal ends them at once")
             self.stop_all("interrupted")
         elif self.stop_signals.count >= 2:
             self.stop_reason = self.stop_reason or "interrupted"
