@@ -45,7 +45,7 @@ GRID = ("lora.r=8,16", "lora.targets=attn,all_linear", "quant=4bit,8bit")  # the
 RANKS = (8, 16)
 PACKED = "4bit/all_linear"  # the configuration whose packs are measured
 PACKS = (1, 2, 4, 8)
-PACK_STEPS = 8  # three of which measure the way
+PACK_STEPS = 8  # of which three measure the step modes
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,10 @@ from lora_sweep.messages import Reporter  # noqa: E402
 from lora_sweep.model.device import Device, pick_device, read_peak_memory, reset_peak_memory  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter, load_adapter  # noqa: E402
-from lora_sweep.training import packed  # noqa: E402
-from lora_sweep.training.single import Trained  # noqa: E402
+from lora_sweep.training import pack_step  # noqa: E402
+from lora_sweep.training.member import PackMember  # noqa: E402
+from lora_sweep.training.packed import train_pack  # noqa: E402
+from lora_sweep.training.progress import Trained  # noqa: E402
 from lora_sweep.worker.resident import Resident  # noqa: E402
 
 QUIET = Reporter(lambda event: None)
@@ -76,14 +78,14 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
     loaded = time.perf_counter() - STARTED
     settings = dataclasses.replace(config.train, max_steps=steps)
     pack = [
-        packed.PackMember(create_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
+        PackMember(create_adapter(base, config.lora, target_modules, seed)[0], rows, settings, config.seed)
         for seed in range(members)
     ]
     reset_peak_memory(device)
     before = read_peak_memory(device)
     with tempfile.TemporaryDirectory() as scratch, layouts() as seen:
         begun = time.perf_counter()
-        outcomes = packed.train_pack(base, pack, device, Path(scratch))
+        outcomes = train_pack(base, pack, device, Path(scratch))
         spent = time.perf_counter() - begun
     done = [outcome for outcome in outcomes if isinstance(outcome, Trained)]
     if len(done) != members:
@@ -107,18 +109,18 @@ def train(config: Config, target_modules: list[str], device: Device, steps: int,
 def layouts() -> Iterator[list[Layout]]:
     """The shapes of every forward that is made within this."""
     seen: list[Layout] = []
-    own = packed.concatenate_rows
+    own = pack_step.concatenate_rows
 
     def watched(*arguments: Any) -> Any:
         batch = own(*arguments)
         seen.append(layout_of(batch))
         return batch
 
-    packed.concatenate_rows = watched
+    pack_step.concatenate_rows = watched
     try:
         yield seen
     finally:
-        packed.concatenate_rows = own
+        pack_step.concatenate_rows = own
 
 
 def layout_of(batch: Any) -> Layout:

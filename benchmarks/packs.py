@@ -36,8 +36,9 @@ from lora_sweep.model.device import Device, pick_device, read_peak_memory, reset
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.adapter import Adapter  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
-from lora_sweep.training.packed import PackMember, train_pack  # noqa: E402
-from lora_sweep.training.single import Trained  # noqa: E402
+from lora_sweep.training.member import PackMember  # noqa: E402
+from lora_sweep.training.packed import train_pack  # noqa: E402
+from lora_sweep.training.progress import Trained  # noqa: E402
 
 
 class NoWords:

@@ -20,7 +20,8 @@ from lora_sweep.messages import Reporter  # noqa: E402
 from lora_sweep.model.device import pick_device  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
-from lora_sweep.training.packed import PackMember, train_pack  # noqa: E402
+from lora_sweep.training.member import PackMember  # noqa: E402
+from lora_sweep.training.packed import train_pack  # noqa: E402
 from lora_sweep.worker.resident import Resident  # noqa: E402
 
 PARTS = (  # what torch calls it, and what it is

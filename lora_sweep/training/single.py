@@ -1,14 +1,11 @@
-"""Base and rows to adapter: one fine-tuning with TRL's SFTTrainer, which can be killed at any step and go on later.
+"""Train one adapter with TRL's SFTTrainer. It can be killed at any step and resume later.
 
-Knows nothing of a runs folder, of prompts or of scores.
+This is the reference that packs are tested against, and it trains what a pack does not support. The module knows
+nothing of the runs folder, of prompts or of scores.
 """
 
 import contextlib
-import dataclasses
-import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +15,29 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTTrainer
 
 from lora_sweep.config.schema import Train
 from lora_sweep.data.prompts import IGNORED_LABEL, Example
-from lora_sweep.errors import Diverged, Preempted
-from lora_sweep.model.device import Device, read_gpu_utilization, scores_every_position
+from lora_sweep.errors import Preempted
+from lora_sweep.model.device import Device, scores_every_position
 from lora_sweep.model.load import compute_response_logits
 from lora_sweep.model.sft_settings import make_sft_config
-from lora_sweep.runs.checkpoints import last_valid, prune, seal
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one fine-tuning did, in all its attempts together.
-
-    Attributes:
-        train_seconds: of the steps that count; what an attempt did after its last checkpoint is lost.
-        tokens: those of the rows it saw, without padding.
-        gpu_utilization_percent: of the last attempt.
-        resumed_from: the step that the last attempt went on from.
-    """
-
-    steps: int
-    train_seconds: float
-    tokens: int
-    losses: list[dict[str, float]]
-    gpu_utilization_percent: float | None
-    resumed_from: int | None = None
-
-    def numbers(self) -> dict[str, Any]:
-        """The training's part of result.json; ``train_loss`` is the mean of the last tenth of the steps."""
-        tail = self.losses[-max(1, len(self.losses) // 10) :]
-        return {
-            "steps": self.steps,
-            "resumed_from": self.resumed_from,
-            "train_loss": sum(values["loss"] for values in tail) / len(tail),
-            "train_seconds": self.train_seconds,
-            "tokens_seen": self.tokens,
-            "tokens_per_second": self.tokens / self.train_seconds,
-            "gpu_utilization_percent": self.gpu_utilization_percent,
-        }
+from lora_sweep.runs.checkpoints import Checkpoint, last_valid, prune
+from lora_sweep.training.progress import OnStep, Progress, Trained, average_samples
+from lora_sweep.training.trl_callbacks import CheckpointCallback, StepCallback
 
 
 def train_with_trl(
     model: PeftModel,
     rows: list[Example],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     train: Train,
     seed: int,
     device: Device,
     scratch: Path,
-    on_step: Callable[[int, int, dict[str, float]], None] = lambda step, steps, values: None,
+    on_step: OnStep = lambda step, steps, values: None,
     checkpoints: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
@@ -78,186 +45,124 @@ def train_with_trl(
 
     Args:
         scratch: a folder for the trainer's own files.
-        on_step: called after every optimizer step with the step, the number of planned steps, and its
-            loss, learning_rate, grad_norm and epoch, and the tokens_per_second since the start.
+        on_step: called after every optimizer step, also with ``tokens_per_second`` since the start of the process.
         checkpoints: a folder that outlives the process; None: nothing is saved.
-        stop: asked after every optimizer step whether to save and end.
+        stop: called after every optimizer step; True: save and end.
 
     Raises:
-        Diverged: a loss or gradient norm that is not finite, with its step.
-        Preempted: ``stop`` said so before the last step.
-        Refused: ``train.sft`` has a key or value that SFTConfig does not take.
+        Diverged: a loss or gradient norm is not finite.
+        Preempted: ``stop`` returned True before the last step.
+        Refused: ``train.sft`` has a key or value that SFTConfig does not accept.
     """
-    drawn = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-    resumed = None if checkpoints is None else last_valid(checkpoints)
-    if resumed is not None and not (resumed.folder / "trainer_state.json").is_file():
-        resumed = None  # one of ``pack_training``
-    if checkpoints:
-        prune(checkpoints, resumed.step if resumed else 0)  # torn ones: the trainer would write into their folders
-    progress = Progress(**resumed.progress) if resumed else Progress()
-    watch = StepCallback(progress, on_step, device)
-    keeper = CheckpointCallback(progress, train.checkpoint_steps, checkpoints, stop)
+    checkpoint = None if checkpoints is None else find_trl_checkpoint(checkpoints)
+    progress = Progress(**checkpoint.progress) if checkpoint else Progress()
+    reporting = StepCallback(progress, on_step, device)
+    saving = CheckpointCallback(progress, train.checkpoint_steps, checkpoints, stop)
     with restore_forward(model.get_base_model()), allow_head_adapter(model):
+        weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         trainer = ResponseTrainer(
             model=model,
             args=make_sft_config(train, seed, device, checkpoints or scratch),
             train_dataset=make_dataset(rows, train.loss_on),
             processing_class=tokenizer,
-            callbacks=[watch, keeper],
+            callbacks=[reporting, saving],
         )
         trainer.device, trainer.progress = device, progress
-        trainer.remove_callback(PrinterCallback)  # prints every step; on_step tells whoever wants to know
-        for name, parameter in model.named_parameters():
-            # SFTTrainer rounds the adapter to bf16 on a quantized base: there a rate of 1e-5 moves most weights by
-            # nothing. In fp32 every update counts, and autocast multiplies in the compute dtype all the same.
-            if name in drawn:
-                parameter.data = drawn[name]
-        with keeper.running():
-            trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
-    done, steps = trainer.state.global_step, trainer.state.max_steps
-    if keeper.stopped:
-        raise Preempted(f"saved at step {done} of {steps}" if checkpoints else f"at step {done}; nothing was saved")
-    if done != steps:
-        raise RuntimeError(f"training stopped at step {done} of {steps}")
-    at = resumed.step if resumed else None
-    return Trained(done, progress.train_seconds, progress.tokens, progress.losses, watch.utilization(), at)
+        trainer.remove_callback(PrinterCallback)  # it prints every step; on_step reports them
+        restore_weights(model, weights)
+        with saving.count_train_seconds():
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    if saving.is_stopped:
+        raise Preempted(f"saved at step {step} of {steps}" if checkpoints else f"at step {step}; nothing was saved")
+    if step != steps:
+        raise RuntimeError(f"training stopped at step {step} of {steps}")
+    utilization, resumed_from = average_samples(reporting.utilization_samples), checkpoint.step if checkpoint else None
+    return Trained(step, progress.train_seconds, progress.tokens, progress.losses, utilization, resumed_from)
 
 
-@dataclass
-class Progress:
-    """What a training has done so far, beside the trainer's own state: what a checkpoint holds of ours.
+def find_trl_checkpoint(checkpoints: Path) -> Checkpoint | None:
+    """The last valid checkpoint, if TRL's trainer wrote it; one that a pack wrote is ignored.
 
-    Attributes:
-        epoch_rng: torch's generator at the epoch's begin, in hex.
+    Removes damaged checkpoints, because the trainer would write into their folders.
     """
+    checkpoint = last_valid(checkpoints)
+    if checkpoint is not None and not (checkpoint.folder / "trainer_state.json").is_file():
+        checkpoint = None
+    prune(checkpoints, checkpoint.step if checkpoint else 0)
+    return checkpoint
 
-    losses: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    tokens: int = 0
-    train_seconds: float = 0.0
-    epoch_rng: str | None = None
+
+def restore_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
+    """Give the adapter its fp32 weights back after the trainer was made.
+
+    SFTTrainer rounds the adapter to bf16 on a quantized base. In bf16 an update at a learning rate of 1e-5 leaves most
+    weights as they are. With fp32 weights every update counts, and autocast still multiplies in the compute dtype.
+    """
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            parameter.data = weights[name]
 
 
 def make_dataset(rows: list[Example], loss_on: str) -> Dataset:
-    """TRL's pre-tokenized form: it neither adds tokens to such rows nor drops any."""
+    """The rows in TRL's pre-tokenized form; TRL neither adds tokens to such rows nor drops any."""
     return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.mask_labels(loss_on)} for row in rows])
 
 
 class ResponseTrainer(SFTTrainer):
-    """SFTTrainer with the same loss from fewer products, and with adapters on the output head.
+    """SFTTrainer with the same loss from fewer products, and with support for an adapter on the output head.
 
-    TRL 1.16 multiplies hidden states by ``lm_head.weight`` itself: all positions on a CPU, and never an adapter's
-    part. Here the model's own forward gives logits, from the first labelled position of the batch on.
+    TRL 1.16 multiplies hidden states by ``lm_head.weight`` itself. On a CPU it does so for all positions, and it always
+    leaves out the head's adapter. Here the model's own forward makes the logits, from the first labelled position of
+    the batch on.
     """
 
     device: Device
     progress: Progress
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        """The mean loss of the labelled tokens, as TRL defines it.
+
+        Args:
+            inputs: input_ids, attention_mask and labels, each [batch, length].
+            num_items_in_batch: labelled tokens of all micro-batches of the step; None: those of this one.
+        """
         self.progress.tokens += int(inputs["attention_mask"].sum())
         head = model.get_base_model().get_output_embeddings()
         if not scores_every_position(self.device) and not isinstance(head, BaseTunerLayer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-        labels = inputs["labels"]
-        logits, wanted = compute_response_logits(model, inputs["input_ids"], inputs["attention_mask"], labels)
+        logits, labels = compute_response_logits(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
         loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            logits.float().flatten(0, 1),  # [batch, n, vocabulary] -> [batch * n, vocabulary]
+            labels.flatten(),  # [batch, n] -> [batch * n]
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
         )
-        count = (wanted != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+        count = (labels != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
         return loss / count
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """A checkpoint's adapter. Theirs adds the tokenizer, a pickle, and beside an adapted head the embedding."""
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Save the adapter alone.
+
+        The trainer would add the tokenizer, a pickle, and the embedding where the output head has an adapter.
+        """
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(get_peft_model_state_dict(self.model, save_embedding_layers=False), folder / SAFETENSORS_WEIGHTS_NAME)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: TRL would write one with every checkpoint."""
-
-
-class StepCallback(TrainerCallback):
-    """Keeps the loss curve, reports each step, and ends a training whose loss or gradient is not finite."""
-
-    def __init__(
-        self, progress: Progress, on_step: Callable[[int, int, dict[str, float]], None], device: Device
-    ) -> None:
-        self.progress, self.on_step, self.device = progress, on_step, device
-        self.samples: list[float] = []
-        self.began = time.perf_counter(), progress.tokens
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began = time.perf_counter(), self.progress.tokens
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        values: dict[str, float] = {
-            key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm", "epoch") if key in logs
-        }
-        for key in ("loss", "grad_norm"):
-            if not math.isfinite(values.get(key, 0.0)):
-                raise Diverged(f"{key} is {values[key]} at step {state.global_step} of {state.max_steps}")
-        self.progress.losses.append({"step": state.global_step, **values})
-        used = read_gpu_utilization(self.device)
-        self.samples += [] if used is None else [used]
-        seconds, tokens = time.perf_counter() - self.began[0], self.progress.tokens - self.began[1]
-        self.on_step(state.global_step, state.max_steps, {**values, "tokens_per_second": tokens / seconds})
-
-    def utilization(self) -> float | None:
-        return sum(self.samples) / len(self.samples) if self.samples else None
-
-
-class CheckpointCallback(TrainerCallback):
-    """Has the trainer save where a later process should go on from, seals what it saved, and ends it on request."""
-
-    def __init__(self, progress: Progress, every: int | None, folder: Path | None, stop: Callable[[], bool]) -> None:
-        self.progress, self.every, self.folder, self.stop = progress, every, folder, stop
-        self.stopped = False
-        self.since = 0.0
-        self.first_epoch = True
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Around ``trainer.train``: its seconds count."""
-        self.since = time.perf_counter()
-        yield
-        self.count_seconds()
-
-    def count_seconds(self) -> None:
-        now = time.perf_counter()
-        self.progress.train_seconds += now - self.since
-        self.since = now
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let a resumed epoch draw its order as it first did.
-
-        group_by_length draws with torch's generator, which transformers puts back only after that.
-        """
-        if self.first_epoch and self.progress.epoch_rng:
-            torch.set_rng_state(torch.frombuffer(bytearray.fromhex(self.progress.epoch_rng), dtype=torch.uint8))
-        self.first_epoch = False
-        self.progress.epoch_rng = torch.get_rng_state().numpy().tobytes().hex()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """After each step, and before the trainer looks whether to save."""
-        if not logs or "loss" not in logs or state.global_step == state.max_steps:
-            return
-        self.stopped = self.stop()
-        due = self.every is not None and state.global_step % self.every == 0
-        control.should_save = self.folder is not None and (self.stopped or due)
-        control.should_training_stop = control.should_training_stop or self.stopped
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self.folder is not None
-        self.count_seconds()
-        seal(self.folder, state.global_step, dataclasses.asdict(self.progress))
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """Do nothing: TRL would write a model card with every checkpoint."""
 
 
 @contextlib.contextmanager
-def restore_forward(base: Any) -> Iterator[None]:
-    """Undo TRL's patch of the base's forward, which would otherwise nest deeper with every trial on one base."""
+def restore_forward(base: torch.nn.Module) -> Iterator[None]:
+    """Undo TRL's patch of the base's forward afterwards; it would nest deeper with every trial on the same base."""
     own = base.__dict__.get("forward")
     try:
         yield
@@ -269,9 +174,10 @@ def restore_forward(base: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def allow_head_adapter(model: PeftModel) -> Iterator[None]:
-    """Let SFTTrainer take an adapter on the output head, which its own loss would never train.
+    """Let SFTTrainer accept an adapter on the output head.
 
-    Its constructor refuses one by looking at ``get_output_embeddings``; our loss goes through the adapted head.
+    Its constructor refuses one, found with ``get_output_embeddings``, because TRL's own loss would never train it. The
+    loss of :class:`ResponseTrainer` does.
     """
     wrapped: Any = model
     head = wrapped.get_base_model().get_output_embeddings()

@@ -1,47 +1,30 @@
-"""How a step of several members of a pack is made: in one forward, beside each other on a CPU's cores, or in turns.
-
-Knows nothing of what a step computes.
-"""
+"""The three ways to take a step of several members of a pack, and which of them is used."""
 
 import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Self
 
 import torch
+from transformers import PreTrainedModel
 
 from lora_sweep.model.device import Device
 from lora_sweep.multi_lora.dequantize import has_stateless_layers
 from lora_sweep.multi_lora.member_threads import enter_member_thread
+from lora_sweep.training.member import MemberTraining
 
-StepMode = Literal[
-    "batched", "parallel", "sequential"
-]  # one forward for several; each in a thread of its own; one after another
-MEMBER_THREADS = 2  # threads for members beside each other: each has the activations of a micro-batch
-WORTH = 0.95  # of the time of one after another: what another way must stay below to be used
-
-
-class Member(Protocol):
-    """What trains, until it has an ``outcome``."""
-
-    outcome: Any
-
-    @property
-    def left(self) -> int:
-        """Steps that it has yet to make."""
-
-    def take_step(self) -> None: ...
+# batched: several members in one forward; parallel: a thread for each member; sequential: one member after another.
+StepMode = Literal["batched", "parallel", "sequential"]
+MEMBER_THREADS = 2  # members that train in parallel; each thread holds the activations of one micro-batch
+MIN_GAIN = 0.05  # a mode must save this part of the time of "sequential", or "sequential" is used
 
 
-M = TypeVar("M", bound=Member)
+def list_step_modes(base: PreTrainedModel, members: int, device: Device) -> list[StepMode]:
+    """The modes that are possible for so many members; the one that is probably the fastest comes first.
 
-
-def list_step_modes(base: Any, members: int, device: Device) -> list[StepMode]:
-    """How steps of so many members can be made, what is likely to be fast first.
-
-    A CPU's cores wait less for one another where each works on a member of its own.
+    On a CPU the cores wait less for each other when each works on a member of its own.
     """
     if members < 2:
         return ["sequential"]
@@ -50,77 +33,91 @@ def list_step_modes(base: Any, members: int, device: Device) -> list[StepMode]:
     return ["batched", "sequential"]
 
 
-def allows_parallel_forwards(base: Any) -> bool:
-    """Whether two forwards at once do not meet in ``base``: bitsandbytes' own layers note things in themselves, and so
-    do positions that are scaled by the length of the rows at hand."""
-    scaled = any(kind in str(getattr(m, "rope_type", "")) for m in base.modules() for kind in ("dynamic", "longrope"))
-    return has_stateless_layers(base) and not scaled
+def allows_parallel_forwards(base: PreTrainedModel) -> bool:
+    """Whether two threads can run a forward of ``base`` at the same time.
+
+    They cannot where a forward writes to the model: bitsandbytes' layers do, and so do position embeddings that are
+    scaled by the length of the present rows.
+    """
+    rope_types = [str(getattr(module, "rope_type", "")) for module in base.modules()]
+    is_scaled = any(kind in rope_type for rope_type in rope_types for kind in ("dynamic", "longrope"))
+    return has_stateless_layers(base) and not is_scaled
 
 
 class StepModeSelector:
-    """How a step of several members is made: the one way there is, or the faster of two in the first steps."""
+    """Says how to take each step: in the only possible mode, or in the faster of two, measured in the first steps."""
 
-    def __init__(self, possible: Sequence[StepMode]) -> None:
-        self.ways = list(possible)
-        self.seconds: list[float] = []  # a token: of two steps each way, the first of which warms up
-        self.enough = 3 if possible[0] == "parallel" else 4  # a CPU needs less to be warm
+    def __init__(self, modes: Sequence[StepMode]) -> None:
+        self.modes = list(modes)
+        self.seconds_per_token: list[float] = []  # of two steps in each mode, of which the first warms up
+        self.measured_steps = 3 if modes[0] == "parallel" else 4  # a CPU is warm after the first mode's steps
 
     @property
-    def measures(self) -> bool:
-        """Whether it has yet to be said which is faster."""
-        return len(self.ways) > 1
+    def is_measuring(self) -> bool:
+        return len(self.modes) > 1
 
     @contextlib.contextmanager
-    def step(self, tokens: int) -> Iterator[StepMode]:
-        """Around a step of so many tokens; says how to make it."""
-        if not self.measures:
-            yield self.ways[0]
+    def time_step(self, tokens: int) -> Iterator[StepMode]:
+        """Yield the mode for a step of so many tokens, and time the step as long as modes are compared."""
+        if not self.is_measuring:
+            yield self.modes[0]
             return
-        begun = time.perf_counter()
-        yield self.ways[len(self.seconds) // 2]
-        self.seconds.append((time.perf_counter() - begun) / tokens)
-        if len(self.seconds) == self.enough:
-            self.ways = [self.ways[0 if self.seconds[1] < WORTH * self.seconds[-1] else 1]]
+        started = time.perf_counter()
+        yield self.modes[len(self.seconds_per_token) // 2]
+        self.seconds_per_token.append((time.perf_counter() - started) / tokens)
+        if len(self.seconds_per_token) == self.measured_steps:
+            is_faster = self.seconds_per_token[1] < (1 - MIN_GAIN) * self.seconds_per_token[-1]
+            self.modes = [self.modes[0 if is_faster else 1]]
 
 
 class MemberThreads:
-    """Threads that share the cores of a CPU, each with a forward of its own. All else is done by who calls."""
+    """Threads that share the cores of a CPU. Each runs forward and backward passes of one member at a time.
+
+    The calling thread does all the rest, such as optimizer steps and checkpoints. Used as a context manager.
+    """
 
     def __init__(self) -> None:
         self.cores = torch.get_num_threads()
         numbers = itertools.count(1)
-        self.pool = ThreadPoolExecutor(  # starts no thread before it is given work
-            MEMBER_THREADS, "lane", initializer=lambda: enter_member_thread(next(numbers))
+        self.pool = ThreadPoolExecutor(  # starts no thread before there is work for it
+            MEMBER_THREADS, "member", initializer=lambda: enter_member_thread(next(numbers))
         )
 
-    def steps(self, alive: Sequence[M], forwards: Callable[[M, float], None], once: bool) -> None:
-        """Steps of those ``alive``: one of each, or all until fewer are left than there are threads.
+    def __enter__(self) -> Self:
+        return self
 
-        Whoever has most steps left is next, so that as few as can be are left for one thread.
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown()
+
+    def run_steps(
+        self, active: Sequence[MemberTraining], add_gradient: Callable[[MemberTraining, float], None], once: bool
+    ) -> None:
+        """Take steps of ``active``: one step of each, or steps until fewer members than threads have steps left.
+
+        The member with the most remaining steps is always next, so that few steps are left for a single thread.
 
         Args:
-            forwards: of the next step of one, told its share of the time that passes.
+            add_gradient: computes the gradient of a member's next step in a thread; its second argument is the part of
+                the elapsed time that counts as this member's.
         """
-        waiting, running = list(alive), dict[Future[None], M]()
+        waiting = list(active)
+        running: dict[Future[None], MemberTraining] = {}
         try:
             while running or (waiting if once else len(waiting) >= MEMBER_THREADS):
                 while waiting and len(running) < MEMBER_THREADS:
-                    run = max(waiting, key=lambda run: run.left)
-                    waiting.remove(run)
-                    running[self.pool.submit(self.task, forwards, run)] = run
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    run = running.pop(done)
-                    done.result()
-                    run.take_step()
-                    if run.outcome is None and not once:
-                        waiting.append(run)
+                    training = max(waiting, key=lambda training: training.remaining_steps)
+                    waiting.remove(training)
+                    running[self.pool.submit(self.run_forward, add_gradient, training)] = training
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    training = running.pop(future)
+                    future.result()
+                    training.take_step()
+                    if training.outcome is None and not once:
+                        waiting.append(training)
         finally:
-            wait(running)  # also after an error of one: they are at work in the base
-            torch.set_num_threads(self.cores)  # a task's number is MKL's for all threads
+            wait(running)  # also after an error in one thread: the others still use the base
+            torch.set_num_threads(self.cores)  # MKL's number, which the threads have changed, holds for all threads
 
-    def task(self, forwards: Callable[[M, float], None], run: M) -> None:
-        torch.set_num_threads(max(1, self.cores // MEMBER_THREADS))  # of this thread
-        forwards(run, 1 / MEMBER_THREADS)
-
-    def close(self) -> None:
-        self.pool.shutdown()
+    def run_forward(self, add_gradient: Callable[[MemberTraining, float], None], training: MemberTraining) -> None:
+        torch.set_num_threads(max(1, self.cores // MEMBER_THREADS))  # of the present thread
+        add_gradient(training, 1 / MEMBER_THREADS)

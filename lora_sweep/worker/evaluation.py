@@ -14,7 +14,8 @@ from peft import PeftModel
 from lora_sweep.config.identity import eval_identity, short_hash
 from lora_sweep.data.prompts import Example, choose_end_marker, tokenize_prompt, write_prompt
 from lora_sweep.data.rows import Row
-from lora_sweep.generation.single import GeneratedText, compute_neutral_loss, compute_reference_losses, generate_texts
+from lora_sweep.generation.losses import RowLoss, compute_neutral_loss, compute_reference_losses
+from lora_sweep.generation.single import GeneratedText, generate_texts
 from lora_sweep.messages import Job
 from lora_sweep.model.device import read_peak_memory
 from lora_sweep.model.load import stored_bits
@@ -78,7 +79,7 @@ class EvaluationTexts:
     """
 
     texts: list[GeneratedText]
-    losses: list[tuple[float, int]]
+    losses: list[RowLoss]
     neutral_loss: float | None
     seconds: float
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_sweep.config.identity import canonical
-from lora_sweep.generation.packed import GenerationRequest, compute_member_losses, generate_pack, infer_with_adapters
-from lora_sweep.generation.single import tokenize_neutral_text
+from lora_sweep.generation.losses import RowLoss, compute_member_losses, tokenize_neutral_text
+from lora_sweep.generation.packed import GenerationRequest, generate_pack
+from lora_sweep.generation.packed_base import infer_with_adapters
 from lora_sweep.messages import Failure, Job, Reporter
 from lora_sweep.model.device import Device, is_out_of_memory, pick_device, reset_peak_memory
 from lora_sweep.model.load import quiet_libraries
@@ -218,7 +219,7 @@ def generate_together(base: Any, evaluations: Sequence[Evaluation], device: Devi
     task = evaluations[0].task
     settings, tokenizer, stop = task.job.eval_settings, task.resident.tokenizer, task.reporter.is_stop_requested
     neutral_example = tokenize_neutral_text(base, tokenizer)
-    losses: list[tuple[list[tuple[float, int]], float | None]] = []
+    losses: list[tuple[list[RowLoss], float | None]] = []
     with infer_with_adapters(base, [evaluation.adapter for evaluation in evaluations], device) as adapter_map:
         for member, evaluation in enumerate(evaluations):
             rows = evaluation.reference_rows

@@ -22,8 +22,10 @@ from lora_sweep.model.load import stored_bits
 from lora_sweep.multi_lora.peft_format import attach_adapter, create_adapter, save_adapter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.provenance import now, provenance
-from lora_sweep.training.packed import PackMember, find_trl_reason
-from lora_sweep.training.single import Trained, train_with_trl
+from lora_sweep.training.member import PackMember
+from lora_sweep.training.packed import find_trl_reason
+from lora_sweep.training.progress import Trained
+from lora_sweep.training.single import train_with_trl
 from lora_sweep.worker.resident import Resident
 from lora_sweep.worker.tracker_runs import TrackerRuns
 
@@ -120,7 +122,7 @@ def train_single(training: SingleTraining) -> None:
     """Train a trial alone with TRL's SFTTrainer, and write its files.
 
     Raises:
-        Diverged, Preempted: as ``training.single`` says.
+        Diverged, Preempted: as ``train_with_trl`` says.
     """
     task = training.task
     config, resident = task.job.config, task.resident
@@ -169,7 +171,7 @@ def write_training(
         f"{task.job.label}: trained {trained.steps} steps in {trained.train_seconds:.0f} s{together}"
     )
     fields = {
-        **trained.numbers(),
+        **trained.result_fields(),
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         **read_peak_memory(task.device),

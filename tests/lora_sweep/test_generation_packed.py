@@ -12,8 +12,10 @@ from lora_sweep.config.schema import Data, Eval, Lora, Model, Quant
 from lora_sweep.data.prompts import choose_end_marker, make_examples, tokenize_prompt
 from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Preempted
-from lora_sweep.generation.packed import GenerationRequest, compute_member_losses, generate_pack, infer_with_adapters
-from lora_sweep.generation.single import compute_reference_losses, generate_texts
+from lora_sweep.generation.losses import compute_member_losses, compute_reference_losses
+from lora_sweep.generation.packed import GenerationRequest, generate_pack
+from lora_sweep.generation.packed_base import infer_with_adapters
+from lora_sweep.generation.single import generate_texts
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.multi_lora.adapter import Adapter
 from lora_sweep.multi_lora.peft_format import create_adapter, save_adapter

@@ -14,15 +14,8 @@ from lora_sweep.config.schema import Data, Eval, Lora, Model, Quant
 from lora_sweep.data.prompts import choose_end_marker, make_examples, tokenize_prompt, tokenize_text
 from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Preempted
-from lora_sweep.generation.single import (
-    NEUTRAL_FILE,
-    compute_neutral_loss,
-    compute_reference_losses,
-    decode_text,
-    find_eos_ids,
-    generate_texts,
-    pad_left,
-)
+from lora_sweep.generation.losses import NEUTRAL_FILE, compute_neutral_loss, compute_reference_losses
+from lora_sweep.generation.single import decode_text, find_eos_ids, generate_texts, pad_left
 from lora_sweep.model.load import find_model_source, load_base, load_tokenizer
 from lora_sweep.multi_lora.peft_format import attach_adapter
 
@@ -161,7 +154,7 @@ def test_a_request_to_stop_is_obeyed_within_a_token(
     settings = Eval(batch_size=4, max_new_tokens=5)
     with (
         base.register_forward_hook(lambda *call: tokens.append(1)),
-        pytest.raises(Preempted, match="while it was writing; the adapter is kept"),
+        pytest.raises(Preempted, match="during generation; the adapter is saved"),
     ):
         generate_texts(base, tokenizer, prompts, settings, "", HERE, on_batch=lambda *at: told.append(at), stop=stop)
     assert (len(tokens), told) == (written, batches)
@@ -179,13 +172,16 @@ def test_a_request_to_stop_is_obeyed_between_batches_of_losses(tokenizer: Any) -
     base = load_base(TINY, Quant(), HERE)
     rows = make_examples(load_splits(DATA).train[:5], DATA, tokenizer, 256)
     batches: list[int] = []
-    with base.register_forward_hook(lambda *call: batches.append(1)), pytest.raises(Preempted, match="adapter is kept"):
+    with (
+        base.register_forward_hook(lambda *call: batches.append(1)),
+        pytest.raises(Preempted, match="adapter is saved"),
+    ):
         compute_reference_losses(base, rows, tokenizer.pad_token_id, 2, HERE, stop=lambda: len(batches) == 2)
     assert len(batches) == 2
 
 
 def test_pad_left() -> None:
-    ids, mask = pad_left([[1, 2, 3], [4]], pad=9)
+    ids, mask = pad_left([[1, 2, 3], [4]], pad_id=9)
     assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 

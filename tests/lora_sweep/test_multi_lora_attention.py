@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lora_sweep.config.schema import Model, Quant
 from lora_sweep.data.prompts import Example
-from lora_sweep.generation.packed import infer_with_adapters
+from lora_sweep.generation.packed_base import infer_with_adapters
 from lora_sweep.model.load import load_base
 from lora_sweep.multi_lora.attention import attend_layout, use_layout
 from lora_sweep.multi_lora.layout import (

@@ -24,7 +24,8 @@ from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.multi_lora.peft_format import attach_adapter
 from lora_sweep.runs import checkpoints
 from lora_sweep.runs.checkpoints import last_valid, seal
-from lora_sweep.training.single import Trained, train_with_trl
+from lora_sweep.training.progress import Trained
+from lora_sweep.training.single import train_with_trl
 
 ROOT = Path(__file__).parents[2]
 DATA = Data(name="tiny", tiny=60, train_rows=15)  # 4 steps an epoch, the last one of 3 rows

@@ -15,7 +15,7 @@ from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
 from lora_sweep.data.prompts import Example, make_examples
 from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Diverged, Preempted
-from lora_sweep.generation.packed import find_flat_layout_problem
+from lora_sweep.generation.packed_base import find_flat_layout_problem
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.model.sft_settings import make_sft_config
@@ -23,14 +23,16 @@ from lora_sweep.multi_lora import segments
 from lora_sweep.multi_lora.dropout import draw_dropped, join_dropped, zero_dropped
 from lora_sweep.multi_lora.head_loss import compute_head_loss
 from lora_sweep.multi_lora.peft_format import attach_adapter, create_adapter, export_tensors
-from lora_sweep.training import packed
-from lora_sweep.training.packed import PackMember, find_trl_reason, train_pack
-from lora_sweep.training.single import Trained, make_dataset, train_with_trl
+from lora_sweep.training import pack_step, packed
+from lora_sweep.training.member import MemberTraining, PackMember
+from lora_sweep.training.packed import find_trl_reason, train_pack
+from lora_sweep.training.progress import Trained
+from lora_sweep.training.single import make_dataset, train_with_trl
 
 DATA = Data(name="tiny", tiny=60, train_rows=16)
 ATTN = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTN, "gate_proj", "up_proj", "down_proj"]
-WAYS = ["batched", "parallel"] if HERE.type == "cpu" else ["batched"]
+STEP_MODES = ["batched", "parallel"] if HERE.type == "cpu" else ["batched"]
 TARGETS = {  # by the shape of the model: of its attention, and all linear ones
     "llama": (ATTN, ALL),
     "gpt2": (["c_attn"], ["c_attn", "c_fc", "c_proj"]),
@@ -144,12 +146,12 @@ def forwards(request: Any, monkeypatch: Any) -> None:
 
 @pytest.mark.usefixtures("forwards")
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("way", [*WAYS, None])
-def test_each_member_trains_as_if_alone(bits: int | None, way: Any, rows: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [*STEP_MODES, None])
+def test_each_member_trains_as_if_alone(bits: int | None, mode: Any, rows: Any, tmp_path: Path) -> None:
     base = load(bits)
     before = base_signature(base)
     members = copies(base, DIFFERENT, rows)
-    ended = train_pack(base, members, HERE, tmp_path, way)
+    ended = train_pack(base, members, HERE, tmp_path, mode)
     assert base_signature(base) == before
     assert base.config._attn_implementation != "lora_sweep"
     for kind, one, trained in zip(DIFFERENT, members, ended, strict=True):
@@ -165,16 +167,16 @@ def test_each_member_trains_as_if_alone(bits: int | None, way: Any, rows: Any, t
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("r", [2, 8])
 @pytest.mark.parametrize("targets", [ATTN, ALL], ids=["attn", "all_linear"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", STEP_MODES)
 def test_the_gradients_are_those_of_training_alone(
-    way: Any, r: int, targets: list[str], bits: int | None, rows: Any, tmp_path: Path
+    mode: Any, r: int, targets: list[str], bits: int | None, rows: Any, tmp_path: Path
 ) -> None:
     kinds = [{"lora": {"r": r}, "targets": targets, "seed": seed} for seed in (1, 2)] + [{"targets": ["v_proj"]}]
     settings = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}  # a step is the gradient
     base = load(bits)
     members = copies(base, [{**kind, **settings} for kind in kinds], rows)
     starts = [one.adapter.numbers.normal_(0, 0.05).clone() for one in members]
-    train_pack(base, members, HERE, tmp_path, way)
+    train_pack(base, members, HERE, tmp_path, mode)
     for kind, one, start in zip(kinds, members, starts, strict=True):
         base = load(bits)
         (lonely,) = copies(base, [{**kind, **settings}], rows)
@@ -207,25 +209,25 @@ def test_the_gradients_are_those_that_peft_has(rows: Any, tokenizer: Any, tmp_pa
 
 
 @pytest.mark.usefixtures("forwards")
-@pytest.mark.parametrize("way", WAYS)
-def test_a_member_that_diverges_leaves_and_the_others_go_on(way: Any, rows: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", STEP_MODES)
+def test_a_member_that_diverges_leaves_and_the_others_go_on(mode: Any, rows: Any, tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [
         {},
         {"learning_rate": 1e30, "targets": ["gate_proj", "up_proj", "down_proj"]},
         {"seed": 1},
     ]
     base = load()
-    first, wild, last = train_pack(base, copies(base, kinds, rows), HERE, tmp_path, way)
+    first, wild, last = train_pack(base, copies(base, kinds, rows), HERE, tmp_path, mode)
     assert isinstance(wild, Diverged)
     assert "at step" in str(wild)
     assert losses(first) == pytest.approx(losses(alone(None, kinds[0], rows, tmp_path)[1]), rel=1e-5)
     assert losses(last) == pytest.approx(losses(alone(None, kinds[2], rows, tmp_path)[1]), rel=1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", STEP_MODES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_members_stop_save_and_go_on_alone_or_in_another_pack(
-    dropout: float, way: Any, rows: Any, tmp_path: Path
+    dropout: float, mode: Any, rows: Any, tmp_path: Path
 ) -> None:
     kinds: list[dict[str, Any]] = [{"lora": {"dropout": dropout}, "seed": seed, "max_steps": 8} for seed in (0, 1)]
     base, asked = load(), []
@@ -237,7 +239,7 @@ def test_members_stop_save_and_go_on_alone_or_in_another_pack(
     halted = copies(
         base, [{**kind, "checkpoints": tmp_path / str(i), "stop": stop} for i, kind in enumerate(kinds)], rows
     )
-    for outcome in train_pack(base, halted, HERE, tmp_path, way):
+    for outcome in train_pack(base, halted, HERE, tmp_path, mode):
         assert isinstance(outcome, Preempted)
         assert "saved at step" in str(outcome)
     whole = [alone(None, kind, rows, tmp_path)[0].adapter.numbers for kind in kinds]
@@ -246,12 +248,12 @@ def test_members_stop_save_and_go_on_alone_or_in_another_pack(
     (trained,) = train_pack(base, [first], HERE, tmp_path)
     assert isinstance(trained, Trained)
     assert trained.resumed_from is not None
-    assert trained.resumed_from == 4 if way == "batched" else 0 < trained.resumed_from < 8
+    assert trained.resumed_from == 4 if mode == "batched" else 0 < trained.resumed_from < 8
     assert (trained.steps, len(trained.losses)) == (8, 8)
     second, other = copies(
         base, [{**kinds[1], "checkpoints": tmp_path / "1"}, {"targets": ["o_proj"], "seed": 9}], rows
     )
-    again, _ = train_pack(base, [second, other], HERE, tmp_path, way)
+    again, _ = train_pack(base, [second, other], HERE, tmp_path, mode)
     assert isinstance(again, Trained)
     assert again.resumed_from is not None
     for one, numbers in ((first, whole[0]), (second, whole[1])):
@@ -318,9 +320,9 @@ def test_gradient_checkpointing_changes_no_number(rows: Any, tmp_path: Path) -> 
     torch.testing.assert_close(kept_all, spared, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["batched", "sequential"])
+@pytest.mark.parametrize("mode", ["batched", "sequential"])
 def test_layers_are_computed_again_in_whatever_thread_autograd_has(
-    way: Any, rows: Any, tmp_path: Path, monkeypatch: Any
+    mode: Any, rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     kinds: list[dict[str, Any]] = [
         {"lora": {"dropout": 0.3}, "targets": ALL, "gradient_checkpointing": True, "seed": seed} for seed in (0, 1)
@@ -330,7 +332,7 @@ def test_layers_are_computed_again_in_whatever_thread_autograd_has(
     members = copies(base, kinds, rows)
     with ThreadPoolExecutor(1) as threads:  # as on a GPU
         monkeypatch.setattr(torch.autograd, "backward", lambda loss: threads.submit(backward, loss).result())
-        train_pack(base, members, HERE, tmp_path, way)
+        train_pack(base, members, HERE, tmp_path, mode)
     for one, numbers in zip(members, expected, strict=True):
         torch.testing.assert_close(one.adapter.numbers, numbers, rtol=1e-4, atol=1e-6)
 
@@ -352,7 +354,7 @@ def test_gradient_checkpointing_keeps_no_layers_inputs(
         return compute_head_loss(*arguments)
 
     monkeypatch.setattr(segments, "draw_dropped", drawn)
-    monkeypatch.setattr(packed, "compute_head_loss", loss)
+    monkeypatch.setattr(pack_step, "compute_head_loss", loss)
     kind: dict[str, Any] = {"lora": {"dropout": 0.3}, "targets": ALL, "gradient_checkpointing": saving, "max_steps": 2}
     alone(None, kind, rows, tmp_path)
     assert alive == ([1, 1] if saving else [8, 8])  # of two layers with four inputs; the last is not let go of yet
@@ -375,7 +377,7 @@ def test_a_forward_for_several_has_room_where_the_device_has_memory(
     rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     base = load()
-    runs = [packed.MemberTraining(one, HERE, tmp_path) for one in copies(base, [{}, {"seed": 1}], rows)]
+    trainings = [MemberTraining(one, HERE, tmp_path) for one in copies(base, [{}, {"seed": 1}], rows)]
     least = 4 * max(len(row.input_ids) for row in rows)
     layer = (
         2 * 2 * (4 * 64 + 2 * (64 + 32) + 3 * (64 + 128))
@@ -386,23 +388,23 @@ def test_a_forward_for_several_has_room_where_the_device_has_memory(
         ("cuda", 10**3, least),
         ("mps", None, least),
     ):
-        monkeypatch.setattr(packed, "read_free_memory", lambda device, free=free: free)
-        assert packed.find_max_tokens(base, runs, Device(kind, kind, torch.float32)) == expected
+        monkeypatch.setattr(pack_step, "read_free_memory", lambda device, free=free: free)
+        assert pack_step.find_max_tokens(base, trainings, Device(kind, kind, torch.float32)) == expected
 
 
 def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
     rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     sizes: list[int] = []
-    flatten = packed.concatenate_rows
+    flatten = pack_step.concatenate_rows
 
     def spy(*arguments: Any) -> Any:
         batch = flatten(*arguments)
         sizes.append(batch.input_ids.shape[1])
         return batch
 
-    monkeypatch.setattr(packed, "concatenate_rows", spy)
-    monkeypatch.setattr(packed, "read_free_memory", lambda device: None)
+    monkeypatch.setattr(pack_step, "concatenate_rows", spy)
+    monkeypatch.setattr(pack_step, "read_free_memory", lambda device: None)
     base = load()
     train_pack(
         base,
@@ -437,7 +439,7 @@ def test_what_the_loop_does_not_do_takes_trls_way(train: Any, lora: Any, reason:
 
 def test_a_base_with_dropout_or_a_short_view_of_its_own_takes_trls_way(rows: Any) -> None:
     gpt2 = load_base(Model(name="tiny", tiny="gpt2"), Quant(), HERE)
-    assert find_trl_reason(Train(), Lora(), gpt2, rows) == "a base with dropout of its own"
+    assert find_trl_reason(Train(), Lora(), gpt2, rows) == "a base model with dropout"
     base = load()
     base.config.sliding_window = 20
     assert find_trl_reason(Train(), Lora(), base, rows) == "a base that looks back 20 tokens"

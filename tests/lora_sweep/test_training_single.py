@@ -16,7 +16,8 @@ from lora_sweep.errors import Diverged, Refused
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.model.sft_settings import make_sft_config
 from lora_sweep.multi_lora.peft_format import attach_adapter
-from lora_sweep.training.single import Progress, ResponseTrainer, make_dataset, train_with_trl
+from lora_sweep.training.progress import Progress
+from lora_sweep.training.single import ResponseTrainer, make_dataset, train_with_trl
 
 TINY = Model(name="tiny", tiny="llama")
 DATA = Data(name="tiny", tiny=60, train_rows=16)

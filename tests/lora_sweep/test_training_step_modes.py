@@ -17,7 +17,7 @@ from lora_sweep.data.splits import load_splits
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_tokenizer
 from lora_sweep.multi_lora.dequantize import dequantize_base
-from lora_sweep.training import packed, step_modes
+from lora_sweep.training import pack_step, step_modes
 from lora_sweep.training.packed import train_pack
 from lora_sweep.training.step_modes import StepModeSelector, list_step_modes
 from sweep.resources import pack_size
@@ -36,18 +36,18 @@ def dequantized(bits: int | None) -> Any:
 
 @pytest.mark.parametrize("first", ["batched", "parallel"])
 @pytest.mark.parametrize(("shorter", "used"), [(0.5, True), (0.99, False), (2.0, False)])
-def test_the_faster_way_is_found_in_the_first_steps(
+def test_the_faster_mode_is_found_in_the_first_steps(
     first: Any, shorter: float, used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace, clock, made = StepModeSelector([first, "sequential"]), 0.0, []
+    selector, clock, made = StepModeSelector([first, "sequential"]), 0.0, []
     monkeypatch.setattr(step_modes.time, "perf_counter", lambda: clock)
     for step in range(8):
-        with pace.step(10) as way:
-            made.append(way)
-            clock += 100.0 if step == 0 else shorter if way == first else 1.0  # the first warms up
+        with selector.time_step(10) as mode:
+            made.append(mode)
+            clock += 100.0 if step == 0 else shorter if mode == first else 1.0  # the first warms up
     measured = [first, first, "sequential"] if first == "parallel" else [first, first, "sequential", "sequential"]
     assert made == [*measured, *[first if used else "sequential"] * (8 - len(measured))]
-    assert not pace.measures
+    assert not selector.is_measuring
 
 
 def test_the_cores_of_a_cpu_are_shared_where_layers_allow_it(rows: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -57,7 +57,7 @@ def test_the_cores_of_a_cpu_are_shared_where_layers_allow_it(rows: Any, tmp_path
     assert list_step_modes(dequantized(8), 2, cpu) == ["parallel", "sequential"]
     assert list_step_modes(load(), 2, gpu) == ["batched", "sequential"]
     assert list_step_modes(load(), 1, cpu) == ["sequential"]
-    assert list_step_modes(load(8), 2, cpu) == ["batched", "sequential"], "its layers note things in themselves"
+    assert list_step_modes(load(8), 2, cpu) == ["batched", "sequential"], "its layers keep state in a forward"
     scaled = load()
     scaled.model.rotary_emb.rope_type = "longrope"
     assert list_step_modes(scaled, 2, cpu) == ["batched", "sequential"], (
@@ -75,7 +75,7 @@ def test_two_train_at_once_and_whoever_is_left_has_all_cores(
 ) -> None:
     at_work: list[int] = []
     most: list[int] = []
-    forward = packed.forward_backward
+    forward = pack_step.forward_backward
 
     def seen(*arguments: Any) -> None:
         at_work.append(threading.get_ident())
@@ -85,7 +85,7 @@ def test_two_train_at_once_and_whoever_is_left_has_all_cores(
         at_work.remove(threading.get_ident())
 
     shares: list[tuple[int, float]] = []
-    monkeypatch.setattr(packed, "forward_backward", seen)
+    monkeypatch.setattr(pack_step, "forward_backward", seen)
     threads = torch.get_num_threads()
     kinds: list[dict[str, Any]] = [
         {"lora": {"dropout": 0.2}, "gradient_checkpointing": saving, "seed": seed, "max_steps": steps}
@@ -104,7 +104,7 @@ def test_two_train_at_once_and_whoever_is_left_has_all_cores(
 
 @pytest.mark.skipif(HERE.type != "cpu", reason="only a CPU has cores to share")
 def test_an_error_of_one_ends_all_and_leaves_the_base_as_it_was(rows: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    forward, calls, seen = packed.forward_backward, itertools.count(1), []
+    forward, calls, seen = pack_step.forward_backward, itertools.count(1), []
 
     def broken(*arguments: Any) -> None:
         seen.append(number := next(calls))
@@ -113,11 +113,11 @@ def test_an_error_of_one_ends_all_and_leaves_the_base_as_it_was(rows: Any, tmp_p
         time.sleep(0.1)
         forward(*arguments)
 
-    monkeypatch.setattr(packed, "forward_backward", broken)
+    monkeypatch.setattr(pack_step, "forward_backward", broken)
     base = load()
     before = base_signature(base)
     with pytest.raises(RuntimeError, match="out of luck"):
         train_pack(base, copies(base, [{}, {"seed": 1}], rows), HERE, tmp_path, "parallel")
     assert len(seen) <= 4
     assert base_signature(base) == before
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("member")]

@@ -305,7 +305,7 @@ def test_the_last_of_a_pack_is_not_alone(tmp_path: Path) -> None:
 
 
 def test_a_stop_during_the_common_work_preempts_every_member(tmp_path: Path) -> None:
-    runner = PackRunner(tmp_path, evaluate=Preempted("while it was writing; the adapter is kept"))
+    runner = PackRunner(tmp_path, evaluate=Preempted("during generation; the adapter is saved"))
     assert run_pack(tmp_path, runner)[0] == ["preempted"] * 3
     assert [status_of(tmp_path, number) for number in range(3)] == ["preempted"] * 3
 

@@ -126,7 +126,7 @@ class ScriptedRunner:
         evaluation = folder.evaluation(job.eval_id)
         reporter.report_phase("writing")
         if reporter.is_stop_requested():
-            raise Preempted("while it was writing; the adapter is kept")
+            raise Preempted("during generation; the adapter is saved")
         scores = {"prompts": [], "means": {"quality": float(job.config.seed)}, "references": {}}
         files.write_jsonl(evaluation.generations, [{"prompt_id": "validation-0", "text": f"text {job.config.seed}"}])
         files.write_json(evaluation.scores, scores)
