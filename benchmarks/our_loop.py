@@ -156,9 +156,9 @@ def write(config: Config, adapters: list[Path], device: Device, prompts: int, ma
     loaded = time.perf_counter() - STARTED
     pack = [load_adapter(folder, device.type) for folder in adapters]
     marker = choose_end_marker(config.data, config.data.template)
-    authors = [GenerationRequest(adapter, ids, marker) for adapter in pack]
+    requests = [GenerationRequest(adapter, ids, marker) for adapter in pack]
     begun = time.perf_counter()
-    written, _ = generate_pack(base, resident.tokenizer, authors, settings, device)
+    written, _ = generate_pack(base, resident.tokenizer, requests, settings, device)
     spent = time.perf_counter() - begun
     return {
         "seconds": {"load": loaded, "write": spent},

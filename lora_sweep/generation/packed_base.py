@@ -43,7 +43,7 @@ def infer_with_adapters(
 
 
 def find_flat_layout_problem(base: PreTrainedModel, rows: Sequence[Example], device: Device) -> str | None:
-    """The reason why ``base`` cannot take rows without padding; None where it can.
+    """The reason why packs cannot use ``base``, because it needs padded rows; None where they can.
 
     A model can have its own kind of attention, or compute more than one product between its last hidden states and its
     logits. So the logits of the two shortest rows are compared with and without padding.
@@ -58,8 +58,8 @@ def find_flat_layout_problem(base: PreTrainedModel, rows: Sequence[Example], dev
         return f"{type(error).__name__}: {str(error)[:120]}"
     with torch.no_grad():
         logits = [base(input_ids=torch.tensor([row.input_ids], device=device.type)).logits[0] for row in pair]
-    expected = torch.cat([logits[0][:prefix], *(row_logits[prefix:] for row_logits in logits)]).float()
-    # [T, vocabulary]; a softmax does not see what all logits of a token have in common
+    expected = torch.cat([logits[0][:prefix], *(row_logits[prefix:] for row_logits in logits)]).float()  # [T, vocab]
+    # Without each token's mean: a softmax does not change when all logits of a token move by the same amount.
     expected = expected - expected.mean(dim=1, keepdim=True)
     difference = flat_logits - flat_logits.mean(dim=1, keepdim=True) - expected
     error_share = float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(expected))

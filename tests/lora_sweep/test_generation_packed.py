@@ -1,4 +1,4 @@
-"""Packed generation: the texts and losses that each adapter has alone, whoever else is in the batch."""
+"""Packed generation: each adapter has the same texts and losses as alone, whatever else is in the batch."""
 
 import json
 from typing import Any
@@ -47,7 +47,7 @@ def load(shape: str = "llama", bits: int | None = None) -> Any:
 
 
 def noisy(base: Any, targets: list[str], seed: int, r: int = 4) -> tuple[Adapter, Any]:
-    """An adapter that says something else with every seed: a fresh one does nothing."""
+    """An adapter that gives other texts with every seed; a new adapter would change nothing."""
     adapter, config = create_adapter(base, Lora(r=r, dropout=0.1), targets, seed)
     adapter.numbers.normal_(0, 0.6, generator=torch.Generator(HERE.type).manual_seed(seed))
     return adapter, config
@@ -64,8 +64,8 @@ def test_the_same_texts_and_losses_as_peft_and_transformers_alone(
     adapters = [None, *(adapter for adapter, _ in members)]
     settings = Eval(max_new_tokens=12, batch_size=3)
     before = base_signature(base)
-    authors = [GenerationRequest(adapter, prompts, MARKER) for adapter in adapters]
-    together, seconds = generate_pack(base, tokenizer, authors, settings, HERE)
+    requests = [GenerationRequest(adapter, prompts, MARKER) for adapter in adapters]
+    together, seconds = generate_pack(base, tokenizer, requests, settings, HERE)
     rows = make_examples(load_splits(DATA).train[:9], DATA, tokenizer, 128)
     with infer_with_adapters(base, adapters, HERE) as adapter_map:
         losses = [compute_member_losses(base, adapter_map, number, rows, 4, HERE) for number in range(4)]
@@ -83,14 +83,14 @@ def test_the_same_texts_and_losses_as_peft_and_transformers_alone(
     assert len({json.dumps([text.text for text in texts]) for texts in together}) == 4, "some adapters write alike"
 
 
-def test_sampled_texts_depend_on_the_seed_and_on_nobody_else(prompts: Any, tokenizer: Any) -> None:
+def test_sampled_texts_depend_on_the_seed_and_not_on_other_requests(prompts: Any, tokenizer: Any) -> None:
     base = load()
     adapters = [noisy(base, TARGETS["llama"], seed)[0] for seed in (1, 2)]
     settings = Eval(max_new_tokens=12, do_sample=True, temperature=1.5, top_p=0.9)
 
-    def texts(authors: list[GenerationRequest], batch_size: int) -> list[list[str]]:
-        how = Eval(**{**vars(settings), "batch_size": batch_size})
-        return [[text.text for text in each] for each in generate_pack(base, tokenizer, authors, how, HERE)[0]]
+    def texts(requests: list[GenerationRequest], batch_size: int) -> list[list[str]]:
+        sampled = Eval(**{**vars(settings), "batch_size": batch_size})
+        return [[text.text for text in one] for one in generate_pack(base, tokenizer, requests, sampled, HERE)[0]]
 
     first, second = (
         GenerationRequest(adapters[0], prompts, MARKER, 5),
@@ -101,7 +101,7 @@ def test_sampled_texts_depend_on_the_seed_and_on_nobody_else(prompts: Any, token
     assert together != texts([first, GenerationRequest(adapters[1], prompts, MARKER, 7)], 16)
 
 
-def test_a_text_ends_at_its_own_authors_marker(prompts: Any, tokenizer: Any) -> None:
+def test_a_text_ends_at_the_marker_of_its_own_request(prompts: Any, tokenizer: Any) -> None:
     base = load()
     adapter = noisy(base, TARGETS["llama"], 1)[0]
     settings = Eval(max_new_tokens=12)
@@ -120,7 +120,7 @@ def test_a_text_ends_at_its_own_authors_marker(prompts: Any, tokenizer: Any) -> 
     assert marked[0].new_tokens < plain[0].new_tokens
 
 
-def test_a_request_to_stop_is_heard_at_a_token_and_leaves_the_base_alone(prompts: Any, tokenizer: Any) -> None:
+def test_a_request_to_stop_is_obeyed_at_a_token_and_leaves_the_base_unchanged(prompts: Any, tokenizer: Any) -> None:
     base = load()
     adapter, asked = noisy(base, TARGETS["llama"], 1)[0], []
     before, attention = base_signature(base), base.config._attn_implementation
@@ -136,5 +136,5 @@ def test_a_request_to_stop_is_heard_at_a_token_and_leaves_the_base_alone(prompts
     assert (base_signature(base), base.config._attn_implementation) == (before, attention)
 
 
-def test_no_prompts_are_no_texts(tokenizer: Any) -> None:
+def test_no_prompts_give_no_texts(tokenizer: Any) -> None:
     assert generate_pack(load(), tokenizer, [GenerationRequest(None, [], MARKER)], Eval(), HERE) == ([[]], [0.0])

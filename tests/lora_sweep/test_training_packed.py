@@ -1,4 +1,4 @@
-"""Packs: the same losses as TRL's at every step, and each member as if it trained alone, whatever the others do."""
+"""Packs: the same losses as TRL at every step, and each member trains as if it were alone, whatever the others do."""
 
 import dataclasses
 import weakref
@@ -112,11 +112,11 @@ def test_same_losses_as_trl_for_20_steps(
         assert found == pytest.approx(expected, rel=bound), key
 
 
-# --- as if each trained alone ----------------------------------------------------------------------------------------
+# --- each member as if alone -----------------------------------------------------------------------------------------
 
 
 def copies(base: Any, kinds: list[dict[str, Any]], rows: list[Example]) -> list[PackMember]:
-    """A member of each kind, freshly drawn."""
+    """A member of each kind, with a new adapter."""
     return [member(base, rows, **{"targets": ATTN, **kind}) for kind in kinds]
 
 
@@ -139,7 +139,7 @@ DIFFERENT: list[dict[str, Any]] = [
 
 @pytest.fixture(params=["stacked", "by segment"])
 def forwards(request: Any, monkeypatch: Any) -> None:
-    """How a forward for several members is made: as on an accelerator, or as on a CPU, and both with all members."""
+    """Two ways to compute one forward for all members: as on an accelerator, and as on a CPU."""
     monkeypatch.setattr(packed, "find_max_tokens", lambda *seen: 10**9)
     monkeypatch.setattr(segments, "MAX_STACKED_ROWS", 0 if request.param == "by segment" else 10**9)
 
@@ -234,7 +234,7 @@ def test_members_stop_save_and_go_on_alone_or_in_another_pack(
 
     def stop() -> bool:
         asked.append(1)
-        return len(asked) > 6  # both are asked at every step
+        return len(asked) > 6  # called by both at every step
 
     halted = copies(
         base, [{**kind, "checkpoints": tmp_path / str(i), "stop": stop} for i, kind in enumerate(kinds)], rows
@@ -260,7 +260,7 @@ def test_members_stop_save_and_go_on_alone_or_in_another_pack(
         assert torch.linalg.vector_norm(one.adapter.numbers - numbers) < 1e-5 * torch.linalg.vector_norm(numbers)
 
 
-def test_a_checkpoint_of_trls_way_is_passed_over_and_theirs_passes_over_ours(
+def test_trl_ignores_the_checkpoints_of_a_pack_and_a_pack_those_of_trl(
     rows: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     kept, base = tmp_path / "kept", load()
@@ -278,7 +278,7 @@ def test_a_checkpoint_of_trls_way_is_passed_over_and_theirs_passes_over_ours(
     assert trained.resumed_from is None
 
 
-def test_dropout_is_of_the_seed_the_step_and_the_share_that_was_asked_for(rows: Any, tmp_path: Path) -> None:
+def test_dropout_depends_on_the_seed_and_the_step_and_has_the_right_share(rows: Any, tmp_path: Path) -> None:
     plain, one, again, other = (
         losses(alone(None, {"lora": {"dropout": dropout}, "seed": seed}, rows, tmp_path)[1])
         for dropout, seed in ((0.0, 0), (0.5, 0), (0.5, 0), (0.5, 1))
@@ -298,7 +298,7 @@ def test_dropout_is_of_the_seed_the_step_and_the_share_that_was_asked_for(rows: 
 
 @pytest.mark.parametrize("shares", [(0.1, 0.05), (0.1, 0.5), (0.5, 0.3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_was_drawn_for_some_rows_is_dropped_of_all(shares: tuple[float, float], dtype: torch.dtype) -> None:
+def test_joined_masks_drop_the_same_numbers_as_separate_ones(shares: tuple[float, float], dtype: torch.dtype) -> None:
     rows = torch.randn(12, 40, dtype=dtype, device=HERE.type)
     spans = ((2, 5), (5, 12))
     drawn = [draw_dropped(rows[begin:end], share, begin) for (begin, end), share in zip(spans, shares, strict=True)]
@@ -321,7 +321,7 @@ def test_gradient_checkpointing_changes_no_number(rows: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", ["batched", "sequential"])
-def test_layers_are_computed_again_in_whatever_thread_autograd_has(
+def test_gradient_checkpointing_works_in_a_thread_of_autograd(
     mode: Any, rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     kinds: list[dict[str, Any]] = [
@@ -357,11 +357,11 @@ def test_gradient_checkpointing_keeps_no_layers_inputs(
     monkeypatch.setattr(pack_step, "compute_head_loss", loss)
     kind: dict[str, Any] = {"lora": {"dropout": 0.3}, "targets": ALL, "gradient_checkpointing": saving, "max_steps": 2}
     alone(None, kind, rows, tmp_path)
-    assert alive == ([1, 1] if saving else [8, 8])  # of two layers with four inputs; the last is not let go of yet
+    assert alive == ([1, 1] if saving else [8, 8])  # two layers with four inputs each; the last input is still held
 
 
 def test_the_parts_of_a_batch_change_no_number(rows: Any, tmp_path: Path) -> None:
-    """As after running out of memory."""
+    """A trial that ran out of memory trains with smaller micro-batches."""
     whole, parts = (
         losses(
             alone(
@@ -373,7 +373,7 @@ def test_the_parts_of_a_batch_change_no_number(rows: Any, tmp_path: Path) -> Non
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
-def test_a_forward_for_several_has_room_where_the_device_has_memory(
+def test_a_forward_for_several_members_fills_half_of_the_free_memory(
     rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     base = load()
@@ -415,10 +415,10 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
     )
     longest = max(len(row.input_ids) for row in rows)
     assert max(sizes) <= 4 * longest
-    assert len(sizes) <= 3 * 6, "no forward was for two members"
+    assert len(sizes) <= 3 * 6, "no forward had two members"
 
 
-# --- what takes TRL's way --------------------------------------------------------------------------------------------
+# --- what TRL must train ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -433,11 +433,11 @@ def test_a_forward_holds_no_more_tokens_than_the_largest_micro_batch(
         ({}, {"bias": "all"}, "lora.bias=all"),
     ],
 )
-def test_what_the_loop_does_not_do_takes_trls_way(train: Any, lora: Any, reason: str | None, rows: Any) -> None:
+def test_trl_trains_what_the_loop_does_not_support(train: Any, lora: Any, reason: str | None, rows: Any) -> None:
     assert find_trl_reason(Train(**train), Lora(**lora), load(), rows) == reason
 
 
-def test_a_base_with_dropout_or_a_short_view_of_its_own_takes_trls_way(rows: Any) -> None:
+def test_trl_trains_a_base_with_dropout_or_a_short_attention_window(rows: Any) -> None:
     gpt2 = load_base(Model(name="tiny", tiny="gpt2"), Quant(), HERE)
     assert find_trl_reason(Train(), Lora(), gpt2, rows) == "a base model with dropout"
     base = load()
@@ -446,7 +446,7 @@ def test_a_base_with_dropout_or_a_short_view_of_its_own_takes_trls_way(rows: Any
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
-def test_a_base_whose_logits_need_the_padding_is_found_out(bits: int | None, rows: Any) -> None:
+def test_a_base_that_needs_padded_rows_is_detected(bits: int | None, rows: Any) -> None:
     base = load(bits)
     assert find_flat_layout_problem(base, rows, HERE) is None
     head, forward = base.get_output_embeddings(), base.forward

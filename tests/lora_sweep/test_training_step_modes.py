@@ -1,4 +1,4 @@
-"""Members that train beside each other, and how it is found out what is faster."""
+"""Members that train in parallel, and the choice of the faster step mode."""
 
 import itertools
 import threading
@@ -50,7 +50,9 @@ def test_the_faster_mode_is_found_in_the_first_steps(
     assert not selector.is_measuring
 
 
-def test_the_cores_of_a_cpu_are_shared_where_layers_allow_it(rows: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_members_share_the_cores_of_a_cpu_where_the_layers_allow_it(
+    rows: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     cpu, gpu = (Device(kind, kind, torch.float32) for kind in ("cpu", "cuda"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert list_step_modes(load(), 2, cpu) == ["parallel", "sequential"]
@@ -70,7 +72,7 @@ def test_the_cores_of_a_cpu_are_shared_where_layers_allow_it(rows: Any, tmp_path
 
 @pytest.mark.skipif(HERE.type != "cpu", reason="only a CPU has cores to share")
 @pytest.mark.parametrize(("bits", "saving"), [(None, False), (8, False), (None, True)])
-def test_two_train_at_once_and_whoever_is_left_has_all_cores(
+def test_two_members_train_at_once_and_a_single_one_uses_all_cores(
     bits: int | None, saving: bool, rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     at_work: list[int] = []
@@ -95,7 +97,7 @@ def test_two_train_at_once_and_whoever_is_left_has_all_cores(
     ended = train_pack(base, copies(base, kinds, rows), HERE, tmp_path, "parallel")
     assert max(most) == 2
     beside = shares.count((1, 0.5))
-    assert beside >= 6, "who has most left is next"
+    assert beside >= 6, "the member with the most remaining steps is next"
     assert shares == [(1, 0.5)] * beside + [(1, 1.0)] * (15 - beside)
     assert torch.get_num_threads() == threads
     for kind, trained in zip(kinds, ended, strict=True):
@@ -103,7 +105,9 @@ def test_two_train_at_once_and_whoever_is_left_has_all_cores(
 
 
 @pytest.mark.skipif(HERE.type != "cpu", reason="only a CPU has cores to share")
-def test_an_error_of_one_ends_all_and_leaves_the_base_as_it_was(rows: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_error_in_one_member_ends_all_and_leaves_the_base_unchanged(
+    rows: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     forward, calls, seen = pack_step.forward_backward, itertools.count(1), []
 
     def broken(*arguments: Any) -> None:
