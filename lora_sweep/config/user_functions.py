@@ -13,7 +13,7 @@ from typing import Any
 from lora_sweep.config.schema import BUILT_IN_SCORERS
 from lora_sweep.errors import Refused
 
-GROUP = "lora_sweep.scoring.scorers"  # of entry points: functions of one's own, by name
+GROUP = "lora_sweep.scorers"  # of entry points: functions of one's own, by name
 
 
 @functools.cache

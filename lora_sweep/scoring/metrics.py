@@ -1,6 +1,6 @@
-"""The names of the metrics, what each means, and in which order people read them. ``score`` computes them."""
+"""The names of the metrics and their meaning, in the order in which people read them. ``score`` computes them."""
 
-# Name -> (what it is and its unit, whether higher is better; None: neither), in the order of display.
+# Name -> (unit and meaning, whether higher is better or None for neither), in the order of display.
 METRICS: dict[str, tuple[str, bool | None]] = {
     "quality": ("0-100: ROUGE-L F1 with each repeated 4-gram as four more words, halved if cut off", True),
     "chrf": ("0-100: sacrebleu's sentence chrF2 against the reference; prefers long texts", True),
@@ -14,10 +14,10 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "words": ("words of the text", None),
 }
 
-# Each eval.scorer that calls a text right or wrong: its quality over prompts is a share, though none may be right.
+# The scorers that call a text right or wrong: the mean of their quality is a share, even where all texts are wrong.
 SHARE_SCORERS = ("exact_match", "label", "regex")
 
-# The same for what another eval.scorer than text adds; quality is then 100 times its main number (``scorers``).
+# The metrics that the other scorers add; quality is then 100 times the main one (``scorers.MAIN_METRICS``).
 SCORER_METRICS: dict[str, tuple[str, bool | None]] = {
     "exact_match": ("0-1: the text is the reference, but for white space; exact_match's quality", True),
     "label_correct": ("0-1: the text is the reference's label; label's quality", True),

@@ -1,23 +1,24 @@
-"""What ``quality`` is where it is not the text's own: a comparison with the reference, or a function of one's own.
+"""The scorers of ``eval.scorer`` that replace ``quality``: comparisons with the reference, and functions of the user.
 
-Owns the scorers' names, the checks of their settings, and the numbers that they add to a generation's; ``score`` owns
-those of every text. Planning names a function of one's own by its module's source and never imports it: ``inspect``
-does, in a process of its own, and tries it; then the trial. Imports no torch.
+Also checks the settings of a scorer, and that its references make sense to it. ``score`` computes the metrics that
+every text has. Planning never imports a function of the user: ``model.inspect`` tries it in a process of its own, and
+then the worker calls it. Imports no torch.
 """
 
 import functools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from numbers import Real
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from lora_sweep.config.schema import Eval
 from lora_sweep.config.user_functions import entry_point, in_words, installed, load_function
 from lora_sweep.errors import Refused
 
-# The built-in scorers, and of which of its numbers quality is 100 times; of a text that is the formula of ``score``.
+# Each built-in scorer, and its main metric: quality is 100 times that. ``text`` is the formula of ``score``.
 MAIN_METRICS: dict[str, str | None] = {
     "text": None,
     "exact_match": "exact_match",
@@ -25,60 +26,67 @@ MAIN_METRICS: dict[str, str | None] = {
     "json": "json_values",
     "regex": "regex_match",
 }
-USER_METRIC_PREFIX = "score_"  # before what else such a function gives: no name of its can then be another column's
-MAX_JSON_DEPTH = 100  # levels of JSON: what is nested deeper counts as none, and takes no stack and no memory
-REFERENCE_FAULTS = {"label": "are not among eval.labels", "json": "are no JSON", "regex": "do not hold eval.pattern"}
+USER_METRIC_PREFIX = "score_"  # before the names that a user's function gives, so that none equals another column's
+MAX_JSON_DEPTH = 100  # levels; deeper JSON counts as invalid, so that a text cannot exhaust the stack
+REFERENCE_FAULTS = {
+    "label": "are not among eval.labels",
+    "json": "are no JSON",
+    "regex": "do not hold eval.pattern",
+}
 
-MetricValues = dict[str, float | None]  # by the metric's name; quality is 0-100, a built-in scorer's others are 0-1
-Scorer = Callable[[dict[str, Any]], MetricValues]  # of a row of generations.jsonl
+MetricValues: TypeAlias = dict[str, float | None]  # quality is 0-100, the other metrics of a built-in scorer are 0-1
+GenerationRow: TypeAlias = Mapping[str, Any]  # a row of generations.jsonl
+Scorer: TypeAlias = Callable[[GenerationRow], MetricValues]
+Comparison: TypeAlias = Callable[[str, str | None], MetricValues]  # of a text and its reference, None for no reference
+JsonPath: TypeAlias = tuple[str | int, ...]  # keys and list indices from the root
+JsonLeaves: TypeAlias = dict[JsonPath, tuple[bool, object]]  # whether it is true or false; its value
 
 
 def make_scorer(settings: Eval, references: Sequence[str]) -> Scorer | None:
-    """The scorer that ``settings`` names; None for ``text``.
+    """The scorer that ``settings`` name; None for ``text``.
 
     Args:
-        references: of the prompts that are scored: without ``eval.labels`` they are the labels.
+        references: of the prompts; they are the labels where ``eval.labels`` is empty.
 
     Raises:
-        Refused: a function of one's own cannot be loaded.
+        Refused: a function of the user cannot be loaded.
     """
     name = settings.scorer
     if name not in MAIN_METRICS:
         return functools.partial(score_by_user_function, name=name, function=load_function(name))
-    compare: dict[str, Callable[[str, str | None], MetricValues]] = {
+    labels = {normalize_label(label) for label in settings.labels or references}
+    comparisons: dict[str, Comparison] = {
         "exact_match": score_exact_match,
-        "label": functools.partial(
-            score_label, labels={normalize_label(each) for each in settings.labels or references}
-        ),
+        "label": functools.partial(score_label, labels=labels),
         "json": score_json,
         "regex": functools.partial(score_regex, pattern=re.compile(settings.pattern or "")),
     }
     main = MAIN_METRICS[name]
-    return None if main is None else functools.partial(score_against_reference, compare=compare[name], main=main)
+    if main is None:
+        return None
+    return functools.partial(score_against_reference, compare=comparisons[name], main=main)
 
 
-def score_against_reference(
-    row: dict[str, Any], compare: Callable[[str, str | None], MetricValues], main: str
-) -> MetricValues:
-    """The numbers of a built-in scorer, quality first; those that need a reference are None without one."""
-    numbers = compare(row["text"], row.get("reference"))
-    value = numbers[main]
-    return {"quality": None if value is None else 100.0 * value, **numbers}
+def score_against_reference(row: GenerationRow, compare: Comparison, main: str) -> MetricValues:
+    """Quality and the metrics of a built-in scorer; without a reference, those that need one are None."""
+    values = compare(row["text"], row.get("reference"))
+    value = values[main]
+    return {"quality": None if value is None else 100.0 * value, **values}
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
 def check_scorer(settings: Eval) -> None:
-    """Refuse a name and settings that cannot be right. A function of one's own is not looked at.
+    """Refuse a scorer's name and settings that cannot be right. A function of the user is not imported.
 
     Raises:
         Refused: an unknown scorer, a setting that the scorer does not read, a pattern that is no regular expression.
     """
-    name, pattern, labels = settings.scorer, settings.pattern, settings.labels
+    name, pattern = settings.scorer, settings.pattern
     if name not in MAIN_METRICS and entry_point(name) is None:
-        what = "is unknown (a function of your own is written module:function)"
-        raise Refused(f"eval.scorer = {name}", what, (*MAIN_METRICS, *installed()), name)
+        fault = "is unknown (a function of your own is written module:function)"
+        raise Refused(f"eval.scorer = {name}", fault, (*MAIN_METRICS, *installed()), name)
     if name == "regex" and not pattern:
         raise Refused("eval.scorer = regex", "needs eval.pattern")
     for key, reader in (("pattern", "regex"), ("labels", "label")):
@@ -88,37 +96,49 @@ def check_scorer(settings: Eval) -> None:
         re.compile(pattern or "")
     except (re.error, RecursionError, OverflowError) as error:
         raise Refused(f"eval.pattern = {pattern}", f"is no regular expression ({error})") from None
-    plain = [normalize_label(each) for each in labels]
-    for place, each in enumerate(plain):
-        if not each or each in plain[:place]:
-            what = "spells a label that is there already" if each else "holds no character that counts"
-            raise Refused(f"eval.labels: {labels[place]!r}", what)
+    check_labels(settings.labels)
 
 
-def check_references(settings: Eval, asked: Sequence[dict[str, Any]]) -> None:
-    """Refuse what the scorer can make nothing of: as a text, each reference must have full marks by it.
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse a label that is empty or equals another one, when written as :func:`normalize_label` writes it."""
+    normalized = [normalize_label(label) for label in labels]
+    for index, label in enumerate(normalized):
+        if not label or label in normalized[:index]:
+            fault = "spells a label that is there already" if label else "holds no character that counts"
+            raise Refused(f"eval.labels: {labels[index]!r}", fault)
 
-    A function of one's own is tried on a reference, on an empty text and on a prompt without a reference.
+
+def check_references(settings: Eval, prompts: Sequence[GenerationRow]) -> None:
+    """Refuse references that the scorer cannot use: scored as a text, each reference must have full marks.
+
+    A function of the user is tried on a reference, on an empty text and on a prompt without a reference.
 
     Args:
-        asked: rows of generations.jsonl, before a text is written.
+        prompts: rows of generations.jsonl, without their texts.
 
     Raises:
         Refused: references of another kind; a function that cannot be loaded, or that fails.
     """
-    named = [row for row in asked if row["reference"] is not None]
-    scorer = make_scorer(settings, [row["reference"] for row in named])
+    with_reference = [row for row in prompts if row["reference"] is not None]
+    scorer = make_scorer(settings, [row["reference"] for row in with_reference])
     if scorer is None:
         return
-    if settings.scorer in MAIN_METRICS:
-        wrong = [row["reference"] for row in named if not has_full_marks(scorer({**row, "text": row["reference"]}))]
-        if wrong:
-            what = (
-                f"{len(wrong)} of {len(named)} references {REFERENCE_FAULTS[settings.scorer]}, first {wrong[0][:60]!r}"
-            )
-            raise Refused(f"eval.scorer = {settings.scorer}", what)
+    if settings.scorer not in MAIN_METRICS:
+        without_reference = [row for row in prompts if row["reference"] is None]
+        try_user_function(scorer, [*with_reference[:1], *without_reference[:1]])
         return
-    for row in [*named[:1], *[row for row in asked if row["reference"] is None][:1]]:
+    references = [row["reference"] for row in with_reference]
+    scored = [scorer({**row, "text": row["reference"]}) for row in with_reference]
+    wrong = [reference for reference, values in zip(references, scored, strict=True) if not has_full_marks(values)]
+    if wrong:
+        count = f"{len(wrong)} of {len(references)} references"
+        fault = f"{count} {REFERENCE_FAULTS[settings.scorer]}, first {wrong[0][:60]!r}"
+        raise Refused(f"eval.scorer = {settings.scorer}", fault)
+
+
+def try_user_function(scorer: Scorer, prompts: Sequence[GenerationRow]) -> None:
+    """Refuse a scorer that fails on the reference of one of the prompts, or on an empty text."""
+    for row in prompts:
         for text in (row["reference"] or "", ""):
             try:
                 scorer({**row, "text": text})
@@ -126,39 +146,43 @@ def check_references(settings: Eval, asked: Sequence[dict[str, Any]]) -> None:
                 raise Refused("", str(error)) from error
 
 
-def has_full_marks(numbers: MetricValues) -> bool:
-    return all(value == 1.0 for name, value in numbers.items() if name != "quality")
+def has_full_marks(values: MetricValues) -> bool:
+    return all(value == 1.0 for name, value in values.items() if name != "quality")
 
 
 # --- built-in scorers: a text against its reference ------------------------------------------------------------------
 
 
 def score_exact_match(text: str, reference: str | None) -> MetricValues:
-    """Equal, but for where the white space is."""
+    """Whether text and reference are equal, apart from their white space."""
     return {"exact_match": None if reference is None else float(text.split() == reference.split())}
 
 
-def score_label(text: str, reference: str | None, labels: set[str]) -> MetricValues:
-    """The text is one label, and the reference's."""
-    said = normalize_label(text)
-    correct = None if reference is None else float(said == normalize_label(reference))
-    return {"label_correct": correct, "label_known": float(said in labels)}
+def score_label(text: str, reference: str | None, labels: AbstractSet[str]) -> MetricValues:
+    """Whether the text is the reference's label, and whether it is any of ``labels`` (normalized)."""
+    label = normalize_label(text)
+    correct = None if reference is None else float(label == normalize_label(reference))
+    return {"label_correct": correct, "label_known": float(label in labels)}
 
 
 def normalize_label(text: str) -> str:
-    """A label as it is compared: ``Positive.`` is ``positive``, and C is not C++."""
+    """A label in lower case, without punctuation around it: ``Positive.`` is ``positive``, but C is not C++."""
     return " ".join(text.casefold().split()).strip(" .,;:!?\"'`")
 
 
 def score_regex(text: str, reference: str | None, pattern: re.Pattern[str]) -> MetricValues:
-    """What the pattern finds first in the text is what it finds first in the reference."""
-    said, meant = find_pattern(pattern, text), None if reference is None else find_pattern(pattern, reference)
-    match = None if meant is None else float(said == meant)
-    return {"regex_match": match, "regex_found": float(said is not None)}
+    """Whether the first match of the pattern is the same in text and reference, and whether the text has one.
+
+    A reference without a match counts as none.
+    """
+    match = find_match(pattern, text)
+    reference_match = None if reference is None else find_match(pattern, reference)
+    is_equal = None if reference_match is None else float(match == reference_match)
+    return {"regex_match": is_equal, "regex_found": float(match is not None)}
 
 
-def find_pattern(pattern: re.Pattern[str], text: str) -> str | None:
-    """The pattern's first group where it has one that took part, else all that it matches; None for no match."""
+def find_match(pattern: re.Pattern[str], text: str) -> str | None:
+    """The first match: its first group where the pattern has one that took part, else the whole; None for no match."""
     match = pattern.search(text)
     if match is None:
         return None
@@ -166,84 +190,88 @@ def find_pattern(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def score_json(text: str, reference: str | None) -> MetricValues:
-    """The text is JSON, has the reference's keys (F1 of their paths), and the values at the reference's leaves."""
-    said, meant = read_json_leaves(text), None if reference is None else read_json_leaves(reference)
-    numbers: MetricValues = {"json_valid": float(said is not None), "json_keys": None, "json_values": None}
-    if meant is not None:
-        numbers["json_keys"] = 0.0 if said is None else f1_score(list_key_paths(said), list_key_paths(meant))
-        same = [path for path, leaf in meant.items() if said is not None and said.get(path) == leaf]
-        numbers["json_values"] = len(same) / len(meant)
-    return numbers
+    """Whether the text is JSON, the F1 of its keys' paths, and the share of the reference's leaves that it has.
+
+    A reference that is no JSON counts as none.
+    """
+    leaves = read_json_leaves(text)
+    reference_leaves = None if reference is None else read_json_leaves(reference)
+    values: MetricValues = {"json_valid": float(leaves is not None), "json_keys": None, "json_values": None}
+    if reference_leaves is not None:
+        values["json_keys"] = values["json_values"] = 0.0
+        if leaves is not None:
+            values["json_keys"] = f1_score(list_key_paths(leaves), list_key_paths(reference_leaves))
+            same = [path for path, leaf in reference_leaves.items() if leaves.get(path) == leaf]
+            values["json_values"] = len(same) / len(reference_leaves)
+    return values
 
 
-# By the path of keys and positions: whether it is true or false, and what it is.
-Leaves = dict[tuple[str | int, ...], tuple[bool, Any]]
+def read_json_leaves(text: str) -> JsonLeaves | None:
+    """Every leaf of a JSON text; an empty object or list is a leaf too. None where the text is no JSON by RFC 8259.
 
-
-def read_json_leaves(text: str) -> Leaves | None:
-    """Every leaf of a JSON text, an empty object or list being one; None where the text is no JSON as RFC 8259 has it.
-
-    ``true`` is not 1, and 1 is 1.0.
+    With each leaf stands whether it is a boolean: Python's ``True == 1``, but ``true`` is not 1. 1 equals 1.0.
     """
     try:
-        value = json.loads(text, parse_constant=refuse_constant)
+        root = json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return None
-    leaves: Leaves = {}
-    left: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
-    while left:
-        path, node = left.pop()
+    leaves: JsonLeaves = {}
+    stack: list[tuple[JsonPath, object]] = [((), root)]
+    while stack:
+        path, node = stack.pop()
         if len(path) > MAX_JSON_DEPTH:
             return None
         if isinstance(node, dict | list) and node:
-            inner = node.items() if isinstance(node, dict) else enumerate(node)
-            left += [((*path, key), each) for key, each in inner]
+            children = node.items() if isinstance(node, dict) else enumerate(node)
+            stack += [((*path, key), child) for key, child in children]
         else:
             leaves[path] = isinstance(node, bool), node
     return leaves
 
 
 def refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")  # NaN and the infinities, which Python's reader takes
+    raise ValueError(f"{name} is no JSON")  # Python's reader takes NaN and the infinities
 
 
-def list_key_paths(leaves: Leaves) -> set[tuple[str | int, ...]]:
+def list_key_paths(leaves: JsonLeaves) -> set[JsonPath]:
     """The path of every key of every object."""
     return {path[:end] for path in leaves for end in range(1, len(path) + 1) if isinstance(path[end - 1], str)}
 
 
-def f1_score(said: set[Any], meant: set[Any]) -> float:
-    """2 x common / (both together); 1 where there is nothing in either."""
-    return 2 * len(said & meant) / (len(said) + len(meant)) if said or meant else 1.0
+def f1_score(paths: set[JsonPath], reference_paths: set[JsonPath]) -> float:
+    """2 * common / (number of both); 1 where both sets are empty."""
+    total = len(paths) + len(reference_paths)
+    return 2 * len(paths & reference_paths) / total if total else 1.0
 
 
-# --- a function of one's own -----------------------------------------------------------------------------------------
+# --- functions of the user -------------------------------------------------------------------------------------------
 
 
-def score_by_user_function(row: dict[str, Any], name: str, function: Callable[..., Any]) -> MetricValues:
-    """What ``function(text, reference, product, category)`` gives.
+def score_by_user_function(row: GenerationRow, name: str, function: Callable[..., object]) -> MetricValues:
+    """The metrics that ``function(text, reference, product, category)`` returns.
 
-    It gives quality, 0-1, or a dict with it and further finite numbers; None for what is not known.
+    It returns quality, 0-1, or a dict with ``quality`` and further finite numbers; None for a number that is unknown.
+    Here quality becomes 0-100, and each further name gets USER_METRIC_PREFIX.
 
     Raises:
-        RuntimeError: it fails or gives something else. The sentence says for which prompt.
+        RuntimeError: the function fails or returns something else; the message names the prompt.
     """
     where = f"eval.scorer = {name}: on {row['prompt_id']} it"
     try:
-        given = function(row["text"], row.get("reference"), row.get("product") or "", row.get("category"))
+        result = function(row["text"], row.get("reference"), row.get("product") or "", row.get("category"))
     except (Exception, SystemExit) as error:
         raise RuntimeError(f"{where} raised {in_words(error)}") from error
-    values = given if isinstance(given, dict) else {"quality": given}
+    values = result if isinstance(result, dict) else {"quality": result}
     if "quality" not in values:
         raise RuntimeError(f"{where} gave a dict without 'quality'")
-    numbers: MetricValues = {}
+    metrics: MetricValues = {}
     for key, value in values.items():
         if not (isinstance(key, str) and re.fullmatch(r"[A-Za-z]\w{0,39}", key, re.ASCII)):
             raise RuntimeError(f"{where} gave the name {key!r:.60}; a name has letters, digits and '_', at most 40")
         if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             raise RuntimeError(f"{where} gave {key} = {value!r:.60}; it must be a finite number, or None")
-        numbers[key if key == "quality" else USER_METRIC_PREFIX + key] = None if value is None else float(value)
-    quality = numbers.pop("quality")
+        metrics[key if key == "quality" else USER_METRIC_PREFIX + key] = None if value is None else float(value)
+    quality = metrics.pop("quality")
     if quality is not None and not 0 <= quality <= 1:
         raise RuntimeError(f"{where} gave quality = {quality}; it must be from 0 to 1")
-    return {"quality": None if quality is None else 100 * quality, **numbers}
+    return {"quality": None if quality is None else 100 * quality, **metrics}

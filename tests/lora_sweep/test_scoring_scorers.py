@@ -411,7 +411,7 @@ def test_an_installed_function_goes_by_its_entry_point_s_name(write: Write, tmp_
     (tmp_path / "judges-1.0.dist-info").mkdir()
     (tmp_path / "judges-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: judges\nVersion: 1.0\n")
     (tmp_path / "judges-1.0.dist-info/entry_points.txt").write_text(
-        "[lora_sweep.scoring.scorers]\npoliteness = pack.mine:score\njson = pack.mine:score\n"
+        "[lora_sweep.scorers]\npoliteness = pack.mine:score\njson = pack.mine:score\n"
     )
     user_functions.installed.cache_clear()
     try:
