@@ -108,7 +108,7 @@ def check_packs(model: str) -> list[Row]:
     from lora_sweep.config.schema import Config, Lora, Train
     from lora_sweep.facts.memory import count_trainable_params, forecast_memory
     from lora_sweep.model.device import pick_device
-    from lora_sweep.model.inspect import describe_model
+    from lora_sweep.model.model_facts import describe_model
 
     device = pick_device()
     peak = machine(device)["peak"]  # operations a second of a large product in the compute dtype

@@ -1,7 +1,7 @@
-"""What is known of a base model and of a data set without loading a weight: plain values, kept as JSON.
+"""Facts of a base model and a data set that need no weights: plain values, cached as JSON.
 
-``inspect`` makes them, once, in a process of its own; everything that plans, checks or sizes a trial is
-arithmetic over them. Imports no torch, and opens no file but its own cache.
+``model.inspect`` makes them once, in a process of its own. Planning, checking and sizing a trial is arithmetic over
+them. Imports no torch, and opens no file but its own cache.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lora_sweep.config.user_functions import function_fingerprint
 from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import read_json
 
-FACTS_VERSION = 3  # raise it when the same model or data would give other facts
+FACTS_VERSION = 3  # raise it when the same model or data would now give other facts
 VISIBLE_DEVICE_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "HIP_VISIBLE_DEVICES",
@@ -30,7 +31,12 @@ VISIBLE_DEVICE_VARIABLES = (
 
 @dataclass(frozen=True)
 class Linear:
-    """One matrix that LoRA can adapt. ``name`` is its full path in the model."""
+    """One matrix that LoRA can adapt.
+
+    Attributes:
+        name: its full path in the model, as ``model.layers.0.mlp.up_proj``.
+        bias: whether a bias is added to its product.
+    """
 
     name: str
     in_features: int
@@ -39,16 +45,22 @@ class Linear:
 
     @property
     def leaf(self) -> str:
+        """The last part of the name."""
         return self.name.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A causal language model as its architecture alone shows it.
+    """Facts of a causal language model that its architecture alone shows.
 
-    ``attn`` and ``mlp`` are full names out of ``linears``; ``head`` is the output head's name. All counts are
-    of single numbers, so ``total_params`` times bytes per number is a size; ``bias_params`` are those of every bias,
-    a LayerNorm's too.
+    Attributes:
+        fingerprint: identifies the weights: a hash of the files, or repository@revision.
+        attn, mlp: full names of the ``linears`` in these groups of ``lora.targets``.
+        head: the full name of the output head; None where it is no linear layer.
+        tied_head: the head's weight is that of the input embedding.
+        total_params: parameters of the whole model.
+        bias_params: parameters in all biases, those of LayerNorms included.
+        max_positions: tokens that the position embedding can tell apart; None where the config does not say it.
     """
 
     fingerprint: str
@@ -66,59 +78,72 @@ class ModelFacts:
     max_positions: int | None = None
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "ModelFacts":
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelFacts":
         return cls(**{**value, "linears": [Linear(**linear) for linear in value["linears"]]})
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """A data set under one template and one tokenizer. Lengths are in tokens; None where no tokenizer was at hand.
+    """Facts of a data set under one template and one tokenizer.
 
-    ``dropped`` counts rows by the reason for which they were left out, and ``cut_rows`` those of the training
-    split whose response loses its end to ``train.max_length``.
+    Lengths are in tokens. A fact is None where the data set or the tokenizer could not be loaded.
+
+    Attributes:
+        fingerprint: identifies the source: a file's sha256, or repository@revision.
+        rows_fingerprint: changes with any row of any split.
+        dropped: records that are in no split, by the reason.
+        cut_rows: training rows that lose the end of their response to ``train.max_length``.
+        train_tokens: of one epoch, after the rows are cut.
+        longest_row: prompt and response, before cutting.
+        longest_prompt: of the prompts of the evaluation.
+        cut_validation_rows: as cut_rows, of the rows of the validation loss.
     """
 
-    fingerprint: str  # of the source: a file's sha256, or repository@revision
-    rows_fingerprint: str | None = None  # of the rows of all splits, after dropping
+    fingerprint: str
+    rows_fingerprint: str | None = None
     rows_read: int | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     train_rows: int | None = None
     validation_rows: int | None = None
     test_rows: int | None = None
     cut_rows: int | None = None
-    train_tokens: int | None = None  # of one epoch, cut to max_length
-    longest_row: int | None = None  # prompt and response, before cutting
-    longest_prompt: int | None = None  # of those that are generated from
-    cut_validation_rows: int | None = None  # of those that the validation loss is over
+    train_tokens: int | None = None
+    longest_row: int | None = None
+    longest_prompt: int | None = None
+    cut_validation_rows: int | None = None
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "DataFacts":
+    def from_json(cls, value: Mapping[str, Any]) -> "DataFacts":
         return cls(**value)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one (model, data) pair of a sweep looks like on this machine."""
+    """The facts of one model and one data set on this machine.
+
+    Attributes:
+        compute_bytes: of a number in the machine's compute dtype: 4 for fp32, 2 for bf16.
+    """
 
     model: ModelFacts
     data: DataFacts
-    compute_bytes: int  # of a number in this machine's compute dtype: 4 for fp32, 2 for bf16
+    compute_bytes: int
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Facts":
+    def from_json(cls, value: Mapping[str, Any]) -> "Facts":
         return cls(ModelFacts.from_json(value["model"]), DataFacts.from_json(value["data"]), value["compute_bytes"])
 
 
 def facts_key(config: Config, strict: bool) -> str:
-    """A name for everything that the facts of this trial depend on, without opening the model or the data."""
+    """A hash of everything that the facts of this trial depend on. Does not open the model's or the data's files."""
     paths = [Path(p).expanduser() for p in (config.model.path, config.data.path) if p]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
     scorer = config.eval.scorer
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    asked = {
+    inputs = {
         "version": FACTS_VERSION,
         "machine": [platform.node(), *(os.environ.get(name) for name in VISIBLE_DEVICE_VARIABLES), uses_cpu(config)],
         "libraries": library_versions(),
@@ -127,41 +152,43 @@ def facts_key(config: Config, strict: bool) -> str:
         "data": dataclasses.asdict(config.data),
         "max_length": config.train.max_length,
         "held_out": [config.eval.split, config.eval.prompts, config.eval.validation_rows],
-        "scorer": [scorer, config.eval.pattern, config.eval.labels, function_fingerprint(scorer)],  # tried on the rows
+        "scorer": [scorer, config.eval.pattern, config.eval.labels, function_fingerprint(scorer)],  # it checks the rows
         "fixed_prompts": [dataclasses.asdict(prompt) for prompt in config.eval.fixed_prompts],
         "templates": config.eval.baseline_templates,
         "files": stats,
     }
-    return short_hash(asked, 24)
+    return short_hash(inputs, 24)
 
 
 def uses_cpu(config: Config) -> bool:
-    """Whether the CPU is asked for where there may be an accelerator: a number has other bytes on it."""
+    """Whether the CPU is chosen even if there is an accelerator: the bytes of a number depend on it."""
     return config.launch.devices == "cpu" or os.environ.get("LORA_SWEEP_DEVICE") == "cpu"
 
 
 @functools.cache
 def library_versions() -> tuple[str, ...]:
-    """Of the libraries whose word the facts and the accepted settings are. They stay while this process does."""
+    """The versions of transformers and TRL, which decide the facts and the settings that are accepted."""
     return tuple(importlib.metadata.version(name) for name in ("transformers", "trl"))
 
 
 def is_lasting(config: Config) -> bool:
-    """Whether the same facts will hold tomorrow: a hub source without a commit can change unseen."""
+    """Whether the facts can be cached: a source on the hub may change, unless its revision is a commit."""
     sources = (config.model, config.data)
-    return all(s.path or not s.hub_id or re.fullmatch("[0-9a-f]{40}", s.revision or "") for s in sources)
+    return all(
+        source.path or not source.hub_id or re.fullmatch("[0-9a-f]{40}", source.revision or "") for source in sources
+    )
 
 
 def facts_file(config: Config, strict: bool) -> Path:
-    """Where the facts of this trial are cached."""
+    """The cache's file for the facts of this trial."""
     return cache_folder() / "facts" / f"{facts_key(config, strict)}.json"
 
 
 def read_cached_facts(config: Config, strict: bool) -> Facts | None:
-    """The facts of this trial when they are already known.
+    """The facts of this trial from the cache; None where it does not hold them.
 
     Args:
-        strict: everything that training needs must be at hand, and not only what a plan needs.
+        strict: everything that training needs must be present, and not only what a plan needs.
     """
     value = read_json(facts_file(config, strict))
     return Facts.from_json(value) if value else None

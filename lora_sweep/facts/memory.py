@@ -1,19 +1,23 @@
-"""How large a trial is, from shapes alone: exact trainable parameters, and a forecast of its memory. Pure."""
+"""The size of a trial from its shapes alone: its exact trainable parameters, and a forecast of its memory."""
 
 from dataclasses import dataclass
 
 from lora_sweep.config.schema import Config, Lora
 from lora_sweep.facts.facts import Linear, ModelFacts
 
-# NF4 with double quantization, arXiv 2305.14314 section 3: 4 bits, and 0.127 for the constants of blocks of 64;
-# without double quantization the constants take 0.5. LLM.int8 keeps one fp32 scale per output row: noise.
+# By (bits, double quantization). NF4 takes 4 bits a weight and stores a constant for each block of 64 weights: 0.127
+# bits a weight with double quantization, 0.5 without it (arXiv 2305.14314, section 3). LLM.int8's one fp32 scale for
+# each output row is too small to count.
 BYTES_PER_QUANTIZED_PARAM = {(4, True): 4.127 / 8, (4, False): 4.5 / 8, (8, True): 1.0, (8, False): 1.0}
+
+ADAPTER_BYTES_PER_PARAM = 16  # fp32: weight, gradient, and the two moments of Adam
+NUMBERS_PER_HIDDEN_UNIT = 24  # activations of one layer (see forecast_memory)
 
 
 def count_trainable_params(lora: Lora, linears: list[Linear], model: ModelFacts) -> int:
-    """Numbers that the adapter trains: r·(in+out) a matrix (arXiv 2106.09685), and what the options add.
+    """The parameters that the adapter trains: r·(in+out) for each matrix (arXiv 2106.09685), and more with options.
 
-    DoRA adds one magnitude an output row (arXiv 2402.09353). ``bias=lora_only`` trains the biases of the adapted
+    DoRA adds one magnitude for each output row (arXiv 2402.09353). ``bias=lora_only`` trains the biases of the adapted
     matrices, ``bias=all`` every bias of the model, as PEFT does.
     """
     params = sum(lora.r * (linear.in_features + linear.out_features) for linear in linears)
@@ -29,8 +33,8 @@ class MemoryForecast:
     """Bytes that training is expected to hold at once.
 
     Attributes:
-        materialized: of the copies of quantized weights that ``quant.materialize`` may keep in the compute dtype.
-        always: whether it keeps them whatever the memory; else they are no part of the total.
+        materialized: the copies of quantized weights that ``quant.materialize`` may keep in the compute dtype.
+        always: the copies are kept whatever the memory. Otherwise they do not count in the total.
     """
 
     weights: int
@@ -42,31 +46,32 @@ class MemoryForecast:
 
     @property
     def base(self) -> int:
-        """What the trials of one base need once, however many there are."""
+        """The part that a pack needs once, however many trials it has."""
         return self.weights + (self.materialized if self.always else 0)
 
     @property
     def total(self) -> int:
+        """All that one trial alone needs."""
         return self.base + self.adapter + self.activations + self.logits
 
 
 def forecast_memory(
     config: Config, model: ModelFacts, trainable: int, longest_row: int | None, compute_bytes: int
 ) -> MemoryForecast:
-    """Memory of one training step's tensors, to tell what fits from what does not: an estimate, not a bound.
+    """The memory of the tensors of one training step, to decide what fits: an estimate, not a bound.
 
-    On a CPU the process holds about 1 GiB of libraries beside them, and whatever the C library keeps.
+    On a CPU, the libraries take about 1 GiB more, and the C library may keep freed memory.
+
+    Activations follow arXiv 2205.05198, equation 1, without its dropout masks and attention matrices, which a fused
+    kernel does not keep: about 24·s·b·h numbers a layer (tokens of a row, rows, hidden size), or 1·s·b·h with gradient
+    checkpointing.
 
     Args:
         trainable: parameters of the adapter.
-        longest_row: tokens of the longest row, or None when unknown; cut to ``train.max_length``.
+        longest_row: tokens of the longest row, None when unknown; rows are cut to ``train.max_length``.
         compute_bytes: bytes of a number in the compute dtype: 4 for fp32, 2 for bf16.
-
-    The adapter counts 16 bytes a parameter: fp32 weight, gradient and Adam's two moments. Activations follow
-    arXiv 2205.05198 equation 1 without its dropout masks and attention matrices (a fused kernel keeps none):
-    about 24·s·b·h numbers a layer, or 1 with gradient checkpointing.
     """
-    quantized = sum(x.in_features * x.out_features for x in model.linears if x.name != model.head)
+    quantized = sum(linear.in_features * linear.out_features for linear in model.linears if linear.name != model.head)
     copies = quantized * compute_bytes
     if config.quant.bits is None:
         weights, copies = model.total_params * compute_bytes, 0
@@ -75,9 +80,15 @@ def forecast_memory(
         weights = int(quantized * per_param) + (model.total_params - quantized) * compute_bytes
     length = min(longest_row or config.train.max_length, config.train.max_length)
     tokens = length * config.train.per_device_train_batch_size
-    per_layer = 1 if config.train.gradient_checkpointing else 24
+    per_layer = 1 if config.train.gradient_checkpointing else NUMBERS_PER_HIDDEN_UNIT
     activations = tokens * model.hidden_size * model.layers * per_layer * compute_bytes
-    logits = 3 * tokens * model.vocab_size * 4  # fp32 logits, their softmax, their gradient
-    how = config.quant.materialize
-    materialized = copies if how != "never" else 0
-    return MemoryForecast(weights, trainable * 16, activations, logits, materialized, always=how == "always")
+    logits = 3 * tokens * model.vocab_size * 4  # in fp32: the logits, their softmax and their gradient
+    mode = config.quant.materialize
+    return MemoryForecast(
+        weights=weights,
+        adapter=trainable * ADAPTER_BYTES_PER_PARAM,
+        activations=activations,
+        logits=logits,
+        materialized=copies if mode != "never" else 0,
+        always=mode == "always",
+    )

@@ -1,4 +1,4 @@
-"""Which matrices an adapter sits on: ``lora.targets`` against a model's facts. Pure."""
+"""The matrices that an adapter adapts: ``lora.targets``, resolved with a model's facts."""
 
 from collections.abc import Iterable
 
@@ -11,8 +11,8 @@ def resolve_targets(targets: str | list[str], model: ModelFacts) -> list[Linear]
     """The matrices that ``targets`` names, in the model's order.
 
     Args:
-        targets: a group (attn, mlp, all_linear, all_linear_and_head) or a list of names, each a whole path or
-            the end of one (``q_proj``, ``layers.0.self_attn.q_proj``), as PEFT matches them.
+        targets: a group (attn, mlp, all_linear, all_linear_and_head), or a list of names as PEFT matches them: each is
+            a whole path or the end of one (``q_proj``, ``layers.0.self_attn.q_proj``).
 
     Raises:
         Refused: a name matches nothing, a group is empty, or the head is tied to the embedding.
@@ -37,7 +37,7 @@ def resolve_targets(targets: str | list[str], model: ModelFacts) -> list[Linear]
 
 
 def matches_target(target: str, name: str) -> bool:
-    """PEFT's rule for a list of target modules: the whole path, or the end of it after a dot."""
+    """Whether PEFT takes the module ``name`` for ``target``: the whole path, or the end of it after a dot."""
     return name == target or name.endswith("." + target)
 
 
@@ -47,16 +47,17 @@ def drop_repeats(names: Iterable[str]) -> list[str]:
 
 
 def name_target_modules(linears: list[Linear], model: ModelFacts) -> list[str]:
-    """The shortest list to give PEFT that matches exactly ``linears``: last parts of names where they suffice."""
+    """The names for PEFT's ``target_modules``: last parts of names where they match ``linears`` and no other."""
     wanted = {linear.name for linear in linears}
     leaves = drop_repeats(linear.leaf for linear in linears)
     matched = {linear.name for linear in model.linears if any(matches_target(leaf, linear.name) for leaf in leaves)}
-    numbered = any(leaf.isdigit() for leaf in leaves)  # in a Sequential: PEFT would match whole layers by such a name
-    return sorted(leaves if matched == wanted and not numbered else wanted)
+    # A module in a Sequential has a number for its name: with it PEFT would match whole layers.
+    has_number = any(leaf.isdigit() for leaf in leaves)
+    return sorted(leaves if matched == wanted and not has_number else wanted)
 
 
 def check_rank(lora: Lora, linears: list[Linear]) -> None:
-    """Refuse a rank above the smaller side of any matrix: the product A·B could not use it."""
+    """Refuse a rank above the smaller side of any matrix, because the product of A and B cannot reach it."""
     for linear in linears:
         smaller = min(linear.in_features, linear.out_features)
         if lora.r > smaller:
@@ -65,6 +66,7 @@ def check_rank(lora: Lora, linears: list[Linear]) -> None:
 
 
 def list_group_names(group: str, model: ModelFacts) -> set[str]:
+    """The full names of the matrices in a group of ``lora.targets``; refused where there are none."""
     linears = {linear.name for linear in model.linears}
     if group == "attn":
         names = set(model.attn)

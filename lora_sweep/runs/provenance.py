@@ -16,7 +16,15 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", 
 # The rooms whose code makes a trial's numbers. What a trial's id stands for already (config, facts) is left out, and so
 # is what only carries files and words (runs, tracking, messages, the worker's loop).
 CODE_ROOMS = ("data", "model", "multi_lora", "training", "generation", "scoring", "worker")
-NOT_CODE = ("model/inspect", "worker/loop", "data/wheels", "scoring/intervals", "scoring/metrics")
+NOT_CODE = (
+    "model/inspect",
+    "model/data_facts",
+    "model/model_facts",
+    "worker/loop",
+    "data/wheels",
+    "scoring/intervals",
+    "scoring/metrics",
+)
 
 
 def read_sources() -> dict[str, str]:

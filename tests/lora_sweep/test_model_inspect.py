@@ -21,14 +21,9 @@ from lora_sweep.facts import facts as facts_module
 from lora_sweep.facts.facts import DataFacts, Facts, ModelFacts, facts_file, facts_key, read_cached_facts
 from lora_sweep.facts.memory import count_trainable_params
 from lora_sweep.facts.targets import drop_repeats, name_target_modules, resolve_targets
-from lora_sweep.model.inspect import (
-    check_model_path,
-    check_settings,
-    describe_model,
-    inspect_data,
-    inspect_model,
-    inspect_trial,
-)
+from lora_sweep.model.data_facts import inspect_data
+from lora_sweep.model.inspect import check_model_path, check_settings, inspect_trial
+from lora_sweep.model.model_facts import describe_model, inspect_model
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -18,7 +18,8 @@ from lora_sweep.config.schema import BUILT_IN_SCORERS, Config, Data, Eval, Fixed
 from lora_sweep.config.user_functions import function_fingerprint, source_file
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import facts_key
-from lora_sweep.model.inspect import inspect_trial, list_prompts
+from lora_sweep.model.data_facts import list_prompts
+from lora_sweep.model.inspect import inspect_trial
 from lora_sweep.scoring import scorers
 from lora_sweep.scoring.metrics import METRICS, SCORER_METRICS
 from lora_sweep.scoring.score import score_generations
