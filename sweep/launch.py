@@ -24,10 +24,10 @@ from sweep.plan.table import format_plan
 from sweep.resources import machine
 from sweep.resources.estimate import estimate_disk_bytes
 from sweep.store import trial_state
-from sweep.store.drift import drift_notes
+from sweep.store.drift import format_drift_notes
 from sweep.store.leftovers import has_leftovers, remove_leftovers
 from sweep.store.sweep_file import record_sweep, sweep_name
-from sweep.store.trial_state import State
+from sweep.store.trial_state import TrialState
 from sweep.text import format_disk_bytes
 from sweep.trials import Key, Plan, attach_overrides
 
@@ -62,8 +62,8 @@ def launch(plan: Plan, arguments: list[str], engine: Engine, resume_command: str
     """
     runs, name = Path(plan.trials[0].config.runs_dir), sweep_name(plan)
     command = shlex.join(["python", "-m", "lora_sweep.train", *arguments])
-    states = trial_state.states(plan, runs)
-    print(format_plan(plan, runs, name, states, notes=drift_notes(plan, states, runs, name)), flush=True)
+    states = trial_state.read_trial_states(plan, runs)
+    print(format_plan(plan, runs, name, states, notes=format_drift_notes(plan, states, runs, name)), flush=True)
     is_done = trial_state.is_done(plan, states, runs, name)
     if not is_done:
         check_disk(plan, states, runs, engine.count_workers(plan))
@@ -81,7 +81,7 @@ def launch(plan: Plan, arguments: list[str], engine: Engine, resume_command: str
     raise SystemExit(code)
 
 
-def check_disk(plan: Plan, states: dict[Key, State], runs: Path, workers: int) -> None:
+def check_disk(plan: Plan, states: dict[Key, TrialState], runs: Path, workers: int) -> None:
     """Refuse a disk that cannot take the sweep, before anything is trained."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
@@ -113,18 +113,19 @@ def run_sweep(plan: Plan, runs: Path, name: str, command: str, engine: Engine) -
 def prepare_sweep(plan: Plan, runs: Path, name: str, command: str) -> list[PendingTrial]:
     """Record the sweep, move broken trials aside, and list what is left to run. The caller holds the sweep's lock."""
     remove_leftovers(runs, name)
-    retry = plan.trials[0].config.launch.retry == "failed"
-    states = trial_state.states(plan, runs)  # again: another command may have run the sweep before we had its lock
+    retry_failed = plan.trials[0].config.launch.retry == "failed"
+    # Read again: another command may have run the sweep before we had its lock.
+    states = trial_state.read_trial_states(plan, runs)
     for trial in plan.trials:
-        message = trial_state.prepare(trial, states[trial.key], runs, retry)
+        message = trial_state.prepare_trial(trial, states[trial.key], runs, retry_failed)
         if message:
             print(message, flush=True)
-        if message or retry:
-            states[trial.key] = trial_state.state_of(trial, runs)
+        if message or retry_failed:
+            states[trial.key] = trial_state.read_trial_state(trial, runs)
     pending = list_pending(plan.trials, states, runs)
     crash_point("prepared")
     record_sweep(plan, runs, name, command, made_with() if pending else None)
-    trial_state.write_invalid(plan, runs)
+    trial_state.write_invalid_results(plan, runs)
     return pending
 
 

@@ -37,7 +37,7 @@ def apply_decision(decision: Decision, pending: PendingTrial, queue: TrialQueue,
             log.append_event(event, trial, **({"how": how} if how else {}))
             queue.put_first(pending)
         case EvaluateNext():
-            sha256 = trial_state.result_hash(trial, log.runs)
+            sha256 = trial_state.hash_result(trial, log.runs)
             log.append_event("end", trial, status="trained", sha256=sha256)
             queue.put_first(PendingTrial(trial, trained=True, alone=pending.alone))
         case WaitForOther():

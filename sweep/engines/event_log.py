@@ -49,7 +49,7 @@ class EventLog:
 
     def record_outcome(self, trial: PlannedTrial, status: str, event: str = "end") -> None:
         """Log that the trial has an outcome, with the hash of its result, and count it."""
-        self.append_event(event, trial, status=status, sha256=trial_state.result_hash(trial, self.runs))
+        self.append_event(event, trial, status=status, sha256=trial_state.hash_result(trial, self.runs))
         self.set_status(trial, status)
 
     def write_outcome(self, trial: PlannedTrial, status: str, reason: str) -> tuple[str, str] | None:

@@ -83,8 +83,8 @@ def run_point(config: DictConfig) -> float | None:
 def run_trials(trials: list[PlannedTrial], runs: Path, sweep: str) -> None:
     """Run in one worker what is left of these trials, without baselines that another job runs at this moment."""
     lock_paths = {trial.key: files.trial_lock(runs, trial.trial_id) for trial in trials}
-    left = [trial for trial in trials if trial.kind != "baseline" or not is_claimed(lock_paths[trial.key])]
-    pending = list_pending(left, {trial.key: trial_state.state_of(trial, runs) for trial in left}, runs)
+    free = [trial for trial in trials if trial.kind != "baseline" or not is_claimed(lock_paths[trial.key])]
+    pending = list_pending(free, {trial.key: trial_state.read_trial_state(trial, runs) for trial in free}, runs)
     if not pending:
         return
     settings = trials[0].config.launch

@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_sweep.config.identity import base_identity, canonical
 from lora_sweep.messages import STAGES
 from sweep.store.failed_attempts import read_failed_attempts
-from sweep.store.trial_state import State
+from sweep.store.trial_state import TrialState
 from sweep.trials import Key, PlannedTrial
 
 
@@ -45,7 +45,7 @@ class PendingTrial:
         return list(STAGES) if self.bases[0] == self.bases[1] else ["train"]
 
 
-def list_pending(trials: Iterable[PlannedTrial], states: Mapping[Key, State], runs: Path) -> list[PendingTrial]:
+def list_pending(trials: Iterable[PlannedTrial], states: Mapping[Key, TrialState], runs: Path) -> list[PendingTrial]:
     """The trials that are not settled. One with a failed attempt runs alone."""
     return [
         PendingTrial(
@@ -54,7 +54,7 @@ def list_pending(trials: Iterable[PlannedTrial], states: Mapping[Key, State], ru
             alone=bool(read_failed_attempts(runs, trial.trial_id)),
         )
         for trial in trials
-        if not states[trial.key].settled
+        if not states[trial.key].is_settled
     ]
 
 

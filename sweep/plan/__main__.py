@@ -10,9 +10,9 @@ from lora_sweep.config.schema import register_schema
 from lora_sweep.errors import EXIT_REFUSED, Refused
 from sweep.plan.make import make_plan
 from sweep.plan.table import format_plan
-from sweep.store.drift import drift_notes
+from sweep.store.drift import format_drift_notes
 from sweep.store.sweep_file import sweep_name
-from sweep.store.trial_state import states
+from sweep.store.trial_state import read_trial_states
 
 
 def print_plan(arguments: list[str]) -> None:
@@ -42,8 +42,8 @@ def print_plan(arguments: list[str]) -> None:
         configs = compose_points(loader, given["hydra"], trials)
     plan = make_plan(configs, strict=False)
     runs = Path(configs[0].runs_dir)
-    name, found = sweep_name(plan), states(plan, runs)
-    print(format_plan(plan, runs, name, found, drift_notes(plan, found, runs, name)))
+    name, found = sweep_name(plan), read_trial_states(plan, runs)
+    print(format_plan(plan, runs, name, found, format_drift_notes(plan, found, runs, name)))
 
 
 def as_overrides(arguments: list[str]) -> list[str]:

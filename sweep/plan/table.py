@@ -12,7 +12,7 @@ from sweep.resources.estimate import (
     read_finished_trials,
 )
 from sweep.resources.machine import Slot, find_slots, measure_free_disk
-from sweep.store.trial_state import State
+from sweep.store.trial_state import TrialState
 from sweep.tables import Column, build_table, find_output_width, render_text
 from sweep.text import count_noun, format_disk_bytes, format_duration
 from sweep.trials import Key, Plan, PlannedTrial
@@ -34,7 +34,7 @@ def format_plan(
     plan: Plan,
     runs: Path,
     name: str,
-    states: Mapping[Key, State],
+    states: Mapping[Key, TrialState],
     notes: Sequence[str] = (),
     devices: Sequence[Slot] | None = None,
 ) -> str:
@@ -63,13 +63,13 @@ def format_plan(
         head.append(format_disk(plan, states, runs, len(slots)))
     rows = list_rows(plan, states, too_large, memory)
     table = render_text(build_table(COLUMNS, rows), find_output_width())
-    reasons = [f"broken: {t.label}: {states[t.key].why}" for t in plan.trials if states[t.key].name == "broken"]
+    reasons = [f"broken: {t.label}: {states[t.key].reason}" for t in plan.trials if states[t.key].name == "broken"]
     reasons += [f"invalid: {point.label}: {point.reason}" for point in plan.invalid]
     return "\n".join([*head, *notes, "", table, *([""] if reasons else []), *reasons, ""])
 
 
 def list_rows(
-    plan: Plan, states: Mapping[Key, State], too_large: set[Key], memory: int | None
+    plan: Plan, states: Mapping[Key, TrialState], too_large: set[Key], memory: int | None
 ) -> list[tuple[str, ...]]:
     """The cells of each trial, then of each invalid point."""
     rows: list[tuple[str, ...]] = []
@@ -92,7 +92,7 @@ def shorten_modules(target_modules: Sequence[str]) -> str:
 # --- the head ----------------------------------------------------------------------------------------------------
 
 
-def format_counts(plan: Plan, states: Mapping[Key, State], remaining: Sequence[PlannedTrial], name: str) -> str:
+def format_counts(plan: Plan, states: Mapping[Key, TrialState], remaining: Sequence[PlannedTrial], name: str) -> str:
     """How many trials and baselines of which models, and how many rows are in which state.
 
     The counts after the semicolon add up to the rows of the table.
@@ -172,7 +172,7 @@ def format_dequantized(remaining: Sequence[PlannedTrial]) -> list[str]:
 
 def format_time(
     remaining: Sequence[PlannedTrial],
-    states: Mapping[Key, State],
+    states: Mapping[Key, TrialState],
     finished: Sequence[FinishedTrial],
     slots: Sequence[Slot],
 ) -> str:
@@ -188,7 +188,7 @@ def format_time(
     return f"about {format_duration(seconds)} for {scope} ({source})"
 
 
-def format_disk(plan: Plan, states: Mapping[Key, State], runs: Path, workers: int) -> str:
+def format_disk(plan: Plan, states: Mapping[Key, TrialState], runs: Path, workers: int) -> str:
     """The disk space that the remaining trials need, and how much is free."""
     needed, free = estimate_disk_bytes(plan, states, workers), measure_free_disk(runs)
     return f"disk needed: about {format_disk_bytes(needed)} in {runs} (free: {format_disk_bytes(free)})"

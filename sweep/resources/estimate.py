@@ -14,7 +14,7 @@ from lora_sweep.config.schema import Launch
 from lora_sweep.runs.files import EvalFolder, TrialFolder, trial_folder
 from lora_sweep.runs.results import read_evaluation_result, read_trial_result
 from sweep.resources import pack_size
-from sweep.store.trial_state import State
+from sweep.store.trial_state import TrialState
 from sweep.trials import Key, Plan, PlannedTrial
 
 BYTES_PER_PARAM = 4  # an adapter is stored in fp32
@@ -23,14 +23,10 @@ CHECKPOINTS_ON_DISK = 3  # two are kept, and a third is being written
 TEXT_BYTES = 200_000  # of a trial's losses, texts, scores and log
 
 
-def list_remaining_trials(plan: Plan, states: Mapping[Key, State]) -> list[PlannedTrial]:
+def list_remaining_trials(plan: Plan, states: Mapping[Key, TrialState]) -> list[PlannedTrial]:
     """The trials and baselines that a run of the command works on."""
     retries_failed = plan.trials[0].config.launch.retry == "failed"
-    return [
-        trial
-        for trial in plan.trials
-        if not states[trial.key].settled or (retries_failed and states[trial.key].name not in ("done", "invalid"))
-    ]
+    return [trial for trial in plan.trials if states[trial.key].needs_work(retries_failed)]
 
 
 def count_workers(settings: Launch) -> int:
@@ -38,7 +34,7 @@ def count_workers(settings: Launch) -> int:
     return settings.workers or (len(settings.devices) if isinstance(settings.devices, list) else 1)
 
 
-def estimate_disk_bytes(plan: Plan, states: Mapping[Key, State], workers: int | None = None) -> int:
+def estimate_disk_bytes(plan: Plan, states: Mapping[Key, TrialState], workers: int | None = None) -> int:
     """The bytes of disk that the remaining trials need.
 
     Args:
@@ -128,7 +124,7 @@ def read_finished_trial(folder: TrialFolder) -> FinishedTrial | None:
 
 
 def estimate_time(
-    remaining: Sequence[PlannedTrial], states: Mapping[Key, State], finished: Sequence[FinishedTrial]
+    remaining: Sequence[PlannedTrial], states: Mapping[Key, TrialState], finished: Sequence[FinishedTrial]
 ) -> TimeEstimate:
     """The time of the remaining trials, from finished trials of the same bases."""
     finished_by_base: dict[str, list[FinishedTrial]] = {}
@@ -144,7 +140,7 @@ def estimate_time(
     return TimeEstimate(total, trials, sum(len(finished_by_base[base]) for base in bases))
 
 
-def estimate_trial_seconds(trial: PlannedTrial, state: State, finished: Sequence[FinishedTrial]) -> float | None:
+def estimate_trial_seconds(trial: PlannedTrial, state: TrialState, finished: Sequence[FinishedTrial]) -> float | None:
     """The seconds of one trial, from finished trials of its base; None if they cannot be estimated.
 
     Finished trials with the same target modules are preferred.

@@ -1,136 +1,146 @@
-"""What changed since a finished trial: its model, its data, or the code that made its numbers.
+"""Drift: a finished trial was made from another model, other data or other code than the sweep has now.
 
-Another model or other data give a trial another id, so nothing old is ever reused; but a sweep's name keeps its old
-rows, and those are no rivals of the new ones. Other code keeps the id: what is done stays done, and is said to differ.
-Pure but for :func:`drift_notes`, which reads result files. Whatever a file holds, unknown is no drift.
+Another model or other data give a trial another id. A sweep that ran before with them keeps its old rows, which are
+shown but not ranked. Other code does not change the id: the trial stays done, and the report says that the code
+differs. What a file does not record is never counted as drift.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_sweep.runs import files, results
 from lora_sweep.runs.records import EvaluationResult, Provenance, TrialResult
 from sweep.store.sweep_file import Sources, list_sources, read_sweep_file
-from sweep.store.trial_state import State
+from sweep.store.trial_state import TrialState
 from sweep.trials import Key, Plan
 
-KINDS = {"model": "another model", "data": "other data"}
+SOURCE_WORDS = {"model": "another model", "data": "other data"}
 NOT_RECORDED = "not recorded"
+OUR_CODE = "our code"
+Json = dict[str, Any]  # a trial's configuration, as its config.json holds it
+CodeChanges = dict[str, tuple[str, str]]  # a library, or OUR_CODE: its version then, and its version now
 
 
-def made_from(config: dict[str, Any], training: TrialResult) -> dict[str, tuple[str, str]]:
-    """``{"data": ("data catalogue", fingerprint)}`` of a row, and likewise its model; without what is unknown."""
-    found = {}
-    for kind in KINDS:
-        name, fingerprint = _dict(config.get(kind)).get("name"), training.fingerprints.get(kind)
+def list_row_sources(config: Json, training: TrialResult) -> dict[str, tuple[str, str]]:
+    """What a trial was made from: ``{"data": ("data catalogue", fingerprint)}``, and likewise ``model``.
+
+    What the files do not record is left out.
+    """
+    sources = {}
+    for kind in SOURCE_WORDS:
+        group, fingerprint = config.get(kind), training.fingerprints.get(kind)
+        name = group.get("name") if isinstance(group, dict) else None
         if isinstance(name, str) and fingerprint is not None:
-            found[kind] = (f"{kind} {name}", fingerprint)
-    return found
+            sources[kind] = (f"{kind} {name}", fingerprint)
+    return sources
 
 
-def source_changes(config: dict[str, Any], training: TrialResult, sources: Sources) -> dict[str, str]:
-    """``{"data": "catalogue: file:ab12… then, file:cd34… now"}`` of a row that was made from something else."""
+def find_source_changes(config: Json, training: TrialResult, sources: Sources) -> dict[str, str]:
+    """How a trial's model and data differ from the sweep's: ``{"data": "catalogue: file:ab… then, file:cd… now"}``."""
     changes = {}
-    for kind, (name, then) in made_from(config, training).items():
-        now = sources.get(name)
-        if now and then not in now:
-            meant = " or ".join(short(each) for each in now)
-            changes[kind] = f"{name.partition(' ')[2]}: {short(then)} then, {meant} now"
+    for kind, (source, before) in list_row_sources(config, training).items():
+        now = sources.get(source)
+        if now and before not in now:
+            name, short_now = source.partition(" ")[2], " or ".join(map(shorten_fingerprint, now))
+            changes[kind] = f"{name}: {shorten_fingerprint(before)} then, {short_now} now"
     return changes
 
 
-def code_changes(then: Provenance, now: Provenance) -> dict[str, tuple[str, str]]:
-    """(then, now) of each library, and of ``our code``, that differs between two provenances."""
-    if not then.is_recorded or not now.is_recorded:
+def find_code_changes(before: Provenance, now: Provenance) -> CodeChanges:
+    """The libraries whose versions differ between two provenances, and OUR_CODE if it differs."""
+    if not before.is_recorded or not now.is_recorded:
         return {}
-    pairs = {name: (then.versions[name], now.versions[name]) for name in now.versions if name in then.versions}
+    pairs = {name: (before.versions[name], now.versions[name]) for name in now.versions if name in before.versions}
     if now.code:
-        pairs["our code"] = (then.code or NOT_RECORDED, now.code)
+        pairs[OUR_CODE] = (before.code or NOT_RECORDED, now.code)
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def row_drift(
-    config: dict[str, Any], training: TrialResult, evaluation: EvaluationResult, sources: Sources, now: Provenance
+def find_row_drift(
+    config: Json, training: TrialResult, evaluation: EvaluationResult, sources: Sources, now: Provenance
 ) -> list[str]:
-    """Which of ``model``, ``data`` and ``code`` are not those that the sweep last ran with."""
-    code = any(code_changes(result.provenance, now) for result in (training, evaluation))
-    return [*source_changes(config, training, sources), *(["code"] if code else [])]
+    """Which of ``model``, ``data`` and ``code`` differ from those that the sweep last ran with."""
+    has_other_code = any(find_code_changes(result.provenance, now) for result in (training, evaluation))
+    return [*find_source_changes(config, training, sources), *(["code"] if has_other_code else [])]
 
 
-def short(fingerprint: str) -> str:
+def shorten_fingerprint(fingerprint: str) -> str:
     """``file:ab12cd34…``"""
     return re.sub(r"([0-9a-f]{8})[0-9a-f]{3,}", r"\1…", fingerprint)
 
 
-def from_what(kinds: list[str]) -> str:
+def describe_other_sources(kinds: list[str]) -> str:
     """``another model and other data``"""
-    return " and ".join(words for kind, words in KINDS.items() if kind in kinds)
+    return " and ".join(words for kind, words in SOURCE_WORDS.items() if kind in kinds)
 
 
 # --- before a run ------------------------------------------------------------------------------------------------
 
 
-def drift_notes(
-    plan: Plan, states: dict[Key, State], runs: Path, name: str, now: dict[str, Any] | None = None
+def format_drift_notes(
+    plan: Plan, states: Mapping[Key, TrialState], runs: Path, name: str, now: Json | None = None
 ) -> list[str]:
-    """Lines for a plan's head on what is finished already and was made from, or by, something else.
+    """The lines about drift above the table of a plan.
 
     Args:
-        states: of the plan's trials, by their key.
-        name: of the sweep; a name used before has rows beside the plan's.
+        name: of the sweep; its file can list rows of earlier runs that are not in the plan.
         now: ``provenance.versions_and_code()`` of this process, where the caller has it already.
     """
-    return [*_source_notes(plan, runs, name), *_code_notes(plan, states, runs, now)]
+    return [*format_source_notes(plan, runs, name), *format_code_notes(plan, states, runs, now)]
 
 
-def _source_notes(plan: Plan, runs: Path, name: str) -> Iterator[str]:
-    sources = list_sources(plan)
-    planned = {trial.trial_id for trial in plan.trials}
+def format_source_notes(plan: Plan, runs: Path, name: str) -> Iterator[str]:
+    """A line for each combination of other sources that finished rows of earlier runs were made from."""
+    sources, planned = list_sources(plan), {trial.trial_id for trial in plan.trials}
     sweep = read_sweep_file(runs, name)
-    older = [entry.trial_id for entry in sweep.trials if entry.trial_id not in planned] if sweep else []
+    earlier_ids = [entry.trial_id for entry in sweep.trials if entry.trial_id not in planned] if sweep else []
     counts: dict[str, int] = {}
     details: dict[str, dict[str, None]] = {}
-    for trial_id in older:
+    for trial_id in earlier_ids:
         folder = files.trial_folder(runs, trial_id)
         training = results.read_trial_result(folder)
         if training.status == "complete":
-            config = _dict((files.read_json(folder.config) or {}).get("config"))
-            changes = source_changes(config, training, sources)
-            what = from_what(list(changes))
-            counts[what] = counts.get(what, 0) + 1
-            details.setdefault(what, {}).update(dict.fromkeys(changes.values()))
-    for what in filter(None, counts):
-        rows, they = ("row was", "it stays") if counts[what] == 1 else ("rows were", "they stay")
+            config = (files.read_json(folder.config) or {}).get("config")
+            changes = find_source_changes(config if isinstance(config, dict) else {}, training, sources)
+            words = describe_other_sources(list(changes))
+            counts[words] = counts.get(words, 0) + 1
+            details.setdefault(words, {}).update(dict.fromkeys(changes.values()))
+    for words in filter(None, counts):
+        rows, they = ("row was", "it stays") if counts[words] == 1 else ("rows were", "they stay")
         yield (
-            f"drift: {counts[what]} finished {rows} made from {what} ({'; '.join(details[what])}): "
+            f"drift: {counts[words]} finished {rows} made from {words} ({'; '.join(details[words])}): "
             f"{they} in the report, out of its ranking"
         )
 
 
-def _code_notes(plan: Plan, states: dict[Key, State], runs: Path, now: dict[str, Any] | None) -> Iterator[str]:
+def format_code_notes(
+    plan: Plan, states: Mapping[Key, TrialState], runs: Path, now: Json | None = None
+) -> Iterator[str]:
+    """A line on the trials of the plan that are done, and were made by other code; none where there are none."""
     done = [trial for trial in plan.trials if states[trial.key].name in ("done", "trained")]
     if done and now is None:
-        from lora_sweep.runs.provenance import versions_and_code  # of this moment, which a report must not know
+        from lora_sweep.runs.provenance import versions_and_code  # imported here: a report must not load it
 
         now = versions_and_code()
-    present = Provenance.from_json(now)
-    count, seen = 0, dict[str, tuple[dict[str, None], str]]()
+    present, count = Provenance.from_json(now), 0
+    versions_before: dict[str, dict[str, None]] = {}  # as ordered sets
+    versions_now: dict[str, str] = {}
     for trial in done:
         folder = files.trial_folder(runs, trial.trial_id)
         evaluation = results.read_evaluation_result(folder.evaluation(trial.eval_id))
-        made = [results.read_trial_result(folder).provenance, evaluation.provenance]
-        changes = [code_changes(then, present) for then in made]
+        provenances = [results.read_trial_result(folder).provenance, evaluation.provenance]
+        changes = [find_code_changes(before, present) for before in provenances]
         count += any(changes)
-        for what, (before, after) in (item for each in changes for item in each.items()):
-            seen.setdefault(what, ({}, after))[0][before] = None
+        for library, (before, after) in (item for change in changes for item in change.items()):
+            versions_before.setdefault(library, {})[before] = None
+            versions_now[library] = after
     if count:
-        libraries = [f"{what} {' / '.join(then)} then, {after} now" for what, (then, after) in seen.items()]
-        ours = ["our code changed"] if "our code" in seen else []
-        said = "; ".join([text for text in libraries if not text.startswith("our code ")] + ours)
-        yield f"drift: {count} done trial{' was' if count == 1 else 's were'} made by other code ({said})"
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+        libraries = [
+            f"{library} {' / '.join(before)} then, {versions_now[library]} now"
+            for library, before in versions_before.items()
+            if library != OUR_CODE
+        ]
+        details = [*libraries, *(["our code changed"] if OUR_CODE in versions_before else [])]
+        yield f"drift: {count} done trial{' was' if count == 1 else 's were'} made by other code ({'; '.join(details)})"

@@ -258,8 +258,9 @@ def test_what_another_sweep_repaired_is_left_alone(tmp_path: Path) -> None:
     runs = tmp_path / "home" / "runs"
     assert run(runs, "one", 1).code == 0
     (trial,) = plan_of(runs, "one", 1).trials
-    assert trial_state.prepare(trial, trial_state.State("broken", "result.json is torn"), runs, retry=False) is None
-    assert trial_state.state_of(trial, runs).name == "done"
+    torn = trial_state.TrialState("broken", "result.json is torn")
+    assert trial_state.prepare_trial(trial, torn, runs, retry_failed=False) is None
+    assert trial_state.read_trial_state(trial, runs).name == "done"
 
 
 def test_a_forgotten_failure_has_all_its_attempts(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from sweep.plan.make import make_plan
 from sweep.plan.table import format_plan
 from sweep.resources.machine import Slot
 from sweep.store import sweep_file, trial_state
-from sweep.store.trial_state import State
+from sweep.store.trial_state import TrialState
 from sweep.trials import Plan, PlannedTrial
 
 ROOT = Path(__file__).parents[2]
@@ -484,7 +484,7 @@ def test_a_finished_sweep_run_again_changes_no_file(tmp_path: Path) -> None:
         finish(tmp_path, trial)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     sweep_file.record_sweep(plan, tmp_path, "s", "the same command, spelt otherwise", None)
-    assert trial_state.is_done(plan, trial_state.states(plan, tmp_path), tmp_path, "s")
+    assert trial_state.is_done(plan, trial_state.read_trial_states(plan, tmp_path), tmp_path, "s")
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 
@@ -494,9 +494,9 @@ def test_a_finished_sweep_run_again_changes_no_file(tmp_path: Path) -> None:
 CPU = Slot("cpu", None, "cpu", 16 << 30)
 
 
-def table(plan: Plan, runs: Path, *devices: Slot, notes: tuple[str, ...] = (), **states: State) -> list[str]:
+def table(plan: Plan, runs: Path, *devices: Slot, notes: tuple[str, ...] = (), **states: TrialState) -> list[str]:
     """The lines of the plan's table; ``states`` by the trials' labels without blanks, else as the files say."""
-    found = trial_state.states(plan, runs)
+    found = trial_state.read_trial_states(plan, runs)
     by_label = {trial.label.replace(" ", "_").replace("=", ""): trial.key for trial in plan.trials}
     found |= {by_label[label]: state for label, state in states.items()}
     return format_plan(plan, runs, "s", found, notes, devices or [CPU]).splitlines()
@@ -529,11 +529,11 @@ def test_the_table_counts_each_state_once_and_says_why_rows_are_broken(tmp_path:
     lines = table(
         plan,
         tmp_path,
-        r1_attn_32bit=State("trained"),
-        r2_attn_32bit=State("done", settled=True),
-        r3_attn_32bit=State("diverged", "loss is nan", settled=True),
-        r4_attn_32bit=State("broken", "losses.jsonl was altered"),
-        r5_attn_32bit=State("oom", "no memory"),
+        r1_attn_32bit=TrialState("trained"),
+        r2_attn_32bit=TrialState("done", is_settled=True),
+        r3_attn_32bit=TrialState("diverged", "loss is nan", is_settled=True),
+        r4_attn_32bit=TrialState("broken", "losses.jsonl was altered"),
+        r5_attn_32bit=TrialState("oom", "no memory"),
     )
     assert lines[0] == "sweep s: 5 trials and 1 baseline of small; 3 to run, 1 done, 1 diverged, 1 broken"
     shown = [line.split()[5] for line in lines if " attn " in line and "q_proj" in line]
@@ -543,8 +543,8 @@ def test_the_table_counts_each_state_once_and_says_why_rows_are_broken(tmp_path:
 
 def test_a_failure_that_is_to_be_tried_again_is_to_run(tmp_path: Path) -> None:
     plan = planned(changed(launch__retry="failed"))
-    assert "; 2 to run, 0 done" in table(plan, tmp_path, r8_attn_32bit=State("timeout", settled=True))[0]
-    assert "; 1 to run, 1 done" in table(plan, tmp_path, r8_attn_32bit=State("done", settled=True))[0]
+    assert "; 2 to run, 0 done" in table(plan, tmp_path, r8_attn_32bit=TrialState("timeout", is_settled=True))[0]
+    assert "; 1 to run, 1 done" in table(plan, tmp_path, r8_attn_32bit=TrialState("done", is_settled=True))[0]
 
 
 def test_wrong_points_are_rows_after_the_trials_and_their_reasons_stand_below(tmp_path: Path) -> None:
@@ -576,7 +576,7 @@ def test_a_trial_that_does_not_fit_is_marked(tmp_path: Path) -> None:
         plan,
         tmp_path,
         dataclasses.replace(CPU, memory_bytes=64 << 20),
-        **{trials(plan)[1].label.replace(" ", "_").replace("=", ""): State("done", settled=True)},
+        **{trials(plan)[1].label.replace(" ", "_").replace("=", ""): TrialState("done", is_settled=True)},
     )
     assert "not fit" not in "".join(done), "it did fit"
     silent = dataclasses.replace(CPU, memory_bytes=None)
@@ -636,7 +636,7 @@ def test_a_device_that_is_not_there_is_refused_with_the_plan(tmp_path: Path) -> 
     with pytest.raises(
         Refused, match=r"^launch\.devices = \[3\]: this machine has no accelerator; allowed: auto, cpu$"
     ):
-        format_plan(plan, tmp_path, "s", trial_state.states(plan, tmp_path))
+        format_plan(plan, tmp_path, "s", trial_state.read_trial_states(plan, tmp_path))
 
 
 def test_a_long_list_of_modules_is_cut_in_the_table(tmp_path: Path) -> None:

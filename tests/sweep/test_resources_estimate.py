@@ -23,7 +23,7 @@ from sweep.resources.estimate import (
     list_remaining_trials,
     read_finished_trials,
 )
-from sweep.store.trial_state import State
+from sweep.store.trial_state import TrialState
 from sweep.trials import Key, Plan, PlannedTrial
 
 FACTS = Facts(
@@ -47,12 +47,12 @@ def planned(name: str, kind: str = "trial", params: int = 1000, **settings: Any)
     )
 
 
-def plan_of(*trials: PlannedTrial, **states: str) -> tuple[Plan, dict[Key, State]]:
+def plan_of(*trials: PlannedTrial, **states: str) -> tuple[Plan, dict[Key, TrialState]]:
     """The plan, and each trial's state by its name: new unless said otherwise."""
     settled = ("done", "diverged", "timeout")
     plan = Plan(list(trials), [trial.key for trial in trials], [])
     names = {trial.key: states.get(trial.label, "new") for trial in trials}
-    return plan, {key: State(name, settled=name in settled) for key, name in names.items()}
+    return plan, {key: TrialState(name, is_settled=name in settled) for key, name in names.items()}
 
 
 # --- what is left --------------------------------------------------------------------------------------------------

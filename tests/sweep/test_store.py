@@ -24,8 +24,8 @@ def run(trial: PlannedTrial, runs: Path, stages: list[str] | None = None) -> str
 
 
 def state(trial: PlannedTrial, runs: Path) -> tuple[str, bool]:
-    found = trial_state.state_of(trial, runs)
-    return found.name, found.settled
+    found = trial_state.read_trial_state(trial, runs)
+    return found.name, found.is_settled
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_is_tried_again(status: str, settled: bool, plan: Plan, tmp_path: P
     trial = plan.trials[0]
     ids = {"trial_id": trial.trial_id, "eval_id": trial.eval_id, "kind": "trial"}
     results.write_failure(tmp_path, ids, dataclasses.asdict(trial.config), {}, status, "why")
-    assert trial_state.state_of(trial, tmp_path) == trial_state.State(status, "why", settled)
+    assert trial_state.read_trial_state(trial, tmp_path) == trial_state.TrialState(status, "why", settled)
 
 
 FILES = ["result.json", "config.json", "losses.jsonl", "adapter/adapter.bin"]
@@ -91,17 +91,17 @@ def test_a_file_that_is_not_as_it_was_written_is_moved_aside_and_its_trial_runs_
     good = {file: (folder.path / file).read_bytes() for file in FILES}
     harm(folder.path / name)
     if harm is Path.unlink and name.endswith("result.json"):  # gone is not altered: the stage just runs again
-        assert not trial_state.state_of(trial, tmp_path).settled
+        assert not trial_state.read_trial_state(trial, tmp_path).is_settled
         return
-    before = trial_state.state_of(trial, tmp_path)
+    before = trial_state.read_trial_state(trial, tmp_path)
     assert before.name == "broken"
-    assert str(before.why).startswith(Path(name).name if "evals" in name else name)
-    said = trial_state.prepare(trial, before, tmp_path, retry=False)
-    assert str(before.why) in str(said)
+    assert str(before.reason).startswith(Path(name).name if "evals" in name else name)
+    said = trial_state.prepare_trial(trial, before, tmp_path, retry_failed=False)
+    assert str(before.reason) in str(said)
     (kept,) = [path for path in (tmp_path / "quarantine").iterdir() if path.is_dir()]
     assert str(kept.relative_to(tmp_path)) in str(said)
     assert folder.result.exists() == name.startswith("evals"), "an evaluation's harm costs no training"
-    assert json.loads(kept.with_name(f"{kept.name}.json").read_text())["why"] == before.why
+    assert json.loads(kept.with_name(f"{kept.name}.json").read_text())["why"] == before.reason
     assert run(trial, tmp_path) == "complete"
     assert state(trial, tmp_path) == ("done", True)
     assert {file: (folder.path / file).read_bytes() for file in FILES} == good
@@ -114,7 +114,7 @@ def test_a_number_that_was_edited_is_seen(plan: Plan, tmp_path: Path) -> None:
     value = json.loads(path.read_text())
     value["metrics"]["quality"] += 1
     path.write_text(json.dumps(value, indent=1))
-    assert trial_state.state_of(trial, tmp_path).why == "result.json was altered"
+    assert trial_state.read_trial_state(trial, tmp_path).reason == "result.json was altered"
 
 
 def test_an_evaluation_of_another_adapter_is_moved_aside(plan: Plan, tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_an_evaluation_of_another_adapter_is_moved_aside(plan: Plan, tmp_path: P
     files.write_atomic(folder.adapter / "adapter.bin", b"as another machine would have trained it")
     hashes = files.file_hashes(folder.path, value["files"])
     results.write_result(folder.result, {**{k: v for k, v in value.items() if k != "seal"}, "files": hashes})
-    found = trial_state.state_of(trial, tmp_path)
-    assert (found.name, found.why) == ("broken", "its evaluation is of another adapter")
-    trial_state.prepare(trial, found, tmp_path, retry=False)
+    found = trial_state.read_trial_state(trial, tmp_path)
+    assert (found.name, found.reason) == ("broken", "its evaluation is of another adapter")
+    trial_state.prepare_trial(trial, found, tmp_path, retry_failed=False)
     assert state(trial, tmp_path) == ("trained", False)
     assert folder.adapter.exists()
 
@@ -151,7 +151,7 @@ def test_two_quarantines_of_one_trial_keep_both(plan: Plan, tmp_path: Path) -> N
     for _ in range(2):
         run(trial, tmp_path)
         tear(files.trial_folder(tmp_path, trial.trial_id).result)
-        trial_state.prepare(trial, trial_state.state_of(trial, tmp_path), tmp_path, retry=False)
+        trial_state.prepare_trial(trial, trial_state.read_trial_state(trial, tmp_path), tmp_path, retry_failed=False)
     assert len([path for path in (tmp_path / "quarantine").iterdir() if path.is_dir()]) == 2
 
 
@@ -160,7 +160,10 @@ def test_a_trial_that_somebody_runs_is_left_alone(plan: Plan, tmp_path: Path) ->
     run(trial, tmp_path)
     tear(files.trial_folder(tmp_path, trial.trial_id).result)
     with claim(files.trial_lock(tmp_path, trial.trial_id)):
-        assert trial_state.prepare(trial, trial_state.state_of(trial, tmp_path), tmp_path, retry=True) is None
+        assert (
+            trial_state.prepare_trial(trial, trial_state.read_trial_state(trial, tmp_path), tmp_path, retry_failed=True)
+            is None
+        )
     assert not (tmp_path / "quarantine").exists()
 
 
@@ -171,7 +174,7 @@ def test_retry_forgets_a_failure_and_its_deaths_and_no_result(plan: Plan, tmp_pa
     results.write_failure(tmp_path, ids, dataclasses.asdict(failed.config), {}, "killed", "why")
     files.append_line(files.trial_folder(tmp_path, failed.trial_id).setbacks, {"how": "death"})
     for trial in plan.trials:
-        trial_state.prepare(trial, trial_state.state_of(trial, tmp_path), tmp_path, retry=True)
+        trial_state.prepare_trial(trial, trial_state.read_trial_state(trial, tmp_path), tmp_path, retry_failed=True)
     assert state(done, tmp_path) == ("done", True)
     assert state(failed, tmp_path) == ("new", False)
     assert not files.trial_folder(tmp_path, failed.trial_id).setbacks.exists()

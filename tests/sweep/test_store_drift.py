@@ -12,7 +12,7 @@ from lora_sweep.config.schema import Config, Data, Model
 from lora_sweep.runs import files, results
 from lora_sweep.runs.records import Provenance
 from sweep.store import drift, trial_state
-from sweep.store.drift import drift_notes
+from sweep.store.drift import format_drift_notes
 from sweep.store.sweep_file import record_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +55,8 @@ def finish(runs: Path, done: Any, made: Json | None = None, evaluated: Json | No
 
 def notes(plan: Any, runs: Path, now: Json = NOW) -> list[str]:
     written = {each.key: files.trial_folder(runs, each.trial_id).result.exists() for each in plan.trials}
-    states = {key: trial_state.State("done" if known else "new") for key, known in written.items()}
-    return drift_notes(plan, states, runs, "s", now)
+    states = {key: trial_state.TrialState("done" if known else "new") for key, known in written.items()}
+    return format_drift_notes(plan, states, runs, "s", now)
 
 
 def sweep_of(runs: Path) -> Json:
@@ -135,21 +135,23 @@ def test_done_trials_of_other_versions_and_other_code_are_counted_once_each(tmp_
 
 def test_only_what_both_sides_know_is_compared() -> None:
     now = Provenance.from_json(NOW)
-    assert drift.code_changes(Provenance(), now) == drift.code_changes(now, Provenance()) == {}
-    assert drift.code_changes(Provenance(versions={"trl": "1"}, code="c0de"), now) == {}
-    assert drift.code_changes(Provenance(device="cpu"), now) == {"our code": ("not recorded", "c0de")}
-    assert drift.code_changes(now, Provenance(versions=now.versions)) == {}
+    assert drift.find_code_changes(Provenance(), now) == drift.find_code_changes(now, Provenance()) == {}
+    assert drift.find_code_changes(Provenance(versions={"trl": "1"}, code="c0de"), now) == {}
+    assert drift.find_code_changes(Provenance(device="cpu"), now) == {"our code": ("not recorded", "c0de")}
+    assert drift.find_code_changes(now, Provenance(versions=now.versions)) == {}
 
 
 def test_now_is_this_process_where_it_is_not_given(tmp_path: Path) -> None:
     from lora_sweep.runs.provenance import made_with
 
     plan = plan_of(trial("a"))
-    states = {("a", "e"): trial_state.State("done")}
+    states = {("a", "e"): trial_state.TrialState("done")}
     finish(tmp_path, plan.trials[0], made_with())
-    assert drift_notes(plan, states, tmp_path, "s") == []
+    assert format_drift_notes(plan, states, tmp_path, "s") == []
     finish(tmp_path, plan.trials[0], {**made_with(), "code": "0ld"})
-    assert drift_notes(plan, states, tmp_path, "s") == ["drift: 1 done trial was made by other code (our code changed)"]
+    assert format_drift_notes(plan, states, tmp_path, "s") == [
+        "drift: 1 done trial was made by other code (our code changed)"
+    ]
 
 
 def test_a_thousand_finished_trials_take_no_time(tmp_path: Path) -> None:
@@ -164,9 +166,9 @@ def test_a_thousand_finished_trials_take_no_time(tmp_path: Path) -> None:
         fingerprints = {"data": each.facts.data.fingerprint}
         folder.result.write_text(json.dumps({"status": "complete", "fingerprints": fingerprints}))
         folder.evaluation("e").result.write_text('{"status": "complete", "provenance": {"versions": {"python": "2"}}}')
-    states = {each.key: trial_state.State("done") for each in plan.trials}
+    states = {each.key: trial_state.TrialState("done") for each in plan.trials}
     started = time.perf_counter()
-    said = drift_notes(plan, states, tmp_path, "s", NOW)
+    said = format_drift_notes(plan, states, tmp_path, "s", NOW)
     assert time.perf_counter() - started < 1
     assert [line.split(" were")[0] for line in said] == ["drift: 500 finished rows", "drift: 500 done trials"]
 

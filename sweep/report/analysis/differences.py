@@ -8,7 +8,7 @@ from functools import partial
 
 from lora_sweep.runs.records import EvaluationResult, TrialRecord, TrialResult
 from sweep.report.analysis.load import Row, Sweep
-from sweep.store.drift import NOT_RECORDED, made_from
+from sweep.store.drift import NOT_RECORDED, list_row_sources
 from sweep.text import format_setting
 
 SOURCES = ("model ", "data ")  # how the names of what rows were made from begin
@@ -23,7 +23,7 @@ def differing(sweep: Sweep, rows: Iterable[Row]) -> dict[str, Marks]:
     for row, result in zip(sweep.rows, sweep.results, strict=True):
         if row["mark"] in wanted:
             values = [(name, _value(result, get)) for name, get in getters.items()]
-            for name, value in [*made_from(result.config, result.training).values(), *values]:
+            for name, value in [*list_row_sources(result.config, result.training).values(), *values]:
                 if value:
                     found.setdefault(name, {}).setdefault(value, []).append(row["mark"])
     return {name: marks for name, marks in found.items() if len(marks) > 1}

@@ -14,7 +14,7 @@ from lora_sweep.runs.results import load_record
 from lora_sweep.scoring.metrics import METRICS
 from sweep.report.analysis.configurations import Entry, fold
 from sweep.report.analysis.configurations import Row as Row  # re-exported: a row of the table
-from sweep.store.drift import row_drift
+from sweep.store.drift import find_row_drift
 from sweep.store.sweep_file import Sources, SweepEntry, load_sweep_file
 
 PENDING = "pending"  # shown while there is no outcome; no status of its own
@@ -81,7 +81,7 @@ def load_sweep(runs: Path, name: str) -> Sweep:
     made = Provenance.from_json(file.provenance)
     for row, entry, result in zip(rows, file.trials, results, strict=True):
         row["baseline"] = list(entry.baseline) if entry.baseline else None
-        row["drift"] = row_drift(result.config, result.training, result.evaluation, file.sources, made)
+        row["drift"] = find_row_drift(result.config, result.training, result.evaluation, file.sources, made)
     overrides = [entry.overrides or [] for entry in file.trials]
     return Sweep(
         name,

@@ -15,7 +15,7 @@ from sweep.report.analysis.differences import SOURCES, differing, makers
 from sweep.report.analysis.load import PENDING, Row, Sweep, is_other
 from sweep.report.formats.cells import interval, is_complete, is_failed, metric, row_name
 from sweep.statistics.estimates import Estimate
-from sweep.store.drift import from_what
+from sweep.store.drift import describe_other_sources
 from sweep.text import count_noun, escape_controls, format_count
 
 SINGLE_SEED = "single seed: ranking not established"
@@ -150,7 +150,7 @@ def _noise(compared: Compared) -> str:
 
 def _left_out(rows: list[Row]) -> list[str]:
     """``2 rows were made from other data and are not ranked.``"""
-    counts = Counter(from_what(row["drift"]) for row in rows)
+    counts = Counter(describe_other_sources(row["drift"]) for row in rows)
     verbs = {True: ("row was", "is"), False: ("rows were", "are")}
     words = ((count, *verbs[count == 1], what) for what, count in counts.items())
     return [f"{count} {rows_were} made from {what} and {are} not ranked." for count, rows_were, are, what in words]

@@ -8,7 +8,7 @@ from typing import Any
 from lora_sweep.runs.results import STATUSES
 from lora_sweep.scoring.metrics import METRICS, SCORER_METRICS
 from sweep.report.analysis.load import PENDING, Row, Sweep, extra_keys, is_other
-from sweep.store.drift import from_what
+from sweep.store.drift import describe_other_sources
 from sweep.text import (
     UNKNOWN,
     count_noun,
@@ -124,7 +124,9 @@ def cell(row: Row, key: str) -> str:
 def status(row: Row) -> str:
     """``complete, other data`` for a row that was made from other data than its sweep has now."""
     seeds = f"without {count_noun(row['missing_seeds'], 'seed')}" if row.get("missing_seeds") else ""
-    return ", ".join(part for part in (format_setting(row["status"]), seeds, from_what(row["drift"])) if part)
+    return ", ".join(
+        part for part in (format_setting(row["status"]), seeds, describe_other_sources(row["drift"])) if part
+    )
 
 
 def tone(row: Row) -> str:
