@@ -1,4 +1,4 @@
-"""Trials on one worker's straight line: outcomes, whatever happens, and files that can be used elsewhere."""
+"""Trials on a worker that trains models: outcomes, whatever happens, and files that can be used elsewhere."""
 
 import dataclasses
 import shutil
