@@ -1,0 +1,136 @@
+"""``python -m sweep [--runs DIR]``: the commands, and a line for each sweep of a runs folder. Writes no file."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lora_sweep.errors import EXIT_COMPLETE, Refused
+from lora_sweep.runs import files
+from lora_sweep.runs.records import read_number
+from lora_sweep.runs.results import read_evaluation_result
+from sweep.status.read import TrialStatus, read_trial_status
+from sweep.store.sweep_file import SweepFile, read_sweep_file, to_seconds
+from sweep.tables import Column, build_table, print_renderable
+from sweep.text import format_decimals
+
+COMMANDS = {
+    "lora_sweep.train": "run a sweep, or resume it, and write its report; with -m over several values",
+    "sweep.plan": "show the trials of such a command, and train nothing",
+    "sweep.status": "how far a sweep is",
+    "sweep.report": "the report of a sweep again, from its results",
+    "sweep.confirm": "train the best rows with more seeds, and score the winner on the test split",
+    "sweep.dashboard": "save a workspace and a report of a sweep in W&B",
+}
+OBJECTIVE = "quality"
+COLUMNS = (
+    Column("sweep"),
+    Column("started (UTC)"),
+    Column("trials", is_flexible=True),
+    Column("best row", is_flexible=True),
+    Column(OBJECTIVE, "right"),
+)
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """One sweep of a runs folder.
+
+    Attributes:
+        started: in seconds since 1970; minus infinity if it is unknown.
+        trials: how many trials have which status; or why the sweep's file cannot be read.
+        best: label of the recommended row, else of the row with the highest quality; None if no row is complete.
+        quality: of the best row.
+    """
+
+    name: str
+    started: float
+    trials: str
+    best: str | None = None
+    quality: float | None = None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the lists; returns the exit code 0."""
+    parser = argparse.ArgumentParser(prog="python -m sweep", description="List the commands and the sweeps.")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
+    runs = parser.parse_args(arguments).runs
+    print("Commands; each has --help:")
+    width = max(map(len, COMMANDS))
+    for module, description in COMMANDS.items():
+        print(f"  python -m {module:<{width}}  {description}")
+    summaries = list_summaries(runs)
+    print(f"\nSweeps in {runs}:" if summaries else f"\nNo sweeps in {runs}.")
+    if summaries:
+        print_renderable(build_table(COLUMNS, map(list_cells, summaries)))
+    return EXIT_COMPLETE
+
+
+def list_cells(summary: SweepSummary) -> list[str]:
+    """The cells of one line of the table; what is unknown is ``-``."""
+    started = "-"
+    if summary.started > 0:
+        started = datetime.fromtimestamp(summary.started, UTC).strftime("%Y-%m-%d %H:%M")
+    quality = "-" if summary.quality is None else format_decimals(summary.quality, 1)
+    return [summary.name, started, summary.trials, summary.best or "-", quality]
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def list_summaries(runs: Path) -> list[SweepSummary]:
+    """A summary of every sweep below ``runs``, the last started first."""
+    summaries = [summarize_sweep(runs, path.stem) for path in sorted((runs / "sweeps").glob("*.json"))]
+    return sorted(summaries, key=lambda summary: summary.started, reverse=True)
+
+
+def summarize_sweep(runs: Path, name: str) -> SweepSummary:
+    """A summary of one sweep. Never raises for a file that is torn, foreign or unreadable."""
+    try:
+        sweep = read_sweep_file(runs, name)
+    except Refused as refused:
+        return SweepSummary(name, to_seconds(None), str(refused))
+    except OSError as error:
+        return SweepSummary(name, to_seconds(None), f"its file cannot be read ({error.strerror})")
+    if sweep is None:
+        return SweepSummary(name, to_seconds(None), "its file is torn")
+    statuses = [read_trial_status(runs, entry) for entry in sweep.trials]
+    counts = Counter(trial.status for trial in statuses)
+    trials = ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "none"
+    best, quality = find_recommended(runs, name) or find_best(runs, sweep, statuses) or (None, None)
+    return SweepSummary(name, to_seconds(sweep.started), trials, best, quality)
+
+
+def find_recommended(runs: Path, name: str) -> tuple[str, float] | None:
+    """Label and quality of the row that report.json recommends."""
+    try:
+        report = files.read_json(files.report_folder(runs, name) / "report.json") or {}
+    except OSError:
+        return None
+    rows = report.get("rows")
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and row.get("mark") == report.get("recommended") and row.get("mark"):
+            quality = read_number(row.get(OBJECTIVE))
+            return None if quality is None else (str(row.get("label")), quality)
+    return None
+
+
+def find_best(runs: Path, sweep: SweepFile, statuses: list[TrialStatus]) -> tuple[str, float] | None:
+    """Label and quality of the complete trial with the highest quality."""
+
+    def read_qualities() -> Iterator[tuple[float, str]]:
+        for entry, trial in zip(sweep.trials, statuses, strict=True):
+            if entry.kind != "baseline" and trial.status == "complete":
+                evaluation = read_evaluation_result(files.trial_folder(runs, entry.trial_id).evaluation(entry.eval_id))
+                quality = evaluation.metrics.get(OBJECTIVE)
+                if quality is not None:
+                    yield quality, trial.label
+
+    quality, label = max(read_qualities(), default=(None, None))
+    return None if quality is None or label is None else (label, quality)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
