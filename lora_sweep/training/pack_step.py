@@ -133,31 +133,20 @@ def forward_backward(
         time_share: the part of the elapsed time that counts as this group's.
     """
     started, adapter_map = time.perf_counter(), adapter_map.select_thread()
-    members = find_members(group, trainings)
-    batch = concatenate_rows(  # T tokens, n of them with a label to predict
-        [micro_batch.make_member_rows() for micro_batch in group],
-        [micro_batch.training.member.train.loss_on for micro_batch in group],
-        device.type,
-        device.compute_dtype,
-    )
-    adapter_map.forget_matrices()
+    members, batch = find_members(group, trainings), lay_out_group(group, device)
+    dropout_keys = [micro_batch.dropout_key for micro_batch in group]
     tokens_by_member = spread_values(batch.segment_sizes, members, len(trainings))
-    adapter_map.draw_numbers = spread_values(
-        [micro_batch.dropout_key for micro_batch in group], members, len(trainings)
-    )
+    targets_by_member = spread_values(batch.target_counts, members, len(trainings))
+    adapter_map.forget_matrices()
+    adapter_map.draw_numbers = spread_values(dropout_keys, members, len(trainings))
     adapter_map.segment_sizes = tokens_by_member
     with use_layout(batch):
         outputs = base.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         states = outputs.last_hidden_state[0].index_select(0, batch.logit_positions)  # [1, T, hidden] -> [n, hidden]
-        adapter_map.segment_sizes = spread_values(
-            batch.target_counts, members, len(trainings)
-        )  # an adapted head sees n rows
-        loss, token_losses = compute_head_loss(
-            states, base.get_output_embeddings(), batch.target_ids, batch.target_weights
-        )  # [n]
-        adapter_map.segment_sizes = (
-            tokens_by_member  # gradient checkpointing computes the layers again in the backward pass
-        )
+        head = base.get_output_embeddings()
+        adapter_map.segment_sizes = targets_by_member  # the head sees only the n states
+        loss, token_losses = compute_head_loss(states, head, batch.target_ids, batch.target_weights)  # [], [n]
+        adapter_map.segment_sizes = tokens_by_member  # for gradient checkpointing: it computes the layers again
         torch.autograd.backward(loss)
     adapter_map.forget_input()
     wait_for_device(device)  # otherwise the next group would be charged for this one's time
@@ -168,6 +157,16 @@ def forward_backward(
         training = micro_batch.training
         training.loss = training.loss + micro_loss
         training.progress.train_seconds += seconds * tokens / sum(batch.segment_sizes)
+
+
+def lay_out_group(group: Sequence[MicroBatch], device: Device) -> FlatBatch:
+    """The rows of a group as one sequence of T tokens, n of them with a label to predict."""
+    return concatenate_rows(
+        [micro_batch.make_member_rows() for micro_batch in group],
+        [micro_batch.training.member.train.loss_on for micro_batch in group],
+        device.type,
+        device.compute_dtype,
+    )
 
 
 def find_members(group: Sequence[MicroBatch], trainings: Sequence[MemberTraining]) -> list[int]:
