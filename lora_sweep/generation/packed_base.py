@@ -42,7 +42,7 @@ def infer_with_adapters(
             base.set_attn_implementation(attention)
 
 
-def find_flat_layout_problem(base: PreTrainedModel, rows: Sequence[Example], device: Device) -> str | None:
+def find_ragged_batch_problem(base: PreTrainedModel, rows: Sequence[Example], device: Device) -> str | None:
     """The reason why packs cannot use ``base``, because it needs padded rows; None where they can.
 
     A model can have its own kind of attention, or compute more than one product between its last hidden states and its
@@ -51,7 +51,7 @@ def find_flat_layout_problem(base: PreTrainedModel, rows: Sequence[Example], dev
     pair = sorted(rows, key=lambda row: len(row.input_ids))[:2]
     prefix = measure_common_prefix(pair)
     try:
-        flat_logits = compute_flat_logits(base, pair, prefix, device)
+        ragged_logits = compute_ragged_logits(base, pair, prefix, device)
     except Exception as error:  # a model's own code can raise anything
         if is_out_of_memory(error):
             raise
@@ -61,14 +61,14 @@ def find_flat_layout_problem(base: PreTrainedModel, rows: Sequence[Example], dev
     expected = torch.cat([logits[0][:prefix], *(row_logits[prefix:] for row_logits in logits)]).float()  # [T, vocab]
     # Without each token's mean: a softmax does not change when all logits of a token move by the same amount.
     expected = expected - expected.mean(dim=1, keepdim=True)
-    difference = flat_logits - flat_logits.mean(dim=1, keepdim=True) - expected
+    difference = ragged_logits - ragged_logits.mean(dim=1, keepdim=True) - expected
     error_share = float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(expected))
     if error_share <= find_max_logit_error(base, device):
         return None
     return f"without padding its logits are {error_share:.1%} off"
 
 
-def compute_flat_logits(base: PreTrainedModel, rows: list[Example], prefix: int, device: Device) -> torch.Tensor:
+def compute_ragged_logits(base: PreTrainedModel, rows: list[Example], prefix: int, device: Device) -> torch.Tensor:
     """Logits [T, vocabulary] of rows that are laid out one after another, their common prefix once."""
     with infer_with_adapters(base, [], device):
         batch = concatenate_rows([MemberRows(rows, prefix, 1.0)], ["response"], device.type, device.compute_dtype)

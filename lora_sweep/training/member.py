@@ -240,5 +240,5 @@ class MicroBatch:
         return self.training.steps_done * len(rows) + first
 
     def make_member_rows(self) -> MemberRows:
-        """The rows for a flat sequence; their weight makes a step's loss the mean over its labelled tokens."""
+        """The rows for a ragged batch; their weight makes a step's loss the mean over its labelled tokens."""
         return MemberRows(self.rows, self.prefix_tokens, 1 / self.training.count_step_labels())

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_sweep.model.device import Device, read_free_memory, wait_for_device
 from lora_sweep.multi_lora.attention import use_layout
 from lora_sweep.multi_lora.head_loss import compute_head_loss
-from lora_sweep.multi_lora.layout import concatenate_rows
+from lora_sweep.multi_lora.layout import RaggedBatch, concatenate_rows
 from lora_sweep.multi_lora.segments import AdapterMap
 from lora_sweep.training.member import MemberTraining, MicroBatch
 from lora_sweep.training.step_modes import MEMBER_THREADS, MemberThreads
@@ -152,15 +152,19 @@ def forward_backward(
     wait_for_device(device)  # otherwise the next group would be charged for this one's time
     losses = torch.zeros(len(group), device=device.type)
     losses.index_add_(0, batch.target_members, token_losses * batch.target_weights)  # [n] -> [len(group)]
-    seconds = time_share * (time.perf_counter() - started)
-    for micro_batch, micro_loss, tokens in zip(group, losses, batch.segment_sizes, strict=True):
+    add_losses(group, losses, batch.segment_sizes, time_share * (time.perf_counter() - started))
+
+
+def add_losses(group: Sequence[MicroBatch], losses: torch.Tensor, tokens: Sequence[int], seconds: float) -> None:
+    """Add the losses [len(group)] and the time, divided by ``tokens``, to the next step of the group's members."""
+    for micro_batch, loss, micro_tokens in zip(group, losses, tokens, strict=True):
         training = micro_batch.training
-        training.loss = training.loss + micro_loss
-        training.progress.train_seconds += seconds * tokens / sum(batch.segment_sizes)
+        training.loss = training.loss + loss
+        training.progress.train_seconds += seconds * micro_tokens / sum(tokens)
 
 
-def lay_out_group(group: Sequence[MicroBatch], device: Device) -> FlatBatch:
-    """The rows of a group as one sequence of T tokens, n of them with a label to predict."""
+def lay_out_group(group: Sequence[MicroBatch], device: Device) -> RaggedBatch:
+    """The rows of a group as one ragged batch of T tokens, n of them with a label to predict."""
     return concatenate_rows(
         [micro_batch.make_member_rows() for micro_batch in group],
         [micro_batch.training.member.train.loss_on for micro_batch in group],

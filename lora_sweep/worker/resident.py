@@ -10,7 +10,7 @@ from lora_sweep.config.identity import canonical
 from lora_sweep.config.schema import Config, Data, Quant
 from lora_sweep.data.prompts import Example, make_examples
 from lora_sweep.data.splits import Splits, load_splits
-from lora_sweep.generation.packed_base import find_flat_layout_problem
+from lora_sweep.generation.packed_base import find_ragged_batch_problem
 from lora_sweep.messages import Reporter
 from lora_sweep.model.device import Device, reset_peak_memory
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer, stored_bits
@@ -59,7 +59,7 @@ class Resident:
         ``rows`` are what the base is tested with, once.
         """
         if self._pack_problem is None:
-            self._pack_problem = find_flat_layout_problem(self._base, rows, self.device) or ""
+            self._pack_problem = find_ragged_batch_problem(self._base, rows, self.device) or ""
         return self._pack_problem or None
 
     def detach_adapter(self, model: PeftModel) -> None:

@@ -15,7 +15,7 @@ from lora_sweep.config.schema import Data, Lora, Model, Quant, Train
 from lora_sweep.data.prompts import Example, make_examples
 from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import Diverged, Preempted
-from lora_sweep.generation.packed_base import find_flat_layout_problem
+from lora_sweep.generation.packed_base import find_ragged_batch_problem
 from lora_sweep.model.device import Device
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.model.sft_settings import make_sft_config
@@ -448,7 +448,7 @@ def test_trl_trains_a_base_with_dropout_or_a_short_attention_window(rows: Any) -
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_a_base_that_needs_padded_rows_is_detected(bits: int | None, rows: Any) -> None:
     base = load(bits)
-    assert find_flat_layout_problem(base, rows, HERE) is None
+    assert find_ragged_batch_problem(base, rows, HERE) is None
     head, forward = base.get_output_embeddings(), base.forward
 
     def scaled(*arguments: Any, **named: Any) -> Any:
@@ -457,7 +457,7 @@ def test_a_base_that_needs_padded_rows_is_detected(bits: int | None, rows: Any) 
         return outputs
 
     base.forward = scaled
-    assert "logits are" in (find_flat_layout_problem(base, rows, HERE) or "")
+    assert "logits are" in (find_ragged_batch_problem(base, rows, HERE) or "")
     del base.forward
     head.forward = lambda states: 1 / 0
-    assert find_flat_layout_problem(base, rows, HERE) == "ZeroDivisionError: division by zero"
+    assert find_ragged_batch_problem(base, rows, HERE) == "ZeroDivisionError: division by zero"
