@@ -7,6 +7,7 @@ the trial's own folder.
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +68,7 @@ class SweepFile:
     sources: Sources = field(default_factory=dict)
     trials: list[SweepEntry] = field(default_factory=list)
     split: str = "validation"
-    provenance: dict[str, Any] | None = None
+    provenance: Mapping[str, object] | None = None
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -149,13 +150,13 @@ def is_entry(value: Any) -> bool:
     return all(isinstance(part, str) and FOLDER_NAME.fullmatch(part) for part in ids)
 
 
-def parse_entry(value: dict[str, Any]) -> SweepEntry:
+def parse_entry(value: Mapping[str, object]) -> SweepEntry:
     """An element of ``trials`` for which :func:`is_entry` holds."""
     baseline = as_list(value.get("baseline"))
     overrides = value.get("overrides")
     return SweepEntry(
-        trial_id=value["trial_id"],
-        eval_id=value["eval_id"],
+        trial_id=str(value["trial_id"]),
+        eval_id=str(value["eval_id"]),
         kind=str(value.get("kind") or ""),
         label=str(value.get("label") or ""),
         baseline=(str(baseline[0]), str(baseline[1])) if len(baseline) == 2 else None,
@@ -197,7 +198,7 @@ def sweep_name(plan: Plan) -> str:
     )
 
 
-def record_sweep(plan: Plan, runs: Path, name: str, command: str, provenance: dict[str, Any] | None) -> None:
+def record_sweep(plan: Plan, runs: Path, name: str, command: str, provenance: Mapping[str, object] | None) -> None:
     """Write the sweep's file for this run of the plan. A name that was used before keeps its other trials.
 
     A trial that is evaluated anew is listed with its new evaluation only, because two evaluations cannot be ranked
@@ -263,9 +264,9 @@ def list_sources(plan: Plan) -> Sources:
     return {name: sorted(prints) for name, prints in fingerprints.items()}
 
 
-def to_json(sweep: SweepFile) -> dict[str, Any]:
+def to_json(sweep: SweepFile) -> dict[str, object]:
     """The sweep as its file holds it: what is unknown, and the usual split, are left out."""
-    content = {name: getattr(sweep, name) for name in ("name", "command", "started", "varied")}
+    content: dict[str, object] = {name: getattr(sweep, name) for name in ("name", "command", "started", "varied")}
     content["sources"] = {name: prints[0] if len(prints) == 1 else prints for name, prints in sweep.sources.items()}
     if sweep.split != "validation":
         content["split"] = sweep.split

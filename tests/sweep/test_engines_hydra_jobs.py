@@ -1,12 +1,17 @@
 """Hydra's other launchers: the same store, the same results, and nothing done twice."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn
+from support.scripted import plan_of
 
 from lora_sweep.runs import files
+from sweep.engines.hydra_jobs import HydraEngine
+from sweep.engines.pending import PendingTrial
 
 SMALL = ["model=tiny", "data=tiny", "train.max_steps=2", "eval.prompts=1", "eval.validation_rows=2"]
 COMMAND = [
@@ -31,6 +36,25 @@ def adapters(folder: Path) -> dict[str, str]:
 
 def snapshot(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_job_is_started_for_each_point_that_is_not_done_and_once(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "s", 4)
+    done, pending, same, waits = plan.trials
+    waits = dataclasses.replace(waits, baseline=pending.key)  # done itself, but its baseline is not
+    points = [done.key, pending.key, waits.key, pending.key]
+    overrides = {trial.key: [f"seed={number}"] for number, trial in enumerate(plan.trials)}
+    plan = dataclasses.replace(plan, trials=[done, pending, same, waits], points=points, overrides=overrides)
+    started: list[list[str]] = []
+
+    def start_jobs(jobs: list[list[str]]) -> list[JobReturn]:
+        started.extend(jobs)
+        return [JobReturn(overrides=job) for job in jobs]
+
+    engine = HydraEngine(start_jobs)
+    engine.run(plan, [PendingTrial(pending)], tmp_path, "s")
+    assert started == [["seed=1", "sweep_name=s"], ["seed=3", "sweep_name=s"]]
+    assert [job.overrides for job in engine.returns] == started
 
 
 @pytest.fixture(scope="module")

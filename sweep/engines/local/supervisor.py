@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lora_sweep.config.schema import Launch
+from lora_sweep.messages import Event
 from lora_sweep.runs import files
 from lora_sweep.runs.crash_points import crash_point
 from sweep.engines import policy
@@ -166,7 +166,7 @@ class Supervisor:
         for event in worker.read_events():
             self.handle_event(worker, event)
 
-    def handle_event(self, worker: WorkerProcess, event: dict[str, Any]) -> None:
+    def handle_event(self, worker: WorkerProcess, event: Event) -> None:
         """Handle one event, see ``lora_sweep.messages``."""
         key = str(event.get("trial_id")), str(event.get("eval_id"))
         pending, running, kind = worker.running.get(key), self.log.board.running.get(key), event.get("event")
@@ -177,7 +177,7 @@ class Supervisor:
             self.false_starts = 0
             self.log.append_event("start", pending.trial, worker=worker.number + 1, stages=pending.stages)
         elif kind == "phase" and running is not None:
-            running.phase, running.step, running.steps, running.loss = event["phase"], None, None, None
+            running.phase, running.step, running.steps, running.loss = str(event["phase"]), None, None, None
             worker.stage = "evaluate" if event["phase"] == "writing" else worker.stage
         elif kind == "step" and running is not None:
             for name in ("step", "steps", "loss", "tokens_per_second"):

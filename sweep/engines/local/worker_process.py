@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lora_sweep.messages import Job
+from lora_sweep.messages import Event, Job
 from lora_sweep.runs import files
 from sweep.engines.pending import PendingTrial
 from sweep.engines.policy import WorkerExit
@@ -86,14 +85,14 @@ class WorkerProcess:
             self.ending = True
             self.send_message({"end": True})
 
-    def send_message(self, message: dict[str, Any]) -> None:
+    def send_message(self, message: Mapping[str, object]) -> None:
         """Send one line of JSON, see ``lora_sweep.messages``."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: the orchestrator learns that from its exit code
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
 
-    def read_events(self) -> list[dict[str, Any]]:
+    def read_events(self) -> list[Event]:
         """The events that it sent since the last call. Does not wait."""
         while True:
             try:
@@ -104,7 +103,7 @@ class WorkerProcess:
                 break
             self.buffer += data
         *lines, self.buffer = self.buffer.split(b"\n")
-        events = []
+        events: list[Event] = []
         for line in lines:
             with contextlib.suppress(ValueError):
                 events.append(json.loads(line))
