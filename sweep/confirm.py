@@ -19,13 +19,13 @@ from lora_sweep.runs import results
 from sweep.engines.local.engine import LocalEngine
 from sweep.launch import launch
 from sweep.plan.make import make_plan
-from sweep.report.analysis.analysis import TEST_SUFFIX, Analysis, analyse
-from sweep.report.analysis.configurations import Entry
-from sweep.report.formats.cells import row_name
+from sweep.report.analysis.analyse import TEST_SUFFIX, Analysis, analyse_sweep
+from sweep.report.analysis.configurations import Configuration
+from sweep.report.formats.cells import name_row
 from sweep.report.write import write_report
 from sweep.store.sweep_file import find_newest_sweep, read_sweep_file
 from sweep.text import count_noun
-from sweep.trials import Key, Plan
+from sweep.trials import Plan
 
 SEEDS = 3  # of each tied row
 
@@ -61,92 +61,94 @@ def confirm(runs: Path, name: str, seeds: int) -> int:
     if tested is not None and tested.split != "test":
         what = f"is a sweep of its own, and its name is wanted for the test scores of {name}: rename it"
         raise Refused(f"sweep {name}{TEST_SUFFIX}", what)
-    analysis = analyse(runs, name)
+    analysis = analyse_sweep(runs, name)
     again = shlex.join(["python", "-m", "sweep.confirm", name, "--runs", str(runs), "--seeds", str(seeds)])
     while missing := missing_seeds(analysis, seeds):
-        listed = ", ".join(f"{row_name(entry.row)}: {count_noun(len(new), 'seed')} more" for entry, new in missing)
+        listed = ", ".join(f"{name_row(item.summary)}: {count_noun(len(new), 'seed')} more" for item, new in missing)
         print(f"tied with the best, and to be trained again: {listed}", flush=True)
         if not run(more_seeds(runs, analysis, missing), analysis.sweep.command, again):
             return EXIT_FAILED
-        analysis = analyse(runs, name)
-        if named(missing_seeds(analysis, seeds)) == named(missing):
+        analysis = analyse_sweep(runs, name)
+        if name_rows(missing_seeds(analysis, seeds)) == name_rows(missing):
             raise RuntimeError(f"no row of {name} has more seeds after training them")
     chosen = analysis.ranking.recommended
     if chosen is None:
         raise Refused(f"sweep {name}", analysis.ranking.text)
-    complete = score_on_test(runs, analysis, chosen.entry, again)
+    complete = score_on_test(runs, analysis, chosen.configuration, again)
     print(write_report(runs, name))
     return EXIT_COMPLETE if complete else EXIT_FAILED
 
 
-def named(missing: list[tuple[Entry, list[int]]]) -> list[tuple[str, list[int]]]:
-    """The same by the rows' names."""
-    return [(row_name(entry.row), seeds) for entry, seeds in missing]
+def name_rows(missing: list[tuple[Configuration, list[int]]]) -> list[tuple[str, list[int]]]:
+    """The same with the names of the rows, which stay the same when the sweep is analysed again."""
+    return [(name_row(configuration.summary), seeds) for configuration, seeds in missing]
 
 
-def missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Entry, list[int]]]:
-    """The tied rows with fewer than ``seeds`` complete trials, and the seeds to train each with: the smallest unused.
+def missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Configuration, list[int]]]:
+    """The tied configurations with fewer than ``seeds`` complete trials, each with the seeds to train it with.
 
-    A seed that diverged is passed over, what failed is tried again; a row of which as many seeds as asked for ended
-    without an adapter gets no more.
+    The seeds are the smallest unused ones. A seed that diverged is passed over, and a trial that failed is tried again.
+    A configuration gets no more seeds once as many as were asked for ended without an adapter.
     """
     missing = []
     for standing in analysis.ranking.tied:
-        rows = [analysis.sweep.rows[place] for place in standing.entry.places]
-        ended = {row["seed"] for row in rows if row["status"] in results.SETTLED}
+        summaries = [trial.summary for trial in standing.configuration.trials]
+        ended = {summary.seed for summary in summaries if summary.status in results.SETTLED}
         lost = len(ended) - standing.seeds
         wanted = 0 if lost >= seeds else max(0, seeds - standing.seeds)
         new = [seed for seed in range(2 * seeds + len(ended)) if seed not in ended][:wanted]
         if new:
-            missing.append((standing.entry, new))
+            missing.append((standing.configuration, new))
     return missing
 
 
-def more_seeds(runs: Path, analysis: Analysis, missing: list[tuple[Entry, list[int]]]) -> Plan:
+def more_seeds(runs: Path, analysis: Analysis, missing: list[tuple[Configuration, list[int]]]) -> Plan:
     """The plan of the sweep's complete trials and the further seeds.
 
     Raises:
-        Refused: the model or the data are others than the sweep's: its rows could not be compared with new ones.
+        Refused: the model or the data are not those of the sweep, so its rows could not be compared with new ones.
     """
     sweep = analysis.sweep
-    ranked = [each.entry for each in analysis.standings if each.tied is not None]
-    known = [place for entry in ranked for place in entry.places if sweep.rows[place]["status"] == "complete"]
-    configs = [recorded(runs, sweep.name, sweep.results[place].config) for place in known]
-    overrides = [sweep.overrides[place] for place in known]
-    for entry, seeds in missing:
-        place = entry.places[0]
-        config = recorded(runs, sweep.name, sweep.results[place].config)
-        typed = [each for each in sweep.overrides[place] if not each.startswith("seed=")]
+    ranked = [standing.configuration for standing in analysis.standings if standing.is_tied is not None]
+    trials = [trial for configuration in ranked for trial in configuration.trials if trial.summary.is_complete]
+    configs = [recorded(runs, sweep.name, trial.record.config) for trial in trials]
+    overrides = [trial.overrides for trial in trials]
+    for configuration, seeds in missing:
+        first = configuration.trials[0]
+        config = recorded(runs, sweep.name, first.record.config)
+        typed = [text for text in first.overrides if not text.startswith("seed=")]
         for seed in seeds:
             configs.append(dataclasses.replace(config, seed=seed))
             overrides.append([*typed, f"seed={seed}"] if typed else [])
     plan = make_plan(configs, strict=True)
-    same = [point == key_of(sweep.rows[place]) for point, place in zip(plan.points, known, strict=False)]
-    if not all(same):
-        what = "was made from another model or other data than are here now: run its command again before confirming it"
-        raise Refused(f"sweep {sweep.name}", what)
+    if any(point != trial.key for point, trial in zip(plan.points, trials, strict=False)):
+        reason = "was made from another model or other data than are here now: run its command again, then confirm it"
+        raise Refused(f"sweep {sweep.name}", reason)
     return dataclasses.replace(plan, overrides=dict(zip(plan.points, overrides, strict=True)))
 
 
-def score_on_test(runs: Path, analysis: Analysis, chosen: Entry, again: str) -> bool:
-    """Evaluate the chosen row, with every seed, on the test split; whether all of it is complete.
+def score_on_test(runs: Path, analysis: Analysis, chosen: Configuration, again: str) -> bool:
+    """Evaluate the chosen configuration, with every seed, on the test split; whether all of it is complete.
 
     Raises:
-        Refused: the test split was used for another row: a second look would be one of several, as on validation.
+        Refused: the test split was used for another row. A second look would make it a validation split.
     """
     sweep, name = analysis.sweep, f"{analysis.sweep.name}{TEST_SUFFIX}"
-    places = [place for place in chosen.places if sweep.rows[place]["status"] == "complete"]
-    rows = [sweep.rows[place] for place in places]
-    if not sweep.results[places[0]].training.data.test_rows:
+    trials = [trial for trial in chosen.trials if trial.summary.is_complete]
+    if not trials[0].record.training.data.test_rows:
         print("the data has no test split (data.test_fraction=0), so nothing is scored on one")
         return True
     before = read_sweep_file(runs, name)
     tested = {entry.trial_id for entry in before.trials if entry.kind == "trial"} if before else set()
-    if tested and not tested & {row["trial_id"] for row in rows}:
-        other = next((row_name(row) for row in sweep.rows if row["trial_id"] in tested), "a row that is gone")
-        what = f"was scored for {other}, and is read once; the recommendation is {row_name(chosen.row)} now"
-        raise Refused(f"the test split of sweep {sweep.name}", what)
-    configs = [recorded(runs, name, sweep.results[place].config) for place in places]
+    if tested and not tested & {trial.summary.trial_id for trial in trials}:
+        rows = [trial.summary for trial in sweep.trials if trial.summary.trial_id in tested]
+        other = name_row(rows[0]) if rows else "a row that the sweep no longer has"
+        reason = (
+            f"was used to score {other}, and it is scored only once; now the recommendation is "
+            f"{name_row(chosen.summary)}"
+        )
+        raise Refused(f"the test split of sweep {sweep.name}", reason)
+    configs = [recorded(runs, name, trial.record.config) for trial in trials]
     configs = [dataclasses.replace(c, eval=dataclasses.replace(c.eval, split="test")) for c in configs]
     return run(make_plan(configs, strict=True), sweep.command, again)
 
@@ -164,10 +166,6 @@ def run(plan: Plan, command: str, again: str) -> bool:
 def recorded(runs: Path, name: str, config: dict[str, Any]) -> Config:
     """A trial's configuration as it was recorded, as one of the sweep ``name``."""
     return dataclasses.replace(config_from_json(config), runs_dir=str(runs), sweep_name=name)
-
-
-def key_of(row: dict[str, Any]) -> Key:
-    return row["trial_id"], row["eval_id"]
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED, Refused
 from lora_sweep.tracking.run import is_logged_in
 from lora_sweep.tracking.tables import COSTS, make_charts
 from lora_sweep.tracking.values import shorten_error
-from sweep.report.analysis.analysis import Analysis, analyse
-from sweep.report.analysis.load import dig
-from sweep.report.formats.page_data import page_data
+from sweep.report.analysis.analyse import Analysis, analyse_sweep
+from sweep.report.analysis.configurations import look_up
+from sweep.report.formats.page_data import write_page_data
 from sweep.store.sweep_file import find_newest_sweep
 
 MAX_RUNS = 100  # drawn in one panel; W&B's own limit is 10
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         name = given.name or find_newest_sweep(given.runs)
         check_sweep_name(name)
-        analysis = analyse(given.runs, name)
+        analysis = analyse_sweep(given.runs, name)
         entity, project = place_of(analysis, given.entity, given.project)
         if given.dry_run:
             print(json.dumps(as_json(analysis, entity or "", project), indent=1, default=str))
@@ -52,9 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def place_of(analysis: Analysis, entity: str | None, project: str | None) -> tuple[str | None, str]:
     """W&B's entity and project: as given, else those of the sweep's trials."""
-    configs = [result.config for result in analysis.sweep.results]
-    entities = [found for config in configs if isinstance(found := dig(config, "tracking.entity"), str)]
-    projects = [found for config in configs if isinstance(found := dig(config, "tracking.project"), str)]
+    configs = [trial.record.config for trial in analysis.sweep.trials]
+    entities = [found for config in configs if isinstance(found := look_up(config, "tracking.entity"), str)]
+    projects = [found for config in configs if isinstance(found := look_up(config, "tracking.project"), str)]
     return entity or next(iter(entities), None), project or next(iter(projects), Tracking().project)
 
 
@@ -170,7 +170,7 @@ def panels_of(analysis: Analysis) -> dict[str, list[Any]]:
             chart_fields={"label": chart.columns[0], "value": chart.columns[1]},
             chart_strings={"title": chart.title},
         )
-        for chart in make_charts(page_data(analysis)[0])
+        for chart in make_charts(write_page_data(analysis)[0])
         if chart.kind == "bar"
     ]
     sections = {

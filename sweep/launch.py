@@ -135,13 +135,14 @@ def mirror_sweep(plan: Plan, runs: Path, name: str, command: str) -> None:
         return
     settings = plan.trials[0].config.tracking
     if settings.backend != "none":
-        from sweep.report.analysis.analysis import analyse
-        from sweep.report.formats.page_data import page_data
+        from sweep.report.analysis.analyse import analyse_sweep
+        from sweep.report.formats.json_file import rows_to_json
+        from sweep.report.formats.page_data import write_page_data
         from sweep.report.write import write_report
 
         write_report(runs, name)  # its files are an artifact of the run
-        analysis = analyse(runs, name)
-        rows, charts = analysis.sweep.rows, page_data(analysis)[0]
+        analysis = analyse_sweep(runs, name)
+        rows, charts = rows_to_json(analysis), write_page_data(analysis)[0]
         log_sweep(settings, runs, name=name, command=command, rows=rows, charts=charts)
     files.append_event(runs, name, "mirrored")
 

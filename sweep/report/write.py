@@ -1,39 +1,44 @@
-"""A sweep's results as a table, a page and a CSV: a pure function of the result files.
+"""Write a sweep's report: a pure function of the files of its trials.
 
-    table         the files as rows                    analysis   all of it, computed once
-    entries       rows that differ in their seed       html       report.html, with page_data and page/
-    standing      entries compared                     markdown   report.md
-    ranking       which one to use                     csv_file   report.csv
-    effects       what each factor changes             json_file  report.json
-    observations  the same in sentences                terminal   what a terminal prints
-    differences   where rows differ unasked            png        charts as files
-    overview      what is true of the sweep            show       how a value is written
-    texts         what the rows wrote                  commands   what to type next
-    votes         what people found better             comparisons  every comparison as a table
+The same files give the same bytes: there is no clock, no path of a machine, and no order but the sweep's own.
 
-The same files give the same bytes: no clock, no machine's path, no order but the sweep's own.
+    analysis/  the numbers            load            the files as trials
+                                      configurations  trials that differ only in their seed, as one
+                                      comparison      configurations compared
+                                      ranking         which one to use
+                                      effects         what each factor changes
+                                      observations    the same in sentences
+                                      differences     where rows differ though nobody varied it
+                                      overview        what is true of the whole sweep
+                                      texts           what the rows wrote
+                                      votes           which texts people found better
+                                      rows            the rows of the tables
+                                      analyse         all of it, computed once
+    formats/   one file each          markdown, csv_file, json_file, html (with page_data), terminal, png/
+               shared by them         columns, summary, cells, comparison_table, commands
+    page/      the page's template, styles and scripts
 """
 
 from pathlib import Path
 
 from lora_sweep.runs.files import report_folder, write_atomic
-from sweep.report.analysis.analysis import analyse
+from sweep.report.analysis.analyse import analyse_sweep
 from sweep.report.analysis.texts import SHARDS
-from sweep.report.formats.csv_file import csv_text
-from sweep.report.formats.html import context, page_text
-from sweep.report.formats.json_file import json_text
-from sweep.report.formats.markdown import markdown_text
-from sweep.report.formats.page_data import page_data
-from sweep.report.formats.terminal import terminal_text
+from sweep.report.formats.csv_file import write_csv
+from sweep.report.formats.html import make_context, render_page
+from sweep.report.formats.json_file import write_json_report
+from sweep.report.formats.markdown import write_markdown
+from sweep.report.formats.page_data import write_page_data
+from sweep.report.formats.terminal import write_terminal
 
 FILES = ("report.md", "report.csv", "report.json", "report.html")
 
 
 def write_report(runs: Path, name: str, png: bool = False) -> str:
-    """Write a sweep's report files; a file that is equal already stays untouched.
+    """Write a sweep's report files. A file whose content is the same stays untouched.
 
     Args:
-        png: also the main charts as pictures, in the folder ``report-png``.
+        png: also write the main charts as pictures, into the folder ``report-png``.
 
     Returns:
         What to print: the table, what to use, and where the files are.
@@ -41,27 +46,28 @@ def write_report(runs: Path, name: str, png: bool = False) -> str:
     Raises:
         Refused: there is no such sweep.
     """
-    analysis = analyse(runs, name)
+    analysis = analyse_sweep(runs, name)
     folder = report_folder(runs, name)
-    data, beside = page_data(analysis)
-    texts = (markdown_text(analysis), csv_text(analysis), json_text(analysis), page_text(context(analysis), data))
-    for file, text in [*zip(FILES, texts, strict=True), *beside.items()]:
+    data, shards = write_page_data(analysis)
+    page = render_page(make_context(analysis), data)
+    texts = (write_markdown(analysis), write_csv(analysis), write_json_report(analysis), page)
+    for file, text in [*zip(FILES, texts, strict=True), *shards.items()]:
         content = text.encode()
         path = folder / file
         if not path.exists() or path.read_bytes() != content:
             write_atomic(path, content)
     for stale in (folder / SHARDS).glob("*.js"):
-        if f"{SHARDS}/{stale.name}" not in beside:
+        if f"{SHARDS}/{stale.name}" not in shards:
             stale.unlink()
     paths = [folder / file for file in FILES]
     if png:
-        from sweep.report.formats.png import write_pngs  # imports matplotlib: half a second
+        from sweep.report.formats.png import write_pngs  # here, because importing matplotlib takes half a second
 
         paths += write_pngs(data, folder / "report-png")
-    return "\n".join([terminal_text(analysis), "", *map(_short, paths)])
+    return "\n".join([write_terminal(analysis), "", *map(shorten_path, paths)])
 
 
-def _short(path: Path) -> str:
-    """``path`` from the current folder where it is below it, else as it was given."""
+def shorten_path(path: Path) -> str:
+    """``path`` from the current folder where it lies below it, else as it was given."""
     resolved, here = path.resolve(), Path.cwd().resolve()
     return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(path)

@@ -19,7 +19,7 @@ from lora_sweep.data.sources import make_tiny_records
 from lora_sweep.data.splits import load_splits
 from lora_sweep.errors import EXIT_INTERRUPTED
 from lora_sweep.runs import files, results
-from sweep.report.analysis.comparison import baseline_of
+from sweep.report.analysis.comparison import find_baseline
 from sweep.report.analysis.load import load_sweep
 
 SMOKE = [sys.executable, "-m", "lora_sweep.train", "experiment=smoke"]
@@ -295,11 +295,11 @@ def test_each_model_is_compared_with_its_own_baseline(tmp_path: Path, tiny_folde
     named = {tuple(entry["baseline"]) for entry in sweep["trials"] if entry["kind"] == "trial"}
     assert named == {(e["trial_id"], e["eval_id"]) for e in sweep["trials"] if e["kind"] == "baseline"}
     loaded = load_sweep(tmp_path / "runs", "models")
-    for row in loaded.rows:
-        if row["kind"] == "trial":
-            baseline = baseline_of(loaded, row)
+    for trial in loaded.trials:
+        if not trial.summary.is_baseline:
+            baseline = find_baseline(loaded, trial)
             assert baseline is not None
-            assert baseline["base"] == row["base"]
+            assert baseline.summary.base == trial.summary.base
     assert "smollm2_demo" not in (tmp_path / "runs/sweeps/models/report.md").read_text()
 
 

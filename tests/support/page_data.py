@@ -4,6 +4,7 @@ import math
 import random
 from typing import Any
 
+from sweep.report.formats.columns import find_column
 from sweep.text import format_bytes, format_millions
 
 Json = dict[str, Any]
@@ -252,9 +253,18 @@ def _spans(rows: list[Json]) -> list[Json]:
 
 def example_context(data: Json) -> Json:
     """What the template reads, made from the page's data."""
-    columns = {"mark": "row", "r": "r", "targets": "targets", "bits": "base bits", "quality": "quality"}
-    columns |= {"validation_loss": "validation loss", "trainable_params": "trainable", "train_seconds": "train s"}
-    columns |= {"peak_memory_bytes": "peak memory", "verdict": "verdict", "status": "status"}
+    columns = [
+        "mark",
+        "r",
+        "targets",
+        "bits",
+        "quality",
+        "validation_loss",
+        "trainable_params",
+        "train_seconds",
+        "peak_memory_bytes",
+    ]
+    columns += ["verdict", "status"]
     named = [{**_named(row), "cells": [_shown(row["quality"]), _shown(row["validation_loss"])]} for row in data["rows"]]
     failures = [row for row in named if row["tone"] == "bad"]
     reason = f"loss is nan at step 7 {HOSTILE if data['name'] == HOSTILE else ''}"
@@ -278,18 +288,9 @@ def example_context(data: Json) -> Json:
             ("The references themselves", "97.1", "the top of the scale"),
             ("Trials complete", "7 of 8", "1 diverged"),
         ],
-        "columns": list(columns.items()),
-        "numeric": (
-            "r",
-            "bits",
-            "quality",
-            "validation_loss",
-            "trainable_params",
-            "train_seconds",
-            "peak_memory_bytes",
-        ),
-        "drawn": (20, 45),
-        "rows": [_table_row(row, list(columns)) for row in data["rows"]],
+        "columns": [find_column(key) for key in columns],
+        "bar_range": (20, 45),
+        "rows": [_table_row(row, columns) for row in data["rows"]],
         "metrics": [("quality", "how near the text is to its reference, higher is better"), ("validation_loss", "")],
         "metric_rows": named,
         "reference_cells": ["97.1", "–"],

@@ -12,7 +12,7 @@ from test_report_ranking import grid, seeded
 from lora_sweep.errors import EXIT_REFUSED
 from lora_sweep.runs.files import sweep_file, trial_folder, write_json
 from sweep.confirm import main, missing_seeds
-from sweep.report.analysis.analysis import analyse
+from sweep.report.analysis.analyse import analyse_sweep
 from sweep.store.sweep_file import find_newest_sweep
 
 SMALL = ["model=tiny", "data=tiny", "tracking=none", "sweep_name=s", "eval.prompts=4", "eval.max_new_tokens=8"]
@@ -30,16 +30,16 @@ def test_tied_rows_get_more_seeds_and_the_chosen_one_is_scored_on_the_test_split
     assert done.returncode == 0, done.stdout + done.stderr
     assert "single seed: ranking not established" in done.stdout
     runs = tmp_path / "runs"
-    before = analyse(runs, "s")
+    before = analyse_sweep(runs, "s")
     assert len(before.ranking.tied) == 2  # two steps of a random model: nothing to tell them by
 
     done = run(tmp_path, "sweep.confirm", "--seeds", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    after = analyse(runs, "s")
-    assert [each.row["seed"] for each in after.standings[1:]] == [[0, 1], [0, 1]]
+    after = analyse_sweep(runs, "s")
+    assert [each.summary.seed for each in after.standings[1:]] == [[0, 1], [0, 1]]
     assert "single seed" not in done.stdout.split("s-test")[-1]
     assert after.test is not None
-    assert after.test.mark == after.ranking.recommended.row["mark"]  # type: ignore[union-attr]
+    assert after.test.mark == after.ranking.recommended.summary.mark  # type: ignore[union-attr]
     assert after.test.text in " ".join(done.stdout.split())
     assert json.loads((runs / "sweeps/s/report.json").read_text())["test"]["mark"] == after.test.mark
     prompts = {path.read_text() for path in runs.glob("trials/*/evals/*/generations.jsonl")}
@@ -47,7 +47,7 @@ def test_tied_rows_get_more_seeds_and_the_chosen_one_is_scored_on_the_test_split
     assert asked == {"validation", "test", "fixed"}
     assert json.loads(sweep_file(runs, "s").read_text())["command"] == before.sweep.command  # which still goes on
     assert find_newest_sweep(runs) == "s"
-    confirmed = [row for row in after.sweep.overrides if "seed=1" in row]
+    confirmed = [trial for trial in after.sweep.trials if "seed=1" in trial.overrides]
     assert len(confirmed) == 2
 
     files = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
@@ -59,7 +59,7 @@ def test_tied_rows_get_more_seeds_and_the_chosen_one_is_scored_on_the_test_split
 def test_the_missing_seeds_are_the_smallest_that_a_tied_row_has_not(tmp_path: Path) -> None:
     analysis = grid(tmp_path, effect=6.0)
     missing = missing_seeds(analysis, 3)
-    assert {entry.row["targets"] for entry, _ in missing} == {"all_linear"}
+    assert {configuration.summary.targets for configuration, _ in missing} == {"all_linear"}
     assert [seeds for _, seeds in missing] == [[1, 2]] * 4
     assert missing_seeds(analysis, 1) == []
 
@@ -68,8 +68,8 @@ def test_a_second_choice_is_not_scored_on_a_test_split_that_was_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analysis = grid(tmp_path)
-    other = analysis.sweep.rows[3]
-    entry = {"trial_id": other["trial_id"], "eval_id": "e1", "kind": "trial", "label": other["label"]}
+    other = analysis.rows.trials[3]
+    entry = {"trial_id": other.trial_id, "eval_id": "e1", "kind": "trial", "label": other.label}
     write_sweep(tmp_path, "demo-test", [entry])
     path = sweep_file(tmp_path, "demo-test")
     write_json(path, {**json.loads(path.read_text()), "split": "test"})
@@ -77,9 +77,10 @@ def test_a_second_choice_is_not_scored_on_a_test_split_that_was_used(
     assert main(["demo", "--runs", str(tmp_path)]) == EXIT_REFUSED
     said = capsys.readouterr().err
     assert (
-        f"the test split of sweep demo: was scored for row {other['mark']} ({other['label']}), and is read once" in said
+        f"the test split of sweep demo: was used to score row {other.mark} ({other.label}), and it is scored only once;"
+        in said
     )
-    assert "the recommendation is row 1 (r=8 attn 4bit) now" in said
+    assert "now the recommendation is row 1 (r=8 attn 4bit)" in said
 
 
 def test_a_seed_that_failed_is_trained_again_and_for_one_that_diverged_the_next(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_seed_that_failed_is_trained_again_and_for_one_that_diverged_the_next(
     for entry, status in ((rows[2], "failed"), (rows[5], "diverged")):
         path = trial_folder(tmp_path, entry["trial_id"]).result
         write_json(path, {**json.loads(path.read_text()), "status": status, "reason": "why"})
-    assert [seeds for _, seeds in missing_seeds(analyse(tmp_path, "demo"), 3)] == [[1], [3]]
+    assert [seeds for _, seeds in missing_seeds(analyse_sweep(tmp_path, "demo"), 3)] == [[1], [3]]
 
 
 def test_what_cannot_be_confirmed_is_refused_in_one_sentence(

@@ -14,7 +14,7 @@ from test_report import build
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED
 from lora_sweep.runs.files import trial_folder
 from sweep import dashboard
-from sweep.report.analysis.analysis import analyse
+from sweep.report.analysis.analyse import analyse_sweep
 
 needs_workspaces = pytest.mark.skipif(
     importlib.util.find_spec("wandb_workspaces") is None, reason="needs wandb-workspaces"
@@ -104,7 +104,7 @@ def test_the_report_says_what_the_sweeps_report_says(runs: Path, capsys: Any) ->
         "me",
     )
     blocks = made["spec"]["blocks"]
-    analysis = analyse(runs, "demo")
+    analysis = analyse_sweep(runs, "demo")
     paragraphs = [block["children"][0]["text"] for block in blocks if block["type"] == "paragraph"]
     assert analysis.ranking.text in paragraphs
     said = json.dumps([block for block in blocks if block["type"] == "list"], ensure_ascii=False)
@@ -161,6 +161,7 @@ def test_a_sweep_that_is_not_there_is_refused(runs: Path, capsys: Any, name: str
 
 
 def test_the_projects_own_name_is_used_where_no_trial_names_one() -> None:
-    analysis: Any = SimpleNamespace(sweep=SimpleNamespace(results=[SimpleNamespace(config={"tracking": 3})]))
+    trial = SimpleNamespace(record=SimpleNamespace(config={"tracking": 3}))
+    analysis: Any = SimpleNamespace(sweep=SimpleNamespace(trials=[trial]))
     assert dashboard.place_of(analysis, None, None) == (None, "lora-sweep")
     assert dashboard.place_of(analysis, "me", "q") == ("me", "q")

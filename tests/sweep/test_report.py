@@ -36,12 +36,13 @@ from lora_sweep.errors import EXIT_REFUSED, Refused
 from lora_sweep.runs.files import sweep_file, trial_folder, write_json
 from lora_sweep.scoring.metrics import METRICS
 from sweep.report.__main__ import main
-from sweep.report.analysis.comparison import baseline_of
-from sweep.report.analysis.load import load_sweep, references
+from sweep.report.analysis.analyse import analyse_sweep
+from sweep.report.analysis.comparison import find_baseline
+from sweep.report.analysis.load import load_sweep, score_references
 from sweep.report.analysis.ranking import rank
-from sweep.report.formats.cells import summary_columns
-from sweep.report.formats.csv_file import csv_cell
-from sweep.report.formats.markdown import escape, fenced
+from sweep.report.formats.csv_file import write_csv_cell
+from sweep.report.formats.markdown import escape_markdown, fence_code
+from sweep.report.formats.summary import list_summary_columns
 from sweep.report.write import write_report
 from sweep.store.sweep_file import find_newest_sweep
 from sweep.text import escape_controls, format_bytes, format_millions
@@ -215,7 +216,7 @@ def test_the_recommended_row_is_named_with_its_own_baseline_and_the_warning(runs
     text = write_report(runs, "demo")
     sentence = (
         "Use row 5 (r=16 attn 4bit): quality 35.9 [35.9, 35.9] on 16 prompts, 11.6 above its baseline, row B1 "
-        "(baseline 4bit) (difference [11.6, 11.6]). It alone is tied with the best, of 5 ranked rows."
+        "(baseline 4bit) (difference [11.6, 11.6]). It is the best of 5 ranked rows: no other row is tied with it."
     )
     assert "single seed: ranking not established" in text
     assert sentence in " ".join(text.split())
@@ -228,10 +229,10 @@ def test_the_cheapest_of_equal_rows_is_recommended_and_no_gain_is_said(runs: Pat
         entry = entry_of("trial", f"trial {place}", place)
         write_evaluation(runs, entry, {"bits": 4 + 4 * (place % 2)}, 20.0)
     found = rank(load_sweep(runs, "demo"))
-    assert [standing.row["mark"] for standing in found.tied] == ["1", "2", "5", "3", "4"]  # by parameters, then memory
+    assert [standing.summary.mark for standing in found.tied] == ["1", "2", "5", "3", "4"]  # by parameters, then memory
     assert found.recommended is found.tied[0]
     assert found.text.startswith("Use the untuned model: every row tied with the best is worse than its baseline.")
-    assert "the cheapest is row 1 (r=8 attn 4bit): quality 20.0" in found.text
+    assert "The cheapest row tied with the best is row 1 (r=8 attn 4bit): quality 20.0" in found.text
     assert {standing.verdict for standing in found.tied} == {"low"}  # 4 points below, on each of the prompts
 
 
@@ -350,7 +351,7 @@ def test_rows_of_other_data_stay_in_every_table_and_out_of_the_ranking(runs: Pat
     terminal = write_report(runs, "demo")
     sentence = (
         "Use row 3 (r=8 all_linear 4bit): quality 33.5 [33.5, 33.5] on 16 prompts, 9.1 above its baseline, row B1 "
-        "(baseline 4bit) (difference [9.1, 9.1]). It alone is tied with the best, of 3 ranked rows."
+        "(baseline 4bit) (difference [9.1, 9.1]). It is the best of 3 ranked rows: no other row is tied with it."
     )
     left_out = "2 rows were made from other data and are not ranked."
     ending = re.compile("(?:complete|failed|pending|diverged)[a-z, ]*$")
@@ -395,7 +396,7 @@ def test_a_row_without_a_named_baseline_takes_one_of_its_own_data(runs: Path) ->
     assert "10.6 above its baseline, row B2" in best_text(runs)
     made_from(runs, OLD, "t4")
     sweep = load_sweep(runs, "demo")
-    assert baseline_of(sweep, sweep.rows[6]) is sweep.rows[0]
+    assert find_baseline(sweep, sweep.trials[6]) is sweep.trials[0]
 
 
 def test_the_top_of_the_scale_is_that_of_the_present_data(runs: Path) -> None:
@@ -403,9 +404,9 @@ def test_the_top_of_the_scale_is_that_of_the_present_data(runs: Path) -> None:
     made_from(runs, NEW, "t0", "t1", "t2", "t3", "t4")
     path = trial_folder(runs, "t00000000000").evaluation("e0123456789a").scores
     write_json(path, {**json.loads(path.read_text()), "references": {"quality": 77.7}})
-    assert references(load_sweep(runs, "demo"))["quality"] == 97.123
+    assert score_references(load_sweep(runs, "demo"))["quality"] == 97.123
     record(runs, sources=SOURCES)
-    assert references(load_sweep(runs, "demo"))["quality"] == 77.7
+    assert score_references(load_sweep(runs, "demo"))["quality"] == 77.7
 
 
 def test_an_older_sweeps_file_ranks_nothing_where_it_cannot_know(runs: Path) -> None:
@@ -483,7 +484,7 @@ def test_a_text_on_something_else_is_not_shown_beside_the_others(runs: Path) -> 
     texts = page_data(runs)["texts"]
     assert [mark for mark, text in texts["2"].items() if text.get("elsewhere")] == ["B1"]
     assert not any(text.get("elsewhere") for text in texts["1"].values())
-    assert unescaped(output(runs, "report.md")).count("Asked about something else under this number: row B1.") == 1
+    assert unescaped(output(runs, "report.md")).count("Rows with another prompt under this number: row B1.") == 1
 
 
 def test_setbacks_are_a_fact_where_there_were_any(runs: Path) -> None:
@@ -517,7 +518,7 @@ def test_sweep_without_a_single_result_has_a_report(tmp_path: Path) -> None:
     text = write_report(tmp_path, "fresh")
     assert "1 trial and 1 baseline: 2 pending" in text
     assert "no row is the best" in text
-    assert "No row has written anything yet." in output(tmp_path, "report.html", "fresh")
+    assert "No row has written a text yet." in output(tmp_path, "report.html", "fresh")
     rows = list(csv.DictReader(io.StringIO(output(tmp_path, "report.csv", "fresh"))))
     assert [(row["kind"], row["status"], row["quality"]) for row in rows] == [
         ("baseline", "pending", ""),
@@ -625,10 +626,10 @@ def test_hostile_generations_stay_text_in_every_output(runs: Path) -> None:
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_csv_text_cannot_be_a_formula_but_numbers_stay(start: str) -> None:
-    assert csv_cell(f"{start}1").startswith("'")
-    assert csv_cell(-1.5) == "-1.5"
-    assert csv_cell(None) == ""
-    assert csv_cell([start + "a"]).startswith("'")
+    assert write_csv_cell(f"{start}1").startswith("'")
+    assert write_csv_cell(-1.5) == "-1.5"
+    assert write_csv_cell(None) == ""
+    assert write_csv_cell([start + "a"]).startswith("'")
 
 
 def test_page_forbids_scripts_and_allows_only_its_own_style(runs: Path) -> None:
@@ -646,12 +647,12 @@ def test_page_forbids_scripts_and_allows_only_its_own_style(runs: Path) -> None:
 
 def test_escapes_read_as_the_text() -> None:
     text = "a|b\\|c `d` *e* _f_ g_h <i> &amp; [j](k) @me #1 www.x.org https://y ~z~ $q$"
-    assert unescaped(escape(text)) == text
-    assert not re.search(r"[|`*<>\[\]~$@\\](?!!-- -->)", escape(text).replace("<!-- -->", ""))
-    assert "g_h" in escape(text)
-    assert "://" not in escape(text)
-    assert fenced("a ```` b").startswith("`````\n")
-    assert fenced("a").startswith("```\n")
+    assert unescaped(escape_markdown(text)) == text
+    assert not re.search(r"[|`*<>\[\]~$@\\](?!!-- -->)", escape_markdown(text).replace("<!-- -->", ""))
+    assert "g_h" in escape_markdown(text)
+    assert "://" not in escape_markdown(text)
+    assert fence_code("a ```` b").startswith("`````\n")
+    assert fence_code("a").startswith("```\n")
     assert (
         escape_controls("\x1b[1m\x9b\u200b\u2028\n\tok\u200d\r\n")
         == "⟨U+001B⟩[1m⟨U+009B⟩⟨U+200B⟩⟨U+2028⟩\n\tok\u200d\n"
@@ -768,7 +769,7 @@ def test_importing_the_report_loads_no_torch() -> None:
 
 
 def test_eval_bits_are_a_column_only_where_they_differ_from_the_trainings(runs: Path) -> None:
-    assert "eval_bits" not in [key for key, _ in summary_columns(load_sweep(runs, "demo"))]
+    assert "eval_bits" not in [column.key for column in list_summary_columns(analyse_sweep(runs, "demo"))]
     evaluation = trial_folder(runs, "t00000000000").evaluation("e0123456789a").result
     evaluation.write_text(json.dumps({**json.loads(evaluation.read_text()), "bits": 32}))
-    assert "eval_bits" in [key for key, _ in summary_columns(load_sweep(runs, "demo"))]
+    assert "eval_bits" in [column.key for column in list_summary_columns(analyse_sweep(runs, "demo"))]

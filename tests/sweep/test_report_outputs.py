@@ -16,7 +16,8 @@ from support.report_files import config_of, entry_of, training_of, write_evaluat
 from test_report_ranking import grid
 
 from lora_sweep.runs.files import sweep_file, trial_folder, write_atomic, write_json
-from sweep.report.formats.cells import cell as write_cell
+from sweep.report.analysis.analyse import analyse_sweep
+from sweep.report.formats.cells import format_cell
 from sweep.report.write import write_report
 
 Json = dict[str, Any]
@@ -62,8 +63,9 @@ def test_every_number_is_the_same_in_every_output(tmp_path: Path) -> None:
     summary = [dict(zip(tables[0][0], row, strict=True)) for row in tables[0][1:]]
     shown, data = page_table(tmp_path), page_data(tmp_path)
     assert len(lines) == len(content["rows"]) == len(content["ranking"]) == len(summary) == len(shown) == 9
-    for line, row, standing, cells, page, drawn in zip(
-        lines, content["rows"], content["ranking"], summary, shown, data["rows"], strict=True
+    report_rows = analyse_sweep(tmp_path, "demo").rows.trials
+    for line, row, standing, cells, page, drawn, report_row in zip(
+        lines, content["rows"], content["ranking"], summary, shown, data["rows"], report_rows, strict=True
     ):
         assert {key: csv_text(value) for key, value in row.items() if key != "mark"} == line
         quality = standing["quality"]
@@ -77,11 +79,11 @@ def test_every_number_is_the_same_in_every_output(tmp_path: Path) -> None:
             assert row["delta_baseline"] == standing["versus_baseline"]["value"]
             assert row["delta_best"] == standing["versus_best"]["value"]
         for header, key in SHOWN.items():
-            wanted = write_cell(row, key)
+            wanted = format_cell(report_row, key)
             assert cells[header] == wanted
             assert page[header] == wanted.replace("(", "").replace(")", "")
         in_terminal = next(text for text in terminal.split("\n") if text.split()[:1] == [row["mark"]])
-        assert write_cell(row, "quality") in in_terminal
+        assert format_cell(report_row, "quality") in in_terminal
     for effect, drawn, rows in zip(content["effects"], data["effects"], pairs(tables, "factor"), strict=True):
         for level, point, cells in zip(effect["levels"], drawn["levels"], rows, strict=True):
             mean = level["mean"]

@@ -12,7 +12,7 @@ import pytest
 from support import page_data
 from support.chromium import DESKTOP, PHONE, PICTURES, watch
 
-from sweep.report.formats.html import FOLDER, as_json, page_text, percent
+from sweep.report.formats.html import FOLDER, dump_page_json, place_on_bar, render_page
 
 Json = dict[str, Any]
 Open = Callable[..., Any]
@@ -28,7 +28,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
     def open_page(data: Json, **settings: Any) -> Any:
         path = tmp_path / "report.html"
-        path.write_text(page_text(page_data.example_context(data), data), encoding="utf-8")
+        path.write_text(render_page(page_data.example_context(data), data), encoding="utf-8")
         context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light", **settings})
         contexts.append(context)
         page = context.new_page()
@@ -147,7 +147,7 @@ def test_intervals_and_the_tied_group_are_drawn_in_the_cells(opened: Open) -> No
         (band["x"] + band["width"], row["high"]),
         (dot["x"] + dot["width"] / 2, row["quality"]),
     ):
-        assert (place - track["x"]) / track["width"] * 100 == pytest.approx(percent(value, (20, 45)), abs=1.1)
+        assert (place - track["x"]) / track["width"] * 100 == pytest.approx(place_on_bar(value, (20, 45)), abs=1.1)
     assert "[34.0, 41.3]" in page.locator("#row-3 td.q").text_content()
     assert [row.get_attribute("id") for row in page.locator("tr.tied").all()] == ["row-3", "row-4", "row-7", "row-8"]
     assert page.locator("#row-6 .bar").count() == 0
@@ -275,7 +275,7 @@ def test_hostile_data_is_shown_and_does_nothing(opened: Open) -> None:
 
 def test_only_the_pages_own_scripts_and_styles_run(browser: Any, tmp_path: Path) -> None:
     data = page_data.example_data()
-    text = page_text(page_data.example_context(data), data)
+    text = render_page(page_data.example_context(data), data)
     injected = "<script>window.ran = 1</script><p id=p style='color:red' onclick='window.ran = 2'>x</p></main>"
     path = tmp_path / "report.html"
     path.write_text(text.replace("</main>", f"{injected}<style>#p {{ color: red }}</style>", 1), encoding="utf-8")
@@ -291,7 +291,7 @@ def test_only_the_pages_own_scripts_and_styles_run(browser: Any, tmp_path: Path)
 
 def test_the_policy_names_each_script_and_lets_further_ones_in_only_where_texts_stand_beside_the_page() -> None:
     data = page_data.example_data()
-    text = page_text(page_data.example_context(data), data)
+    text = render_page(page_data.example_context(data), data)
     policy = re.search('Content-Security-Policy" content="([^"]*)"', text)[1].replace("&#39;", "'")
     scripts = re.findall("(?s)<script>(.*?)</script>", text)
     assert len(scripts) == 2
@@ -301,7 +301,7 @@ def test_the_policy_names_each_script_and_lets_further_ones_in_only_where_texts_
     assert "unsafe" not in policy
     assert "strict-dynamic" not in policy
     data["shards"] = {"0": "report-texts/0.js"}
-    assert "strict-dynamic" in page_text(page_data.example_context(data), data)
+    assert "strict-dynamic" in render_page(page_data.example_context(data), data)
     assert not re.search(
         r"""\sstyle=|\son\w+=|<(link|iframe|object|img)\b|\bsrc=""", re.sub("(?s)<script.*?</script>", "", text)
     )
@@ -309,18 +309,18 @@ def test_the_policy_names_each_script_and_lets_further_ones_in_only_where_texts_
 
 def test_data_cannot_leave_its_element() -> None:
     hostile = {"a": "</script><!--<script>\ud800\u2028", "b": [None, 1.5, True]}
-    text = as_json(hostile)
+    text = dump_page_json(hostile)
     assert "<" not in text
     assert json.loads(text) == {**hostile, "a": "</script><!--<script>\ufffd\u2028"}
     text.encode()
     with pytest.raises(ValueError, match="JSON"):
-        as_json({"a": float("nan")})
+        dump_page_json({"a": float("nan")})
 
 
 def test_without_scripts_the_recommendation_and_the_table_are_there(browser: Any, tmp_path: Path) -> None:
     data = page_data.example_data()
     path = tmp_path / "report.html"
-    path.write_text(page_text(page_data.example_context(data), data), encoding="utf-8")
+    path.write_text(render_page(page_data.example_context(data), data), encoding="utf-8")
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(path.as_uri())

@@ -1,5 +1,6 @@
 """The page's texts: which of them it gets from a sweep, and, in a browser, reading them side by side and voting."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -15,10 +16,11 @@ from support.page_data import example_context, example_data, hostile_data, large
 from lora_sweep.runs.records import EvaluationScores, Generation, TrialRecord
 from lora_sweep.scoring.score import count_repeats, split_words
 from sweep.report.analysis import texts as texts_module
+from sweep.report.analysis.configurations import Configuration, Trial, TrialSummary
 from sweep.report.analysis.load import Sweep
-from sweep.report.analysis.texts import page_texts
-from sweep.report.analysis.votes import read_votes, tally
-from sweep.report.formats.html import page_text
+from sweep.report.analysis.texts import collect_page_texts
+from sweep.report.analysis.votes import count_votes, read_votes
+from sweep.report.formats.html import render_page
 from sweep.text import MAX_TEXT_CHARACTERS, escape_controls
 
 Json = dict[str, Any]
@@ -34,27 +36,23 @@ def generation(prompt_id: str, text: str, **changes: Any) -> Json:
     return {"prompt_id": prompt_id, **asked, "text": text, "finished": True, "new_tokens": 12, **changes}
 
 
-def sweep_of(*generations: list[Json], prompts: list[Json] | None = None) -> Sweep:
-    """A sweep of complete trials, one a list of generations; all have the same numbers for each prompt."""
+def sweep_of(*generations: list[Json], prompts: list[Json] | None = None, marks: str = "123") -> Sweep:
+    """A sweep of complete trials, one for each list of generations; all have the same numbers for each prompt."""
     scores = EvaluationScores.from_json({"prompts": prompts or []})
-    results = [
-        TrialRecord(f"t{place}", "e1", status="complete", scores=scores, generations=cast("list[Generation]", lines))
-        for place, lines in enumerate(generations)
-    ]
-    rows = [
-        {"mark": str(place + 1), "kind": "trial", "status": "complete", "drift": []} for place in range(len(results))
-    ]
-    return Sweep("demo", "", "", [], results, rows)
-
-
-def each_row(sweep: Sweep) -> dict[str, list[int]]:
-    return {str(place + 1): [place] for place in range(len(sweep.rows))}
+    trials = []
+    for place, lines in enumerate(generations):
+        record = TrialRecord(f"t{place}", "e1", scores=scores, generations=cast("list[Generation]", lines))
+        summary = TrialSummary(
+            mark=marks[place], trial_id=f"t{place}", eval_id="e1", kind="trial", label="a row", status="complete"
+        )
+        trials.append(Trial(summary, record))
+    return Sweep("demo", "", "", [], {}, trials, [Configuration(trial.summary, [trial], {}) for trial in trials])
 
 
 def test_every_prompt_is_there_fixed_ones_first_in_their_own_order() -> None:
     ids = ["validation-10", "validation-2", "fixed-0"]
     sweep = sweep_of([generation(name, "a text", reference=None if name == "fixed-0" else REFERENCE) for name in ids])
-    found = page_texts(sweep, each_row(sweep))
+    found = collect_page_texts(sweep)
     assert [prompt["id"] for prompt in found.prompts] == ["fixed-0", "validation-2", "validation-10"]
     assert [prompt["reference"] for prompt in found.prompts] == [None, REFERENCE, REFERENCE]
     assert found.prompts[1]["title"] == "Archive validation-2"
@@ -66,7 +64,7 @@ def test_every_prompt_is_there_fixed_ones_first_in_their_own_order() -> None:
 def test_a_text_comes_with_its_numbers_and_none_where_they_are_unknown() -> None:
     scored = [{"prompt_id": "validation-0", "quality": 20.25, "repetition_4gram": 0.5}]
     lines = [generation("validation-0", "one"), generation("validation-1", "two", finished=None, new_tokens=None)]
-    found = page_texts(sweep := sweep_of(lines, prompts=scored), each_row(sweep))
+    found = collect_page_texts(sweep_of(lines, prompts=scored))
     one, two = found.texts["0"]["1"], found.texts["1"]["1"]
     assert one == {"text": "one", "ended": True, "quality": 20.25, "repetition": 0.5, "tokens": 12}
     assert two == {"text": "two", "ended": None, "quality": None, "repetition": None, "tokens": None}
@@ -75,26 +73,27 @@ def test_a_text_comes_with_its_numbers_and_none_where_they_are_unknown() -> None
 def test_a_row_without_a_text_has_none_and_one_asked_about_something_else_says_so() -> None:
     other = generation("validation-0", "another", product="Another thing")
     sweep = sweep_of([generation("validation-0", "one")], [], [other])
-    assert page_texts(sweep, each_row(sweep)).texts["0"].keys() == {"1", "3"}
-    assert page_texts(sweep, each_row(sweep)).texts["0"]["3"] == {"text": "", "elsewhere": True}
+    assert collect_page_texts(sweep).texts["0"].keys() == {"1", "3"}
+    assert collect_page_texts(sweep).texts["0"]["3"] == {"text": "", "elsewhere": True}
 
 
-def test_an_entry_of_several_seeds_shows_the_first_that_answered_and_names_it() -> None:
+def test_a_configuration_of_several_seeds_shows_the_first_that_answered_and_names_it() -> None:
     sweep = sweep_of([], [generation("validation-0", "of the second")], [generation("validation-0", "of the third")])
-    text = page_texts(sweep, {"1": [0, 1, 2]}).texts["0"]["1"]
+    configuration = Configuration(sweep.trials[0].summary, sweep.trials, {})
+    text = collect_page_texts(dataclasses.replace(sweep, configurations=[configuration])).texts["0"]["1"]
     assert (text["text"], text["of"]) == ("of the second", 1)
 
 
 def test_a_long_text_is_cut_and_says_by_how_much() -> None:
-    text = page_texts(sweep := sweep_of([generation("validation-0", "x" * 100_000)]), each_row(sweep)).texts["0"]["1"]
+    text = collect_page_texts(sweep_of([generation("validation-0", "x" * 100_000)])).texts["0"]["1"]
     assert text["text"] == "x" * MAX_TEXT_CHARACTERS
     assert text["more"] == 100_000 - MAX_TEXT_CHARACTERS
 
 
 def test_texts_beyond_the_limit_stand_in_script_files_a_prompt_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts_module, "PAGE_TEXTS_BYTES", 1_000)
+    monkeypatch.setattr(texts_module, "MAX_PAGE_TEXTS_BYTES", 1_000)
     sizes = {"validation-0": 300, "validation-1": 900, "validation-2": 100}
-    found = page_texts(sweep := sweep_of([generation(*_) for _ in _texts(sizes)]), each_row(sweep))
+    found = collect_page_texts(sweep_of([generation(*_) for _ in _texts(sizes)]))
     assert list(found.texts) == ["0", "2"]
     assert found.shards == {"1": "report-texts/1.js"}
     call = re.fullmatch(r"loraSweepTexts\(1, (\{.*\})\);\n", found.files["report-texts/1.js"])
@@ -107,8 +106,8 @@ def _texts(sizes: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def test_hostile_texts_cannot_leave_a_script_file_or_hide_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts_module, "PAGE_TEXTS_BYTES", 0)
-    found = page_texts(sweep := sweep_of(hostile_lines()), each_row(sweep))
+    monkeypatch.setattr(texts_module, "MAX_PAGE_TEXTS_BYTES", 0)
+    found = collect_page_texts(sweep_of(hostile_lines()))
     assert len(found.files) == len(HOSTILE_TEXTS)
     for name, script in found.files.items():
         assert "<" not in script
@@ -154,7 +153,7 @@ def opened(browser: Any, desktop: Any, tmp_path: Path) -> Iterator[Open]:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(content, encoding="utf-8")
         path = tmp_path / "report.html"
-        path.write_text(page_text(example_context(data), data), encoding="utf-8")
+        path.write_text(render_page(example_context(data), data), encoding="utf-8")
         page = browser.new_context(**settings).new_page() if settings else desktop.new_page()
         to_close.append(page.context if settings else page)
         page.set_default_timeout(5_000)
@@ -352,7 +351,7 @@ def test_three_votes_by_key_their_tally_and_their_file(opened: Open, tmp_path: P
     assert (len(votes), notes) == (3, [])
     assert [vote.winner for vote in votes] == ["left", "right", "tie"]
     keys = {row["mark"]: [tuple(key) for key in row["trial_ids"]] for row in data["rows"]}
-    found = tally(votes, keys)
+    found = count_votes(votes, keys)
     assert {mark: cells[:3] for mark, cells in tally_rows(page).items()} == {
         mark: [str(each.wins), str(each.losses), str(each.ties)] for mark, each in found.items()
     }
@@ -457,8 +456,7 @@ SHOWN = """async () => {
 
 
 def test_hostile_texts_are_read_as_they_are_and_nothing_runs(opened: Open) -> None:
-    sweep = sweep_of(hostile_lines(), hostile_lines(HOSTILE_TEXTS[::-1]))
-    found = page_texts(sweep, {"3": [0], "7": [1]})
+    found = collect_page_texts(sweep_of(hostile_lines(), hostile_lines(HOSTILE_TEXTS[::-1]), marks="37"))
     data = {**hostile_data(), "prompts": found.prompts, "texts": found.texts}
     data["votes"] = {"count": 0, "notes": HOSTILE_TEXTS[:20], "rows": {}}
     page = opened(data, viewport=PHONE)

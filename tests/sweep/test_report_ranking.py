@@ -12,7 +12,7 @@ import pytest
 from support.report_files import Json, config_of, entry_of, training_of, write_evaluation, write_sweep, write_trial
 
 from lora_sweep.runs.files import sweep_file, trial_folder, write_json
-from sweep.report.analysis.analysis import Analysis, analyse
+from sweep.report.analysis.analyse import Analysis, analyse_sweep
 from sweep.report.write import write_report
 
 PROMPTS = 40
@@ -68,7 +68,7 @@ def grid(runs: Path, effect: float = 0.0, both: float = 0.0, gain: float = 12.0,
                     **more,
                 )
     write_sweep(runs, "demo", entries)
-    return analyse(runs, "demo")
+    return analyse_sweep(runs, "demo")
 
 
 def said(analysis: Analysis, kind: str) -> list[str]:
@@ -79,20 +79,22 @@ def test_the_cheapest_of_the_tied_group_is_recommended_not_the_highest(tmp_path:
     found = grid(tmp_path).ranking
     assert len(found.tied) == 8
     assert found.recommended is not None
-    assert found.recommended.row["label"] == "r=8 attn 4bit"
+    assert found.recommended.summary.label == "r=8 attn 4bit"
     assert found.recommended.verdict == "high"
     assert found.text.startswith("Use row 1 (r=8 attn 4bit): quality 32.0 [")
     assert "12.0 above its baseline, row B1 (baseline 4bit) (difference [" in found.text
-    assert "It is the cheapest of 8 tied with the best, of 8 ranked rows" in found.text
+    assert "It is the cheapest of 8 rows tied with the best, out of 8 ranked rows" in found.text
     assert found.notes[0].startswith("single seed: ranking not established")
 
 
 def test_rows_behind_the_best_are_low_and_not_recommended(tmp_path: Path) -> None:
     found = grid(tmp_path, effect=6.0).ranking
-    assert {standing.row["targets"] for standing in found.tied} == {"all_linear"}
+    assert {standing.summary.targets for standing in found.tied} == {"all_linear"}
     assert found.recommended is not None
-    assert found.recommended.row["label"] == "r=8 all_linear 4bit"
-    verdicts = {standing.row["targets"]: standing.verdict for standing in found.compared.standings if standing.verdict}
+    assert found.recommended.summary.label == "r=8 all_linear 4bit"
+    verdicts = {
+        standing.summary.targets: standing.verdict for standing in found.comparison.standings if standing.verdict
+    }
     assert verdicts == {"attn": "low", "all_linear": "high"}
 
 
@@ -108,10 +110,10 @@ def test_a_tied_row_without_gain_is_passed_over_for_one_with(tmp_path: Path) -> 
     add(tmp_path, entries, "trial", 22.2, r=8)
     add(tmp_path, entries, "trial", 23.4, r=16)
     write_sweep(tmp_path, "demo", entries)
-    found = analyse(tmp_path, "demo").ranking
-    assert [(each.row["r"], each.verdict) for each in found.tied] == [(8, "no gain"), (16, "high")]
+    found = analyse_sweep(tmp_path, "demo").ranking
+    assert [(each.summary.r, each.verdict) for each in found.tied] == [(8, "no gain"), (16, "high")]
     assert found.recommended is found.tied[1]
-    assert "It is the cheapest that is better than its baseline of 2 tied with the best" in found.text
+    assert "It is the cheapest with a gain over its baseline of 2 rows tied with the best" in found.text
 
 
 def test_the_order_of_the_trials_changes_no_number(tmp_path: Path) -> None:
@@ -120,11 +122,13 @@ def test_the_order_of_the_trials_changes_no_number(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     random.Random(1).shuffle(content["trials"])
     write_json(path, content)
-    after = analyse(tmp_path, "demo")
+    after = analyse_sweep(tmp_path, "demo")
 
     def numbers(analysis: Analysis) -> dict[str, object]:
         return {
-            each.row["trial_id"]: [getattr(each, f.name) for f in dataclasses.fields(each) if f.name != "entry"]
+            each.summary.trial_id: [
+                getattr(each, f.name) for f in dataclasses.fields(each) if f.name != "configuration"
+            ]
             for each in analysis.standings
         }
 
@@ -132,8 +136,8 @@ def test_the_order_of_the_trials_changes_no_number(tmp_path: Path) -> None:
     assert [dataclasses.astuple(each) for each in after.effects] == [
         dataclasses.astuple(each) for each in before.effects
     ]
-    assert [each.row["trial_id"] for each in after.ranking.tied] == [
-        each.row["trial_id"] for each in before.ranking.tied
+    assert [each.summary.trial_id for each in after.ranking.tied] == [
+        each.summary.trial_id for each in before.ranking.tied
     ]
 
 
@@ -148,11 +152,11 @@ def test_no_right_answer_is_a_share_where_an_answer_is_right_or_wrong(tmp_path: 
         write_evaluation(tmp_path, entry, training, 0.0, values=[0.0] * PROMPTS)
         entries.append(entry)
     write_sweep(tmp_path, "demo", entries)
-    found = analyse(tmp_path, "demo")
-    for each in found.standings:
+    found = analyse_sweep(tmp_path, "demo")
+    for each, row in zip(found.standings, found.rows.configurations, strict=True):
         assert each.quality is not None
+        assert row.quality_ci_high == each.quality.high
         assert (each.quality.low, each.quality.high) == (0.0, pytest.approx(high, abs=0.01))
-        assert each.row["quality_ci_high"] == each.quality.high
     for effect in found.effects:
         assert [level.high for level in effect.levels] == pytest.approx([high, high], abs=0.01)
 
@@ -168,8 +172,8 @@ def test_a_shown_effect_is_claimed_with_its_cost_and_others_are_not(tmp_path: Pa
     assert findings[0].startswith("targets all_linear instead of attn raises quality: +")
     assert "on average over 4 pairs of rows, for 5.30 times the trainable parameters" in findings[0]
     none = said(analysis, "none")
-    assert [text.split(":")[0] for text in none] == ["r 16 instead of 8", "base bits 8 instead of 4"]
-    assert all("no difference in quality is shown" in text for text in none)
+    assert [text.split(" shows ")[0] for text in none] == ["r 16 instead of 8", "base bits 8 instead of 4"]
+    assert all("shows no difference in quality" in text for text in none)
     for effect in analysis.effects:
         for contrast in effect.contrasts:
             claimed = any(text.startswith(f"{effect.factor.name} ") for text in findings)
@@ -177,11 +181,11 @@ def test_a_shown_effect_is_claimed_with_its_cost_and_others_are_not(tmp_path: Pa
 
 
 def test_an_interaction_is_said_where_it_is_visible(tmp_path: Path) -> None:
-    assert not [text for text in said(grid(tmp_path / "a", effect=6.0), "finding") if "interaction" in text]
-    lines = [text for text in said(grid(tmp_path / "b", both=8.0), "finding") if "interaction" in text]
+    assert not [text for text in said(grid(tmp_path / "a", effect=6.0), "finding") if "Interaction" in text]
+    lines = [text for text in said(grid(tmp_path / "b", both=8.0), "finding") if "Interaction" in text]
     assert len(lines) == 1
-    assert "going from r 8 to 16 changes quality by +" in lines[0]
-    assert "more under targets all_linear than under attn" in lines[0]
+    assert "r 16 instead of 8 changes quality by +" in lines[0]
+    assert "more with targets all_linear than with attn" in lines[0]
 
 
 def test_one_learning_rate_and_the_edge_of_the_grid_are_warned_of(tmp_path: Path) -> None:
@@ -195,14 +199,14 @@ def test_one_learning_rate_and_the_edge_of_the_grid_are_warned_of(tmp_path: Path
     write_sweep(tmp_path / "b", "demo", entries)
     path = sweep_file(tmp_path / "b", "demo")
     write_json(path, {**json.loads(path.read_text()), "varied": ["lora.r", "train.learning_rate"]})
-    warnings = said(analyse(tmp_path / "b", "demo"), "warning")
+    warnings = said(analyse_sweep(tmp_path / "b", "demo"), "warning")
     assert len(warnings) == 1
     assert "has the largest r tried, 16. A larger one may be better still." in warnings[0]
 
 
 def test_forgetting_is_the_loss_on_the_neutral_text_above_the_baselines(tmp_path: Path) -> None:
     analysis = grid(tmp_path)
-    by_label = {each.row["label"]: each.row["forgetting"] for each in analysis.standings}
+    by_label = {row.label: row.forgetting for row in analysis.rows.configurations}
     assert by_label["r=8 attn 4bit"] == pytest.approx(0.008)
     assert by_label["r=16 all_linear 8bit"] == pytest.approx(0.116)
     assert by_label["baseline 4bit"] is None
@@ -215,7 +219,7 @@ def test_blocks_that_miss_a_level_are_left_out(tmp_path: Path) -> None:
     grid(tmp_path, effect=6.0)
     entry = json.loads(sweep_file(tmp_path, "demo").read_text())["trials"][8]  # r=16 all_linear 8bit
     trial_folder(tmp_path, entry["trial_id"]).evaluation(entry["eval_id"]).result.unlink()
-    analysis = analyse(tmp_path, "demo")
+    analysis = analyse_sweep(tmp_path, "demo")
     assert [effect.blocks for effect in analysis.effects] == [3, 3, 3]
 
 
@@ -234,7 +238,7 @@ def varied(runs: Path, rows: list[tuple[float, Json]], keys: list[str]) -> Analy
     write_sweep(runs, "demo", entries)
     record = sweep_file(runs, "demo")
     write_json(record, {**json.loads(record.read_text()), "varied": keys})
-    return analyse(runs, "demo")
+    return analyse_sweep(runs, "demo")
 
 
 def test_rows_that_differ_in_what_this_command_did_not_vary_are_in_no_pair(tmp_path: Path) -> None:
@@ -263,7 +267,8 @@ def test_a_switch_has_no_edge_and_nothing_lies_below_none(tmp_path: Path) -> Non
 def test_an_edge_is_said_also_where_two_settings_move_together(tmp_path: Path) -> None:
     rows = [(20.0 + 4 * r, {"lora.r": r, "lora.alpha": 2.0 * r}) for r in (2, 4, 8)]
     analysis = varied(tmp_path, rows, ["lora.r", "lora.alpha"])
-    assert [text.split(" was")[0] for text in said(analysis, "none")] == ["r", "alpha"]  # never varied alone
+    unknown = [text.split(" is unknown")[0] for text in said(analysis, "none")]
+    assert unknown == ["The effect of r", "The effect of alpha"]  # never varied alone
     edges = [text for text in said(analysis, "warning") if text.startswith("Best at the edge")]
     assert [("largest r tried, 8" in text, "largest alpha tried, 16" in text) for text in edges] == [
         (True, False),
@@ -281,9 +286,9 @@ def test_one_prompt_says_nothing_of_a_difference(tmp_path: Path) -> None:
         write_evaluation(tmp_path, entry, training, mean, values=[mean])
         entries.append(entry)
     write_sweep(tmp_path, "demo", entries)
-    analysis = analyse(tmp_path, "demo")
+    analysis = analyse_sweep(tmp_path, "demo")
     assert "(difference" not in analysis.ranking.text
-    assert said(analysis, "none") == ["r: nothing can be said of its differences from so few prompts."]
+    assert said(analysis, "none") == ["The effect of r is unknown: there are too few prompts."]
     assert len(analysis.ranking.tied) == 2
 
 
@@ -292,8 +297,8 @@ def test_rows_that_were_asked_about_other_things_are_not_ranked(tmp_path: Path) 
     entry = json.loads(sweep_file(tmp_path, "demo").read_text())["trials"][3]
     path = trial_folder(tmp_path, entry["trial_id"]).evaluation(entry["eval_id"]).generations
     path.write_text(path.read_text().replace("Archive validation-1", "Another thing"))
-    found = analyse(tmp_path, "demo").ranking
-    assert found.text.startswith("Rows were evaluated differently: their means cannot be compared")
+    found = analyse_sweep(tmp_path, "demo").ranking
+    assert found.text.startswith("Rows were evaluated differently, so their means cannot be compared")
     assert found.tied == []
 
 
@@ -310,25 +315,25 @@ def seeded(runs: Path, noise: float, seeds: int = 3) -> Analysis:
             shift = draw.choice((-noise, noise)) if seed else noise * (1 if r == 16 else -1)
             add(runs, entries, "trial", 32.0 + shift, seed=seed, r=r, rate=0.003)
     write_sweep(runs, "demo", entries)
-    return analyse(runs, "demo")
+    return analyse_sweep(runs, "demo")
 
 
 def test_seeds_fold_into_one_row_of_the_ranking_and_stay_rows_of_the_csv(tmp_path: Path) -> None:
     analysis = seeded(tmp_path, noise=1.0)
-    assert [entry.row["mark"] for entry in analysis.sweep.entries] == ["B1", "1", "2"]
-    assert [row["mark"] for row in analysis.sweep.rows] == ["B1", "1a", "1b", "1c", "2a", "2b", "2c"]
+    assert [row.mark for row in analysis.rows.configurations] == ["B1", "1", "2"]
+    assert [row.mark for row in analysis.rows.trials] == ["B1", "1a", "1b", "1c", "2a", "2b", "2c"]
     first = analysis.standings[1]
-    assert (first.seeds, first.row["seed"]) == (3, [0, 1, 2])
-    trials = analysis.sweep.rows[1:4]
+    assert (first.seeds, first.summary.seed) == (3, [0, 1, 2])
+    trials = analysis.rows.trials[1:4]
     assert first.quality is not None
-    assert first.quality.value == pytest.approx(sum(row["quality"] for row in trials) / 3)
-    assert first.row["trainable_params"] == trials[0]["trainable_params"]
-    assert first.row["peak_memory_bytes"] == max(row["peak_memory_bytes"] for row in trials)
+    assert first.quality.value == pytest.approx(sum(row.objective for row in trials) / 3)
+    assert first.summary.trainable_params == trials[0].trainable_params
+    assert first.summary.peak_memory_bytes == max(row.peak_memory_bytes for row in trials)
     assert first.prompt_noise is not None
     assert first.seed_noise is not None
     assert first.seed_noise > 0
     text = write_report(tmp_path, "demo")
-    assert "3 seeds a row: intervals hold the noise of prompts and of seeds" in text
+    assert "3 seeds per row: intervals allow for the choice of prompts and of seeds" in " ".join(text.split())
     assert "single seed" not in text
     csv = (tmp_path / "sweeps/demo/report.csv").read_text().splitlines()
     assert len(csv) == 8
@@ -336,9 +341,9 @@ def test_seeds_fold_into_one_row_of_the_ranking_and_stay_rows_of_the_csv(tmp_pat
 
 def test_a_difference_that_one_seed_shows_is_not_shown_with_the_noise_of_seeds(tmp_path: Path) -> None:
     one = seeded(tmp_path / "one", noise=4.0, seeds=1)
-    assert [each.tied for each in one.standings[1:]] == [False, True]
+    assert [each.is_tied for each in one.standings[1:]] == [False, True]
     several = seeded(tmp_path / "several", noise=4.0)
-    assert [each.tied for each in several.standings[1:]] == [True, True]
+    assert [each.is_tied for each in several.standings[1:]] == [True, True]
     wide, narrow = (each.standings[1].quality for each in (several, one))
     assert wide is not None
     assert narrow is not None
@@ -350,6 +355,6 @@ def test_a_seed_that_failed_is_said_and_does_not_count(tmp_path: Path) -> None:
     entry = json.loads(sweep_file(tmp_path, "demo").read_text())["trials"][2]
     path = trial_folder(tmp_path, entry["trial_id"]).result
     write_json(path, {**json.loads(path.read_text()), "status": "diverged", "reason": "loss is nan"})
-    analysis = analyse(tmp_path, "demo")
+    analysis = analyse_sweep(tmp_path, "demo")
     assert (analysis.standings[1].seeds, analysis.standings[2].seeds) == (2, 3)
     assert "complete, without 1 seed" in write_report(tmp_path, "demo")

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from support.hostile import HOSTILE_TEXTS
 
 from lora_sweep.scoring.intervals import wilson_interval
-from sweep.report.analysis.votes import FORMAT, LARGEST_FILE, Tally, Vote, page_votes, read_votes, tally
+from sweep.report.analysis.votes import (
+    FORMAT,
+    MAX_FILE_BYTES,
+    Tally,
+    Vote,
+    count_votes,
+    read_votes,
+    write_page_votes,
+)
 
 Json = dict[str, Any]
 A, B, C = ("t000000000001", "e1"), ("t000000000002", "e1"), ("b000000000000", "e1")
@@ -57,25 +65,25 @@ def test_wins_losses_and_ties_by_hand() -> None:
         Vote("2", "p", B, A, "right"),  # A
         Vote("3", "p", B, A_SEED, "left"),  # B
         Vote("4", "p", A, C, "tie"),
-        Vote("5", "p", A, A_SEED, "left"),  # two seeds of one entry: no vote between entries
+        Vote("5", "p", A, A_SEED, "left"),  # two seeds of one configuration: no vote between configurations
         Vote("6", "p", A, ("t999999999999", "e1"), "left"),  # of another sweep
         Vote("7", "p", A, (B[0], "e2"), "left"),  # an evaluation that the sweep no longer has
     ]
-    found = tally(votes, KEYS)
+    found = count_votes(votes, KEYS)
     assert list(found) == ["B1", "1", "2"]
     assert found["1"] == Tally(2, 1, 1, 2.5 / 4, *wilson_interval(2.5, 4))
     assert found["2"] == Tally(1, 2, 0, 1 / 3, *wilson_interval(1, 3))
     assert found["B1"] == Tally(0, 0, 1, 0.5, *wilson_interval(0.5, 1))
-    assert page_votes(votes, ["a note"], KEYS) == {
+    assert write_page_votes(votes, ["a note"], KEYS) == {
         "count": 4,
         "notes": ["a note"],
         "rows": {"B1": [0, 0, 1], "1": [2, 1, 1], "2": [1, 2, 0]},
     }
 
 
-def test_without_votes_nobody_has_a_tally() -> None:
-    assert tally([], KEYS) == {}
-    assert page_votes([], [], KEYS) == {"count": 0, "notes": [], "rows": {}}
+def test_without_votes_nobody_has_a_count_votes() -> None:
+    assert count_votes([], KEYS) == {}
+    assert write_page_votes([], [], KEYS) == {"count": 0, "notes": [], "rows": {}}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +136,7 @@ def test_what_is_no_file_is_a_note_and_nothing_waits_for_it(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "votes-pipe.json")
     (tmp_path / "votes-loop.json").symlink_to("votes-loop.json")
     with (tmp_path / "votes-huge.json").open("wb") as file:
-        file.truncate(LARGEST_FILE + 1)
+        file.truncate(MAX_FILE_BYTES + 1)
     votes, notes = read_votes(tmp_path)
     assert votes == []
     assert [note.split(" ", 1)[0] for note in notes] == [
@@ -163,4 +171,4 @@ def test_whatever_a_file_holds_reading_it_ends_in_votes_and_notes(tmp_path: Path
     write(tmp_path, lines)
     votes, notes = read_votes(tmp_path)
     assert len(votes) + bool(notes) >= bool(lines)
-    assert sum(sum((each.wins, each.losses, each.ties)) for each in tally(votes, KEYS).values()) <= 2 * len(lines)
+    assert sum(sum((each.wins, each.losses, each.ties)) for each in count_votes(votes, KEYS).values()) <= 2 * len(lines)

@@ -1,50 +1,50 @@
-"""Entries compared: each with its interval, its difference to its baseline and to the best, and its verdict.
+"""Compare configurations: each with its interval, its difference to its baseline and to the best, and its verdict.
 
-Owns which entries can be compared, and on which prompts; ``sweep.statistics`` owns the comparisons,
-``ranking`` the sentences. Everything is paired: an entry's number for a prompt stands beside every other's for the
-same prompt.
+Decides which configurations can be compared, and on which prompts; the numbers come from ``sweep.statistics``, the
+sentences from ``ranking``. Everything is paired: a score is compared with the others' scores for the same prompt.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lora_sweep.runs.records import TrialRecord
-from lora_sweep.scoring.intervals import Array, mean_interval
+from lora_sweep.scoring.intervals import Array
 from lora_sweep.scoring.metrics import SHARE_SCORERS
-from sweep.report.analysis.configurations import Entry
-from sweep.report.analysis.load import Row, Sweep, dig, is_other
+from sweep.report.analysis.configurations import OBJECTIVE, Configuration, Number, Trial, TrialSummary, look_up
+from sweep.report.analysis.load import Sweep
 from sweep.statistics.estimates import Estimate, SeedNoise, count_wins, estimate_mean, estimate_seed_noise
-from sweep.statistics.simultaneous import compare_with_baselines, decide_verdict, find_tied_group
+from sweep.statistics.simultaneous import Verdict, compare_with_baselines, decide_verdict, find_tied_group
 
-OBJECTIVE = "quality"
-SCALE = 100.0  # of the objective: a row of zeros and hundreds is a proportion
-Scores = dict[str, float]  # prompt id -> the objective's number
+SCALE = 100.0  # the highest value of the objective: a configuration of zeros and hundreds is a proportion
+Scores = dict[str, float]  # prompt id: the objective's number
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of one entry.
+    """What is known about one configuration.
 
     Attributes:
-        quality: mean over prompts and seeds; None without a number for each prompt.
-        prompts: how many have a number.
-        seeds: how many complete trials the entry has.
+        quality: mean over prompts and seeds; None where prompts have no number.
+        prompts: how many prompts have a number.
+        seeds: how many complete trials the configuration has.
         prompt_noise: the standard error of the mean that the choice of prompts causes.
-        seed_noise: the standard deviation between trainings that differ in their seed alone, pooled over the sweep;
-            None where no entry has two.
-        versus_baseline: paired difference of means; its intervals hold for all ranked entries at once, so that the
-            best of many is not taken for better than its baseline by luck.
-        versus_best: paired difference of means to the entry with the highest, with simultaneous intervals too: an entry
-            is tied where its own is not below zero as a whole.
-        against_baseline: on how many prompts it is above, equal to and below its baseline; ``against_best`` likewise.
-        tied: whether it is in the group tied with the best; None where it is not ranked.
-        verdict: ``high``, ``low``, ``no gain`` or None (see :func:`sweep.statistics.simultaneous.decide_verdict`).
+        seed_noise: the standard deviation between trainings that differ only in their seed, pooled over the sweep; None
+            where no configuration has two seeds.
+        versus_baseline: paired difference of means. The intervals of all ranked configurations hold together, so that
+            the best of many does not beat its baseline by luck.
+        versus_best: paired difference of means to the highest mean. Its intervals hold together too; a configuration is
+            tied where its interval does not lie below zero as a whole.
+        wins_over_baseline: on how many prompts it is above, equal to and below its baseline.
+        wins_over_best: the same against the best.
+        is_tied: whether it is in the group tied with the best; None where it is not ranked.
+        verdict: see :func:`sweep.statistics.simultaneous.decide_verdict`.
+        forgetting: by how much the loss on the neutral text is above the baseline's, in nats a token.
     """
 
-    entry: Entry
+    configuration: Configuration
     quality: Estimate | None = None
     prompts: int = 0
     seeds: int = 0
@@ -52,25 +52,26 @@ class Standing:
     seed_noise: float | None = None
     versus_baseline: Estimate | None = None
     versus_best: Estimate | None = None
-    against_baseline: tuple[int, int, int] | None = None
-    against_best: tuple[int, int, int] | None = None
-    tied: bool | None = None
-    verdict: str | None = None
+    wins_over_baseline: tuple[int, int, int] | None = None
+    wins_over_best: tuple[int, int, int] | None = None
+    is_tied: bool | None = None
+    verdict: Verdict | None = None
+    forgetting: float | None = None
 
     @property
-    def row(self) -> Row:
-        return self.entry.row
+    def summary(self) -> TrialSummary:
+        return self.configuration.summary
 
 
 @dataclass(frozen=True)
-class Compared:
-    """All entries in the sweep's order, and those that are ranked.
+class Comparison:
+    """The standings of all configurations in the sweep's order, and those that are ranked.
 
     Attributes:
-        ranked: places in ``standings``.
-        matrix: of the ranked ones, their numbers for each prompt that all have, means over seeds: [ranked, prompts].
-        best: place in ``standings`` of the highest mean.
-        is_share: the objective is right or wrong on each prompt.
+        ranked: indices in ``standings``.
+        matrix: scores of the ranked ones on the prompts that all of them have, means over seeds, [ranked, prompts].
+        best: index in ``standings`` of the highest mean.
+        is_share: whether the objective is right or wrong on each prompt.
     """
 
     standings: list[Standing]
@@ -80,88 +81,109 @@ class Compared:
     best: int | None
     is_share: bool
 
+    @property
+    def ranked_standings(self) -> list[Standing]:
+        return [self.standings[index] for index in self.ranked]
 
-def compare(sweep: Sweep, ranked: list[Entry]) -> Compared:
-    """Every entry's standing; those in ``ranked`` are compared with each other and with their baselines.
 
-    Writes the columns ``quality_ci_low`` to ``verdict`` and ``forgetting`` into the rows of the sweep.
-    """
-    scores = [objective_scores(result) for result in sweep.results]
-    of_entry = [[scores[place] for place in entry.places if is_scored(sweep, place)] for entry in sweep.entries]
-    places = [place for place, entry in enumerate(sweep.entries) if any(entry is other for other in ranked)]
-    prompts = shared_prompts(each for place in places for each in of_entry[place])
-    noise = estimate_seed_noise([matrix_of(of_entry[place], prompts) for place in places]) if prompts else None
-    is_share = scores_shares(sweep)
-    standings = [
-        alone(entry, of_entry[place], noise if place in places else None, is_share)
-        for place, entry in enumerate(sweep.entries)
+def compare(sweep: Sweep, ranked: list[Configuration]) -> Comparison:
+    """Every configuration's standing; those in ``ranked`` are compared with each other and with their baselines."""
+    scores = [
+        [read_scores(trial.record) for trial in configuration.trials if trial.summary.is_scored]
+        for configuration in sweep.configurations
     ]
-    matrix = np.array([matrix_of(of_entry[place], prompts).mean(axis=0) for place in places])
+    indices = [
+        index
+        for index, item in enumerate(sweep.configurations)
+        if any(item is configuration for configuration in ranked)
+    ]
+    prompts = shared_prompts(trial_scores for index in indices for trial_scores in scores[index])
+    noise = estimate_seed_noise([stack_scores(scores[index], prompts) for index in indices]) if prompts else None
+    is_share = scores_are_shares(sweep)
+    standings = []
+    for index, configuration in enumerate(sweep.configurations):
+        standing = describe_alone(configuration, scores[index], noise if index in indices else None, is_share)
+        standings.append(replace(standing, forgetting=average_forgetting(sweep, configuration.trials)))
+    matrix = np.array([stack_scores(scores[index], prompts).mean(axis=0) for index in indices])
     best = None
-    if places and prompts:
-        seeds = [len(of_entry[place]) for place in places]
-        found = find_tied_group(matrix, seeds, noise)
-        best = places[found.best]
-        controls = [control_of(sweep, sweep.entries[place], scores, prompts) for place in places]
-        known = [number for number, control in enumerate(controls) if control is not None]
-        versus: dict[int, Estimate | None] = dict.fromkeys(range(len(places)))
-        if known:
-            control = np.array([controls[number] for number in known])
-            said = compare_with_baselines(matrix[known], control, [seeds[number] for number in known], noise)
-            versus.update(zip(known, said, strict=True))
-        for number, place in enumerate(places):
-            tied = found.tied[number]
-            standings[place] = replace(
-                standings[place],
-                versus_best=Estimate(0.0, 0.0, 0.0) if number == found.best else found.gaps[number],
-                against_best=count_wins(matrix[number], matrix[found.best]),
-                tied=tied,
-                verdict=decide_verdict(tied, versus[number]),
-                versus_baseline=versus[number],
-                against_baseline=wins_over(matrix[number], controls[number]),
+    if indices and prompts:
+        compared, best_row = compare_ranked(sweep, [standings[index] for index in indices], matrix, prompts, noise)
+        best = indices[best_row]
+        for index, standing in zip(indices, compared, strict=True):
+            standings[index] = standing
+    return Comparison(standings, indices, matrix, noise, best, is_share)
+
+
+def compare_ranked(
+    sweep: Sweep, ranked: list[Standing], matrix: Array, prompts: list[str], noise: SeedNoise | None
+) -> tuple[list[Standing], int]:
+    """The standings with their differences and verdicts, and the index of the best.
+
+    Args:
+        matrix: [ranked, prompts]
+    """
+    seeds = [standing.seeds for standing in ranked]
+    group = find_tied_group(matrix, seeds, noise)
+    baselines = [score_baselines(sweep, standing.configuration, prompts) for standing in ranked]
+    rows = [row for row, baseline in enumerate(baselines) if baseline is not None]
+    versus: dict[int, Estimate] = {}
+    if rows:
+        stacked = np.array([baselines[row] for row in rows])
+        gains = compare_with_baselines(matrix[rows], stacked, [seeds[row] for row in rows], noise)
+        versus = dict(zip(rows, gains, strict=True))
+    compared = []
+    for row, (standing, baseline) in enumerate(zip(ranked, baselines, strict=True)):
+        compared.append(
+            replace(
+                standing,
+                versus_best=Estimate(0.0, 0.0, 0.0) if row == group.best else group.gaps[row],
+                wins_over_best=count_wins(matrix[row], matrix[group.best]),
+                is_tied=group.tied[row],
+                verdict=decide_verdict(group.tied[row], versus.get(row)),
+                versus_baseline=versus.get(row),
+                wins_over_baseline=None if baseline is None else count_wins(matrix[row], baseline),
             )
-    for place, standing in enumerate(standings):
-        found_scores = [scores[each] for each in sweep.entries[place].places]
-        write_columns(sweep, standing, found_scores, noise is None, is_share)
-    return Compared(standings, places, matrix, noise, best, is_share)
+        )
+    return compared, group.best
 
 
-def scores_shares(sweep: Sweep) -> bool:
+def scores_are_shares(sweep: Sweep) -> bool:
     """Whether the objective is right or wrong on each prompt; all rows of a sweep have one scorer."""
-    return any(dig(result.config, "eval.scorer") in SHARE_SCORERS for result in sweep.results)
+    return any(look_up(trial.record.config, "eval.scorer") in SHARE_SCORERS for trial in sweep.trials)
 
 
-def objective_scores(result: TrialRecord) -> Scores:
+def read_scores(record: TrialRecord) -> Scores:
     """The objective's number of each prompt that has one."""
-    values = {prompt_id: metrics.get(OBJECTIVE) for prompt_id, metrics in result.scores.prompts.items()}
+    values = {prompt_id: metrics.get(OBJECTIVE) for prompt_id, metrics in record.scores.prompts.items()}
     return {prompt_id: float(value) for prompt_id, value in values.items() if value is not None}
 
 
-def is_scored(sweep: Sweep, place: int) -> bool:
-    row = sweep.rows[place]
-    return row["status"] == "complete" and row.get(OBJECTIVE) is not None
-
-
 def shared_prompts(scores: Iterable[Scores]) -> list[str]:
-    """The prompts that all have a number for, in an order that depends on nothing else."""
-    each = [set(found) for found in scores]
-    return sorted(set.intersection(*each)) if each else []
+    """The prompts for which all have a number, sorted."""
+    prompts = [set(trial_scores) for trial_scores in scores]
+    return sorted(set.intersection(*prompts)) if prompts else []
 
 
-def matrix_of(scores: list[Scores], prompts: list[str]) -> Array:
+def stack_scores(scores: Sequence[Scores], prompts: list[str]) -> Array:
     """[seeds, prompts]"""
-    return np.array([[each[prompt] for prompt in prompts] for each in scores])
+    return np.array([[trial_scores[prompt] for prompt in prompts] for trial_scores in scores])
 
 
-def alone(entry: Entry, scores: list[Scores], noise: SeedNoise | None, is_share: bool) -> Standing:
-    """An entry beside no other: its mean with its interval."""
+def describe_alone(
+    configuration: Configuration, scores: list[Scores], noise: SeedNoise | None, is_share: bool
+) -> Standing:
+    """The standing of a configuration before any comparison: its mean with its interval.
+
+    Args:
+        scores: of each complete trial.
+    """
     prompts = shared_prompts(scores)
     if not prompts:
-        return Standing(entry, seeds=len(scores))
-    values, count = matrix_of(scores, prompts).mean(axis=0), len(prompts)
-    seeds = len(scores) if entry.row["kind"] == "trial" else math.inf
+        return Standing(configuration, seeds=len(scores))
+    values, count = stack_scores(scores, prompts).mean(axis=0), len(prompts)
+    seeds = math.inf if configuration.summary.is_baseline else len(scores)
     return Standing(
-        entry,
+        configuration,
         quality=estimate_mean(values, seeds, noise, SCALE, is_share),
         prompts=count,
         seeds=len(scores),
@@ -170,68 +192,43 @@ def alone(entry: Entry, scores: list[Scores], noise: SeedNoise | None, is_share:
     )
 
 
-def control_of(sweep: Sweep, entry: Entry, scores: list[Scores], prompts: list[str]) -> Array | None:
-    """The numbers of the baselines of an entry's trials, on the same prompts; None where they have not all of them."""
-    found = []
-    for place in entry.places:
-        baseline = baseline_of(sweep, sweep.rows[place])
-        if is_scored(sweep, place) and baseline is not None:
-            found.append(scores[next(home for home, row in enumerate(sweep.rows) if row is baseline)])
-    whole = [each for each in found if each.keys() >= set(prompts)]
-    return matrix_of(whole, prompts).mean(axis=0) if whole and len(whole) == len(found) else None
+def score_baselines(sweep: Sweep, configuration: Configuration, prompts: list[str]) -> Array | None:
+    """The mean scores of the baselines of a configuration's trials, [prompts]; None where a score is missing."""
+    scores = []
+    for trial in configuration.trials:
+        baseline = find_baseline(sweep, trial)
+        if trial.summary.is_scored and baseline is not None:
+            scores.append(read_scores(baseline.record))
+    if not scores or not all(baseline_scores.keys() >= set(prompts) for baseline_scores in scores):
+        return None
+    return np.asarray(stack_scores(scores, prompts).mean(axis=0))
 
 
-def wins_over(values: Array, control: Array | None) -> tuple[int, int, int] | None:
-    return None if control is None else count_wins(values, control)
+def find_baseline(sweep: Sweep, trial: Trial) -> Trial | None:
+    """The baseline that the sweep names for ``trial``; where it names none, the one that is most like it."""
+    scored = [other for other in sweep.trials if other.summary.is_baseline and other.summary.is_scored]
+    if trial.baseline is not None:
+        return next((other for other in scored if other.key == trial.baseline), None)
+    wanted = trial.summary
+    bits = wanted.eval_bits or wanted.bits
+    scored = [other for other in scored if other.summary.is_outdated == wanted.is_outdated]
 
-
-def baseline_of(sweep: Sweep, row: Row) -> Row | None:
-    """The baseline that the sweep names for ``row``; where it names none, the one most like it in bits and template."""
-    scored = [other for other in sweep.rows if other["kind"] == "baseline" and other["status"] == "complete"]
-    scored = [other for other in scored if other.get(OBJECTIVE) is not None]
-    if isinstance(row.get("baseline"), list):
-        named = (other for other in scored if [other["trial_id"], other["eval_id"]] == row["baseline"])
-        return next(named, None)
-    bits = row["eval_bits"] or row["bits"]
-    scored = [other for other in scored if is_other(other) == is_other(row)]
-
-    def likeness(other: Row) -> tuple[bool, ...]:
-        same = [other[key] == row[key] for key in ("base", "data")]
-        return *same, (other["eval_bits"] or other["bits"]) == bits, other["template"] == row["template"]
+    def likeness(other: Trial) -> tuple[bool, ...]:
+        summary = other.summary
+        same = (summary.base == wanted.base, summary.data == wanted.data)
+        return *same, (summary.eval_bits or summary.bits) == bits, summary.template == wanted.template
 
     return max(scored, key=likeness, default=None)
 
 
-def write_columns(sweep: Sweep, standing: Standing, scores: list[Scores], is_alone: bool, is_share: bool) -> None:
-    """The ranking's columns of an entry's row and of its trials' rows; a trial's interval is over its own prompts.
-
-    Args:
-        is_alone: no seed noise is known, so that an entry of one trial has that trial's interval.
-    """
-    entry, estimate = standing.entry, standing.quality
-    shared = {
-        "delta_baseline": standing.versus_baseline and standing.versus_baseline.value,
-        "delta_best": standing.versus_best and standing.versus_best.value,
-        "tied_with_best": standing.tied,
-        "verdict": standing.verdict,
-    }
-    known = []
-    for place, found in zip(entry.places, scores, strict=True):
-        row = sweep.rows[place]
-        if len(entry.places) > 1 or not is_alone:
-            low, high = mean_interval(list(found.values()), SCALE, is_share) or (None, None)
-            row.update({"quality_ci_low": low, "quality_ci_high": high})
-        row.update({**shared, "forgetting": forgetting(sweep, row)})
-        known += [row["forgetting"]] if row["forgetting"] is not None else []
-    low, high = (estimate.low, estimate.high) if estimate else (None, None)
-    mean = float(np.mean(known)) if known else None
-    if estimate and len(entry.places) > 1:  # summed in another order elsewhere: the last bit could differ
-        entry.row[OBJECTIVE] = estimate.value
-    entry.row.update({"quality_ci_low": low, "quality_ci_high": high, **shared, "forgetting": mean})
-
-
-def forgetting(sweep: Sweep, row: Row) -> float | None:
+def measure_forgetting(sweep: Sweep, trial: Trial) -> float | None:
     """By how much the loss on the neutral text is above the baseline's, in nats a token."""
-    baseline = baseline_of(sweep, row) if row["kind"] == "trial" else None
-    before, after = (baseline or {}).get("neutral_loss"), row.get("neutral_loss")
+    baseline = None if trial.summary.is_baseline else find_baseline(sweep, trial)
+    before: Number | None = baseline.summary.neutral_loss if baseline else None
+    after = trial.summary.neutral_loss
     return None if before is None or after is None else float(after - before)
+
+
+def average_forgetting(sweep: Sweep, trials: list[Trial]) -> float | None:
+    losses = [loss for trial in trials if (loss := measure_forgetting(sweep, trial)) is not None]
+    return float(np.mean(losses)) if losses else None

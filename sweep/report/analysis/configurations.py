@@ -1,90 +1,263 @@
-"""Trials as the entries of a ranking: those that differ in their seed alone are one entry.
+"""What the files tell about one trial, and configurations: trials that differ only in their seed.
 
-Owns what folds with what, how an entry's row sums up its trials, and the marks by which people name both. Does not
-compare entries (``ranking``).
+Decides which trials belong to one configuration, how its summary is made from theirs, and the marks by which people
+name both: B1, 1, 2; and 2a, 2b for two seeds of configuration 2. Does not compare configurations (``comparison``).
 """
 
+import dataclasses
 import json
 import statistics
 import string
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 from lora_sweep.runs.records import TrialRecord
+from lora_sweep.scoring.metrics import METRICS
 
-Row = dict[str, Any]
-GROUPS = ("model", "data", "lora", "quant", "train", "eval")  # of a configuration; the rest changes no number
-HIGHEST = ("peak_memory_bytes", "peak_gpu_memory_bytes")  # of several trials, the one that needs most counts
-SETTINGS = ("r", "alpha", "dropout", "learning_rate", "bits", "eval_bits", "trainable_params")  # equal in all of them
+Kind: TypeAlias = Literal["trial", "baseline"]
+Number: TypeAlias = float | int
+Key: TypeAlias = tuple[str, str]  # trial id, evaluation id
+
+OBJECTIVE = "quality"  # the metric that ranks
+PENDING = "pending"  # shown while there is no outcome; not a status of its own
+CONFIG_GROUPS = ("model", "data", "lora", "quant", "train", "eval")  # the rest of a config changes no number
+PEAKS = ("peak_memory_bytes", "peak_gpu_memory_bytes")  # of several trials, the one that needs most counts
+AVERAGED = (
+    "train_seconds",
+    "tokens_per_second",
+    "adapter_bytes",
+    "steps",
+    "train_loss",
+    "validation_loss",
+    "neutral_loss",
+    "generate_seconds",
+    "generate_tokens_per_second",
+    "gpu_utilization_percent",
+)
+# The summary's field for each config key that has one; any other varied key is in ``settings``.
+FIELDS_BY_KEY = {
+    "lora.r": "r",
+    "lora.alpha": "alpha",
+    "lora.dropout": "dropout",
+    "lora.targets": "targets",
+    "quant": "bits",
+    "quant.bits": "bits",
+    "seed": "seed",
+    "train.learning_rate": "learning_rate",
+    "model.name": "base",
+    "data.name": "data",
+    "data.template": "template",
+    "eval.quant": "eval_bits",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSummary:
+    """The settings and numbers of one trial. None is unknown; every number is finite.
+
+    The summary of a configuration has the same fields: the means over its complete trials, the highest of their memory
+    peaks, and the list of its seeds.
+
+    Attributes:
+        mark: how people name it; empty until the trials of a sweep are folded.
+        drift: which of ``model``, ``data`` and ``code`` are not those that the sweep last ran with.
+        bits: of the base while training (for a baseline: while generating): 4, 8, 16 or 32.
+        eval_bits: of the base while generating.
+        peak_memory_bytes: of training; for a baseline, of generating.
+        metrics: mean over the prompts, by metric.
+        settings: the values of varied config keys that have no field, by dotted key.
+        missing_seeds: for a configuration, how many of its trials are not complete while others are.
+    """
+
+    mark: str = ""
+    trial_id: str
+    eval_id: str
+    kind: Kind
+    label: str
+    status: str
+    reason: str | None = None
+    drift: tuple[str, ...] = ()
+    base: str | None = None
+    data: str | None = None
+    template: str | None = None
+    r: Number | None = None
+    alpha: Number | None = None
+    dropout: Number | None = None
+    learning_rate: Number | None = None
+    targets: str | list[str] | None = None
+    target_modules: list[str] | None = None
+    bits: Number | None = None
+    eval_bits: Number | None = None
+    seed: Number | list[Number | None] | None = None
+    trainable_params: Number | None = None
+    steps: Number | None = None
+    train_seconds: Number | None = None
+    tokens_per_second: Number | None = None
+    train_loss: Number | None = None  # nats a token
+    validation_loss: Number | None = None  # nats a token
+    neutral_loss: Number | None = None  # nats a token
+    peak_memory_bytes: Number | None = None
+    peak_gpu_memory_bytes: Number | None = None
+    gpu_utilization_percent: Number | None = None
+    adapter_bytes: Number | None = None
+    generate_seconds: Number | None = None
+    generate_tokens_per_second: Number | None = None
+    device: str | None = None
+    dtype: str | None = None
+    metrics: Mapping[str, Number | None] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    missing_seeds: int = 0
+
+    @property
+    def objective(self) -> Number | None:
+        """The mean of the objective over the prompts."""
+        return self.metrics.get(OBJECTIVE)
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.kind == "baseline"
+
+    @property
+    def is_complete(self) -> bool:
+        return self.status == "complete"
+
+    @property
+    def is_failed(self) -> bool:
+        return self.status not in ("complete", PENDING)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it can be ranked: complete, and with a number for the objective."""
+        return self.is_complete and self.objective is not None
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it was made from another model or other data than its sweep has now."""
+        return bool({"model", "data"} & set(self.drift))
+
+    def value(self, key: str) -> object:
+        """The value of a column of the report: a field, a metric or a varied config key."""
+        if key in METRICS or key in self.metrics:
+            return self.metrics.get(key)
+        if key in self.settings:
+            return self.settings[key]
+        return list(self.drift) if key == "drift" else getattr(self, key, None)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One configuration.
+class Trial:
+    """One trial or baseline of a sweep: its summary, and the records of its files.
 
     Attributes:
-        row: spelt as a row of the table: of several complete trials, means, and the highest peak of memory.
-        places: where its trials stand in the sweep's rows, in the order of their seeds.
+        baseline: the key of the baseline that the sweep's file names for it.
+        overrides: what a person types to run it alone; [] where nobody recorded it.
+    """
+
+    summary: TrialSummary
+    record: TrialRecord
+    baseline: Key | None = None
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> Key:
+        return self.summary.trial_id, self.summary.eval_id
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Trials that differ only in their seed: one row of the ranking.
+
+    Attributes:
+        trials: in the order of their seeds.
         config: the groups that can change a number.
     """
 
-    row: Row
-    places: list[int]
-    config: dict[str, Any]
+    summary: TrialSummary
+    trials: list[Trial]
+    config: dict[str, object]
 
 
-def fold(rows: list[Row], results: list[TrialRecord]) -> list[Entry]:
-    """The entries in order of their first trials. Gives every row its ``mark``: B1, 1, 2, or 2a and 2b of two seeds."""
-    homes: dict[str, list[int]] = {}
-    for place, (row, result) in enumerate(zip(rows, results, strict=True)):
-        homes.setdefault(_configuration(row, result), []).append(place)
-    entries, count = [], {"baseline": 0, "trial": 0}
-    for home in homes.values():
-        places = sorted(home, key=lambda place: (rows[place].get("seed") or 0, place))
-        kind = rows[places[0]]["kind"]
-        count[kind] += 1
-        mark = f"{'B' if kind == 'baseline' else ''}{count[kind]}"
-        for number, place in enumerate(places):
-            rows[place]["mark"] = mark + (_letter(number) if len(places) > 1 else "")
-        config = {key: each for key, each in results[places[0]].config.items() if key in GROUPS}
-        entries.append(Entry(_summed([rows[place] for place in places], mark), places, config))
-    return entries
+def look_up(tree: object, path: str) -> object:
+    """The value at a dotted ``path`` of nested dicts, or None."""
+    for key in path.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
-def _configuration(row: Row, result: TrialRecord) -> str:
-    """Equal for trials that differ in their seed alone; what was made from other data or another model is apart."""
-    config = {key: result.config[key] for key in GROUPS if key in result.config}
+def fold_seeds(trials: Sequence[Trial]) -> tuple[list[Trial], list[Configuration]]:
+    """Give every trial its mark, and fold trials that differ only in their seed into one configuration.
+
+    Returns:
+        The trials in the order given, and the configurations in the order of their first trials.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, trial in enumerate(trials):
+        groups.setdefault(identify_configuration(trial), []).append(index)
+    marked, configurations = list(trials), []
+    counts: dict[Kind, int] = {"baseline": 0, "trial": 0}
+    for group in groups.values():
+        indices = sorted(group, key=lambda index: (sort_seed(trials[index].summary), index))
+        kind = trials[indices[0]].summary.kind
+        counts[kind] += 1
+        mark = f"{'B' if kind == 'baseline' else ''}{counts[kind]}"
+        for number, index in enumerate(indices):
+            letter = name_seed(number) if len(indices) > 1 else ""
+            summary = dataclasses.replace(trials[index].summary, mark=mark + letter)
+            marked[index] = dataclasses.replace(trials[index], summary=summary)
+        members = [marked[index] for index in indices]
+        config = {key: value for key, value in members[0].record.config.items() if key in CONFIG_GROUPS}
+        summary = summarize_trials([trial.summary for trial in members], mark)
+        configurations.append(Configuration(summary, members, config))
+    return marked, configurations
+
+
+def identify_configuration(trial: Trial) -> str:
+    """A text that is equal for trials that differ only in their seed.
+
+    Trials that were made from other data or from another model are never in one configuration.
+    """
+    config = {key: trial.record.config[key] for key in CONFIG_GROUPS if key in trial.record.config}
     if not config:
-        return f"{result.trial_id}/{result.eval_id}"
-    made_from = sorted({"model", "data"} & set(row["drift"])), result.training.fingerprints
-    return json.dumps([row["kind"], config, made_from], sort_keys=True, default=str)
+        return f"{trial.summary.trial_id}/{trial.summary.eval_id}"
+    sources = sorted({"model", "data"} & set(trial.summary.drift)), trial.record.training.fingerprints
+    return json.dumps([trial.summary.kind, config, sources], sort_keys=True, default=str)
 
 
-def _summed(rows: list[Row], mark: str) -> Row:
-    if len(rows) == 1:
-        return rows[0]
-    complete = [row for row in rows if row["status"] == "complete"]
-    shown = complete or rows
-    summed = {**shown[0], "mark": mark, "seed": [row.get("seed") for row in rows]}
-    summed["label"] = _without_seed(str(rows[0]["label"]))
-    summed["drift"] = list(dict.fromkeys(name for row in rows for name in row["drift"]))
-    if 0 < len(complete) < len(rows):
-        summed["missing_seeds"] = len(rows) - len(complete)
-    for key in dict.fromkeys(key for row in shown for key in row if key not in (*SETTINGS, "seed")):
-        values = [row[key] for row in shown if isinstance(row.get(key), int | float)]
-        if values:
-            summed[key] = max(values) if key in HIGHEST else _mean(values)
-    return summed
+def summarize_trials(summaries: list[TrialSummary], mark: str) -> TrialSummary:
+    """The summary of a configuration: over its complete trials, or over all of them where none is complete."""
+    if len(summaries) == 1:
+        return summaries[0]
+    complete = [summary for summary in summaries if summary.is_complete]
+    shown = complete or summaries
+    names = dict.fromkeys(name for summary in shown for name in summary.metrics)
+    changes: dict[str, Any] = {
+        "label": " ".join(word for word in summaries[0].label.split(" ") if not word.startswith("seed=")),
+        "seed": [summary.seed for summary in summaries],
+        "drift": tuple(dict.fromkeys(name for summary in summaries for name in summary.drift)),
+        "missing_seeds": len(summaries) - len(complete) if complete else 0,
+        "metrics": {name: average([summary.metrics.get(name) for summary in shown]) for name in names},
+    }
+    for name in AVERAGED:
+        changes[name] = average([getattr(summary, name) for summary in shown])
+    for name in PEAKS:
+        peaks = [getattr(summary, name) for summary in shown]
+        changes[name] = max((peak for peak in peaks if peak is not None), default=None)
+    return dataclasses.replace(shown[0], mark=mark, **changes)
 
 
-def _mean(values: list[float | int]) -> float | int:
-    """Exact, and a whole number of equal whole numbers."""
-    return values[0] if len(set(values)) == 1 else float(statistics.mean(values))
+def average(values: Sequence[Number | None]) -> Number | None:
+    """The exact mean of the known values; equal whole numbers stay whole. None where no value is known."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return None
+    return numbers[0] if len(set(numbers)) == 1 else float(statistics.mean(numbers))
 
 
-def _without_seed(label: str) -> str:
-    return " ".join(word for word in label.split(" ") if not word.startswith("seed="))
+def sort_seed(summary: TrialSummary) -> Number:
+    return summary.seed if isinstance(summary.seed, int | float) else 0
 
 
-def _letter(number: int) -> str:
+def name_seed(number: int) -> str:
+    """``a`` for the first seed of a configuration."""
     return string.ascii_lowercase[number] if number < 26 else f".{number + 1}"

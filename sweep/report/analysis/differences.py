@@ -1,65 +1,71 @@
 """Where rows differ though nobody varied it: what they were made from, and by which code, libraries and device.
 
-A row is made in two steps, each of which can have been made elsewhere: its training, and the evaluation that ranks it.
+A row is made in two steps, which can have run in different places: its training, and its evaluation.
 """
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeAlias
 
 from lora_sweep.runs.records import EvaluationResult, TrialRecord, TrialResult
-from sweep.report.analysis.load import Row, Sweep
+from sweep.report.analysis.configurations import TrialSummary
+from sweep.report.analysis.load import Sweep
 from sweep.store.drift import NOT_RECORDED, list_row_sources
 from sweep.text import format_setting
 
-SOURCES = ("model ", "data ")  # how the names of what rows were made from begin
-Part = TrialResult | EvaluationResult
-Marks = dict[str, list[str]]  # a value, and the marks of the rows that have it
+SOURCE_PREFIXES = ("model ", "data ")  # the names of sources begin so: "data catalogue"
+Step: TypeAlias = TrialResult | EvaluationResult
+Marks = dict[str, list[str]]  # a value: the marks of the rows that have it
 
 
-def differing(sweep: Sweep, rows: Iterable[Row]) -> dict[str, Marks]:
-    """What should be one value and has several among ``rows``, unknown values aside."""
-    wanted, getters = {row["mark"] for row in rows}, _getters(sweep)
-    found: dict[str, Marks] = {}
-    for row, result in zip(sweep.rows, sweep.results, strict=True):
-        if row["mark"] in wanted:
-            values = [(name, _value(result, get)) for name, get in getters.items()]
-            for name, value in [*list_row_sources(result.config, result.training).values(), *values]:
-                if value:
-                    found.setdefault(name, {}).setdefault(value, []).append(row["mark"])
-    return {name: marks for name, marks in found.items() if len(marks) > 1}
+def find_differences(sweep: Sweep, summaries: Iterable[TrialSummary]) -> dict[str, Marks]:
+    """What should have one value and has several among these trials; unknown values do not count."""
+    marks, readers = {summary.mark for summary in summaries}, list_readers(sweep)
+    values_by_name: dict[str, Marks] = {}
+    for trial in sweep.trials:
+        if trial.summary.mark not in marks:
+            continue
+        record = trial.record
+        values = [(name, read_steps(record, read)) for name, read in readers.items()]
+        for name, value in [*list_row_sources(record.config, record.training).values(), *values]:
+            if value:
+                values_by_name.setdefault(name, {}).setdefault(value, []).append(trial.summary.mark)
+    return {name: values for name, values in values_by_name.items() if len(values) > 1}
 
 
-def makers(names: Iterable[str]) -> list[str]:
-    """Those of the names that say by what a row was made, and not from what."""
-    names = [name for name in names if not name.startswith(SOURCES)]
-    return [name for name in names if name in ("code", "device", "dtype", "adapter dtype") or name.endswith(" version")]
+def select_makers(names: Iterable[str]) -> list[str]:
+    """The names that tell by what a row was made (code, libraries, device), not from what."""
+    makers = ("code", "device", "dtype", "adapter dtype")
+    return [
+        name for name in names if not name.startswith(SOURCE_PREFIXES) and (name in makers or name.endswith(" version"))
+    ]
 
 
-def packages(sweep: Sweep) -> list[str]:
-    """Every package whose version a row knows; ours and Python first."""
-    parts = [part for result in sweep.results for part in (result.training, result.evaluation)]
-    names = {name for part in parts for name in part.provenance.versions if "." not in name}
+def list_packages(sweep: Sweep) -> list[str]:
+    """Every package whose version a row has recorded; ours and Python first."""
+    steps = [step for trial in sweep.trials for step in (trial.record.training, trial.record.evaluation)]
+    names = {name for step in steps for name in step.provenance.versions if "." not in name}
     return sorted(names, key=lambda name: (name != "lora-sweep", name != "python", name))
 
 
-def _getters(sweep: Sweep) -> dict[str, Callable[[Part], str | None]]:
-    """How to read what should be one value from a training or an evaluation."""
+def list_readers(sweep: Sweep) -> dict[str, Callable[[Step], str | None]]:
+    """How to read what should have one value from a training or an evaluation."""
 
-    def read_version(package: str, part: Part) -> str | None:
-        return part.provenance.versions.get(package)
+    def read_version(package: str, step: Step) -> str | None:
+        return step.provenance.versions.get(package)
 
     return {
-        "rows fingerprint": lambda part: part.data.rows_fingerprint if isinstance(part, TrialResult) else None,
-        "code": lambda part: part.provenance.code or (NOT_RECORDED if part.provenance.is_recorded else None),
-        "device": lambda part: part.provenance.device,
-        "dtype": lambda part: part.provenance.dtype,
-        "adapter dtype": lambda part: part.provenance.adapter_dtype,
-        "git commit": lambda part: part.provenance.git_commit,
-        **{f"{package} version": partial(read_version, package) for package in packages(sweep)},
+        "rows fingerprint": lambda step: step.data.rows_fingerprint if isinstance(step, TrialResult) else None,
+        "code": lambda step: step.provenance.code or (NOT_RECORDED if step.provenance.is_recorded else None),
+        "device": lambda step: step.provenance.device,
+        "dtype": lambda step: step.provenance.dtype,
+        "adapter dtype": lambda step: step.provenance.adapter_dtype,
+        "git commit": lambda step: step.provenance.git_commit,
+        **{f"{package} version": partial(read_version, package) for package in list_packages(sweep)},
     }
 
 
-def _value(result: TrialRecord, get: Callable[[Part], str | None]) -> str:
-    """Of the training, and of the evaluation where that differs; "" where neither is known."""
-    values = [get(result.training), get(result.evaluation)]
+def read_steps(record: TrialRecord, read: Callable[[Step], str | None]) -> str:
+    """The value of the training, and of the evaluation where that differs; "" where neither is known."""
+    values = [read(record.training), read(record.evaluation)]
     return ", evaluation ".join(dict.fromkeys(format_setting(value) for value in values if value is not None))

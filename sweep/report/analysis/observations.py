@@ -1,134 +1,143 @@
-"""Key observations: the lines that a person would write under the table, written from the numbers.
+"""Key observations: the lines that a person would write under the table, made from the numbers.
 
-Owns the sentences and when each is said. A difference is claimed only where its interval does not hold zero; otherwise
-the line says that none is shown, and how large it could be. ``kind`` is ``finding``, ``none`` (no difference shown) or
-``warning``.
+A difference is claimed only where its interval leaves out zero. Otherwise the line says that no difference is shown,
+and how large it could be.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
-from sweep.report.analysis.comparison import OBJECTIVE
-from sweep.report.analysis.effects import Factor, Joint, MainEffect, interval_text, level_of
+from sweep.report.analysis.configurations import OBJECTIVE
+from sweep.report.analysis.effects import Factor, FactorPair, MainEffect, format_estimate_interval, format_level
 from sweep.report.analysis.load import Sweep
-from sweep.report.analysis.ranking import Ranking, is_alone_at_the_top
-from sweep.report.formats.cells import change, interval, row_name
+from sweep.report.analysis.ranking import Ranking, has_single_best
+from sweep.report.formats.cells import format_change, format_interval, name_row
 from sweep.statistics.estimates import Estimate
 from sweep.text import count_noun, escape_controls, format_decimals, format_setting
 
-SAME = 0.05  # a cost that differs by less is not worth a word
+MIN_COST_DIFFERENCE = 0.05  # relative; a smaller one is not mentioned
 
 
 @dataclass(frozen=True)
 class Observation:
-    kind: str
+    """A line; ``none`` says that no difference is shown."""
+
+    kind: Literal["finding", "none", "warning"]
     text: str
 
 
-def observations(
-    sweep: Sweep, ranking: Ranking, factors: list[Factor], effects: list[MainEffect], joint: list[Joint]
+def write_observations(
+    sweep: Sweep, ranking: Ranking, factors: list[Factor], effects: list[MainEffect], pairs: list[FactorPair]
 ) -> list[Observation]:
-    """All lines, the sweep's warnings last."""
-    found = [line for effect in effects for line in factor_lines(effect)]
-    found += [Observation("finding", f"An interaction: {each.text}.") for each in joint if each.found.is_visible]
+    """All lines, the warnings last."""
+    lines = [line for effect in effects for line in describe_effect(effect)]
+    lines += [Observation("finding", f"Interaction: {pair.text}.") for pair in pairs if pair.interaction.is_visible]
     measured = [effect.factor for effect in effects]
     for factor in factors:
         if factor not in measured:
-            text = f"{factor.name} was never varied alone over all of its values: what it changes is not known."
-            found.append(Observation("none", text))
-    found += forgetting_lines(ranking)
-    return [*found, *edge_warnings(ranking, factors, effects), *rate_warnings(sweep, ranking)]
+            name = factor.name
+            text = f"The effect of {name} is unknown: no rows have all values of {name} and are equal otherwise."
+            lines.append(Observation("none", text))
+    lines += describe_forgetting(ranking)
+    return [*lines, *warn_of_edges(ranking, factors, effects), *warn_of_single_rate(sweep, ranking)]
 
 
-def factor_lines(effect: MainEffect) -> list[Observation]:
-    """A line for each level that differs from the first, and one for those that are not shown to."""
+def describe_effect(effect: MainEffect) -> list[Observation]:
+    """A line for each level that differs from the first, and one for those that are not shown to differ."""
     name, first = effect.factor.name, effect.factor.levels[0]
-    others = list(zip(effect.factor.levels[1:], effect.contrasts, effect.costs, strict=True))
     pairs = f"on average over {count_noun(effect.blocks, 'pair')} of rows"
-    lines = []
     if any(contrast.low is None for contrast in effect.contrasts):
-        return [Observation("none", f"{name}: nothing can be said of its differences from so few prompts.")]
-    for level, contrast, costs in others:
-        if shown(contrast):
-            verb = "raises" if contrast.value > 0 else "lowers"
-            text = f"{name} {level} instead of {first} {verb} {OBJECTIVE}: {span(contrast)} {pairs}{cost_words(costs)}."
-            lines.append(Observation("finding", text))
-    left = [(level, contrast, costs) for level, contrast, costs in others if not shown(contrast)]
-    if len(left) == 1:
-        level, contrast, costs = left[0]
-        text = f"{name} {level} instead of {first}: no difference in {OBJECTIVE} is shown, {span(contrast)} {pairs}"
-        lines.append(Observation("none", f"{text}{cost_words(costs)}."))
-    elif left:
-        low, high = min(c.low or 0.0 for _, c, _ in left), max(c.high or 0.0 for _, c, _ in left)
-        levels = f"{', '.join(level for level, _, _ in left[:-1])} and {left[-1][0]}"
-        text = f"{name} {levels} instead of {first}: no difference in {OBJECTIVE} is shown, all within"
-        lines.append(Observation("none", f"{text} {interval(OBJECTIVE, low, high)}, {pairs} each."))
+        return [Observation("none", f"The effect of {name} is unknown: there are too few prompts.")]
+    lines, unclear = [], []
+    for level, contrast, costs in zip(effect.factor.levels[1:], effect.contrasts, effect.costs, strict=True):
+        if not is_shown(contrast):
+            unclear.append((level, contrast, costs))
+            continue
+        verb = "raises" if contrast.value > 0 else "lowers"
+        text = f"{name} {level} instead of {first} {verb} {OBJECTIVE}: {describe_change(contrast)} {pairs}"
+        lines.append(Observation("finding", f"{text}{describe_costs(costs)}."))
+    if len(unclear) == 1:
+        level, contrast, costs = unclear[0]
+        text = (
+            f"{name} {level} instead of {first} shows no difference in {OBJECTIVE}: {describe_change(contrast)} {pairs}"
+        )
+        lines.append(Observation("none", f"{text}{describe_costs(costs)}."))
+    elif unclear:
+        low = min(contrast.low or 0.0 for _, contrast, _ in unclear)
+        high = max(contrast.high or 0.0 for _, contrast, _ in unclear)
+        levels = f"{', '.join(level for level, _, _ in unclear[:-1])} and {unclear[-1][0]}"
+        text = f"{name} {levels} instead of {first} show no difference in {OBJECTIVE}: all intervals lie within"
+        lines.append(Observation("none", f"{text} {format_interval(OBJECTIVE, low, high)}, {pairs} each."))
     return lines
 
 
-def span(contrast: Estimate) -> str:
-    return f"{change(OBJECTIVE, contrast.value)} {interval_text(contrast)}"
+def describe_change(contrast: Estimate) -> str:
+    return f"{format_change(OBJECTIVE, contrast.value)} {format_estimate_interval(contrast)}"
 
 
-def cost_words(costs: tuple[float | None, float | None]) -> str:
-    """``, for 5.3 times the trainable parameters and 1.5 times the training time``; what stays equal is left out."""
+def describe_costs(costs: tuple[float | None, float | None]) -> str:
+    """``, for 5.3 times the trainable parameters and 1.5 times the training time``; nearly equal costs are left out."""
     names = ("the trainable parameters", "the training time")
-    pairs = zip(costs, names, strict=True)
-    words = [f"{format_decimals(ratio, 2)} times {name}" for ratio, name in pairs if ratio and abs(ratio - 1) >= SAME]
-    return f", for {' and '.join(words)}" if words else ""
-
-
-def forgetting_lines(ranking: Ranking) -> list[Observation]:
-    """What training did to the loss on the neutral text, of the recommended row and of the one that lost most."""
-    rows = [standing.row for standing in ranking.compared.standings if standing.tied is not None]
-    known = [row for row in rows if row.get("forgetting") is not None]
-    if not known:
-        return []
-    worst = max(known, key=lambda row: row["forgetting"])
-    chosen = ranking.recommended.row if ranking.recommended else None
-    said = [row for row in (chosen, worst) if row is not None and row.get("forgetting") is not None]
-    unique = [row for place, row in enumerate(said) if row not in said[:place]]
-    parts = [
-        f"{change('forgetting', row['forgetting'])} for {row_name(row)}{', the highest' * (row is worst)}"
-        for row in unique
+    texts = [
+        f"{format_decimals(ratio, 2)} times {name}"
+        for ratio, name in zip(costs, names, strict=True)
+        if ratio and abs(ratio - 1) >= MIN_COST_DIFFERENCE
     ]
-    text = f"Loss on a neutral text against the untuned model, nats a token: {'; '.join(parts)}."
+    return f", for {' and '.join(texts)}" if texts else ""
+
+
+def describe_forgetting(ranking: Ranking) -> list[Observation]:
+    """How training changed the loss on the neutral text: for the recommended row, and for the row that lost most."""
+    ranked = [standing for standing in ranking.comparison.standings if standing.is_tied is not None]
+    losses = [(standing.forgetting, standing) for standing in ranked if standing.forgetting is not None]
+    if not losses:
+        return []
+    _, worst = max(losses, key=lambda pair: pair[0])
+    shown = {item.summary.mark: (loss, item) for loss, item in losses if item is ranking.recommended}
+    shown |= {item.summary.mark: (loss, item) for loss, item in losses if item is worst}
+    parts = [
+        f"{format_change('forgetting', loss)} for {name_row(item.summary)}{', the highest' * (item is worst)}"
+        for loss, item in shown.values()
+    ]
+    text = f"Loss on a neutral text, compared with the untuned model, in nats a token: {'; '.join(parts)}."
     return [Observation("finding", text)]
 
 
-def edge_warnings(ranking: Ranking, factors: list[Factor], effects: list[MainEffect]) -> list[Observation]:
+def warn_of_edges(ranking: Ranking, factors: list[Factor], effects: list[MainEffect]) -> list[Observation]:
     """Where the best row has the smallest or largest value tried of a number that seems to matter."""
-    if ranking.compared.best is None or not is_alone_at_the_top(ranking.compared):
+    comparison = ranking.comparison
+    if comparison.best is None or not has_single_best(comparison):
         return []
-    best = ranking.compared.standings[ranking.compared.best].row
-    matters = {effect.factor.key for effect in effects if any(map(shown, effect.contrasts))}
+    best = comparison.standings[comparison.best].summary
+    keys = {effect.factor.key for effect in effects if any(is_shown(contrast) for contrast in effect.contrasts)}
     lines = []
     for factor in factors:
-        level = level_of(best.get(factor.key))
-        lowest = factor.levels[0] if factor.values[0] != 0 else None  # below no dropout there is nothing
-        at_edge = factor.is_numeric and factor.key != "bits" and level in (lowest, factor.levels[-1])
-        if at_edge and (len(factor.levels) > 2 or factor.key in matters):
+        level = format_level(best.value(factor.key))
+        lowest = factor.levels[0] if factor.values[0] != 0 else None  # there is no dropout below none
+        is_at_edge = factor.is_numeric and factor.key != "bits" and level in (lowest, factor.levels[-1])
+        if is_at_edge and (len(factor.levels) > 2 or factor.key in keys):
             side, further = ("largest", "larger") if level == factor.levels[-1] else ("smallest", "smaller")
             text = (
-                f"Best at the edge of the grid: {row_name(best)}, which has the highest mean, has the {side} "
+                f"Best at the edge of the grid: {name_row(best)}, which has the highest mean, has the {side} "
                 f"{factor.name} tried, {level}. A {further} one may be better still."
             )
             lines.append(Observation("warning", text))
     return lines
 
 
-def rate_warnings(sweep: Sweep, ranking: Ranking) -> list[Observation]:
+def warn_of_single_rate(sweep: Sweep, ranking: Ranking) -> list[Observation]:
     """Where r was varied and its learning rate was not."""
-    rows = [standing.row for standing in ranking.compared.standings if standing.tied is not None]
-    rates = {format_setting(row.get("learning_rate")) for row in rows}
-    if "lora.r" not in sweep.varied or len({row.get("r") for row in rows}) < 2 or len(rates) != 1:
+    summaries = [standing.summary for standing in ranking.comparison.standings if standing.is_tied is not None]
+    rates = {format_setting(summary.learning_rate) for summary in summaries}
+    if "lora.r" not in sweep.varied or len({summary.r for summary in summaries}) < 2 or len(rates) != 1:
         return []
     text = (
         f"r was varied at one learning rate ({escape_controls(rates.pop())}): the best rate can differ with r, and "
-        "with its rate tuned each variant of LoRA may come out alike (arXiv 2602.04998)."
+        "variants of LoRA may score alike once each has its own best rate (arXiv 2602.04998)."
     )
     return [Observation("warning", text)]
 
 
-def shown(contrast: Estimate) -> bool:
-    """Whether the interval does not hold zero."""
+def is_shown(contrast: Estimate) -> bool:
+    """Whether the interval leaves out zero."""
     return contrast.side != "undecided"

@@ -1,91 +1,100 @@
 """What is true of a whole sweep: its facts, its provenance, and where its rows differ though they should not.
 
-Owns the sentences; ``show`` owns how a number looks. A fact is (label, text), and a text that differs between rows
-lists what there is.
+A fact is (label, text). Where rows differ, the text lists their values.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from lora_sweep.runs.records import TrialResult
-from sweep.report.analysis.differences import differing, packages
-from sweep.report.analysis.load import Sweep, dig
-from sweep.report.analysis.ranking import tally
+from lora_sweep.runs.records import TrialRecord, TrialResult
+from sweep.report.analysis.configurations import look_up
+from sweep.report.analysis.differences import find_differences, list_packages
+from sweep.report.analysis.load import Sweep
+from sweep.report.analysis.ranking import count_trials
 from sweep.text import escape_controls, format_count, format_millions, format_setting
 
 Fact = tuple[str, str]
+Config = Mapping[str, object]
 
 
-def facts(sweep: Sweep) -> list[Fact]:
-    """What all rows share, for the top of a report; unknown ones are left out."""
-    found = [
-        ("Rows", tally(sweep)),
-        ("Base model", _model(sweep)),
-        ("Data", _data(sweep)),
-        ("Splits", _data_counts(sweep, "{train_rows} train, {validation_rows} validation, {test_rows} test rows")),
-        ("Dropped rows", _dropped(sweep)),
-        ("Cut rows", _data_counts(sweep, "{cut_rows} of {train_rows} training responses lose their end to max_length")),
-        ("Prompt template", _spread(_configs(sweep), "data.template")),
-        ("Training", _training(sweep)),
-        ("Evaluation", _evaluation(sweep)),
-        ("Seed", _seeds(sweep)),
-        ("Device", _several(row["device"] for row in sweep.rows)),
-        ("Dtype", _dtypes(sweep)),
-        ("Setbacks", _setbacks(sweep)),
+def list_facts(sweep: Sweep) -> list[Fact]:
+    """What all rows share, for the top of a report; unknown facts are left out."""
+    facts = [
+        ("Rows", count_trials(sweep)),
+        ("Base model", describe_model(sweep)),
+        ("Data", describe_data(sweep)),
+        ("Splits", fill_counts(sweep, "{train_rows} train, {validation_rows} validation, {test_rows} test rows")),
+        ("Dropped rows", describe_dropped_rows(sweep)),
+        ("Cut rows", fill_counts(sweep, "{cut_rows} of {train_rows} training responses lose their end to max_length")),
+        ("Prompt template", join_settings(list_configs(sweep), "data.template")),
+        ("Training", describe_training(sweep)),
+        ("Evaluation", describe_evaluation(sweep)),
+        ("Seed", describe_seeds(sweep)),
+        ("Device", join_values(trial.summary.device for trial in sweep.trials)),
+        ("Dtype", describe_dtypes(sweep)),
+        ("Setbacks", describe_failed_attempts(sweep)),
     ]
-    return [(label, text) for label, text in found if text]
+    return [(label, text) for label, text in facts if text]
 
 
-def provenance(sweep: Sweep) -> list[Fact]:
-    """Where the numbers come from; unknown ones are left out."""
-    trainings = [result.training for result in sweep.results]
+def list_provenance(sweep: Sweep) -> list[Fact]:
+    """Where the numbers come from; unknown facts are left out."""
+    trainings = list_trainings(sweep)
     texts = [
-        (escape_controls(name), _several(training.provenance.versions.get(name) for training in trainings))
-        for name in packages(sweep)
+        (escape_controls(name), join_values(training.provenance.versions.get(name) for training in trainings))
+        for name in list_packages(sweep)
     ]
     versions = ", ".join(f"{name} {text}" for name, text in texts if text)
-    found = [
+    facts = [
         ("Sweep started", escape_controls(sweep.started)),
         ("Varied", ", ".join(escape_controls(key) for key in sweep.varied)),
         ("Versions", versions),
-        ("Git commit", _several(_commit(training) for training in trainings)),
-        ("Code", _several(training.provenance.code for training in trainings)),
-        ("Platform", _several(training.provenance.platform for training in trainings)),
-        ("Model fingerprint", _several(_short(training.fingerprints.get("model")) for training in trainings)),
-        ("Rows fingerprint", _several(_short(training.data.rows_fingerprint) for training in trainings)),
+        ("Git commit", join_values(describe_commit(training) for training in trainings)),
+        ("Code", join_values(training.provenance.code for training in trainings)),
+        ("Platform", join_values(training.provenance.platform for training in trainings)),
+        ("Model fingerprint", join_values(shorten_hash(item.fingerprints.get("model")) for item in trainings)),
+        ("Rows fingerprint", join_values(shorten_hash(item.data.rows_fingerprint) for item in trainings)),
     ]
-    return [(label, text) for label, text in found if text]
+    return [(label, text) for label, text in facts if text]
 
 
-def differences(sweep: Sweep) -> list[tuple[str, list[Fact]]]:
-    """What should be one value and is not: (name, [(value, the rows that have it)]), unknown values aside."""
-    found = []
-    for name, marks in differing(sweep, sweep.rows).items():
-        now = sweep.sources.get(name, [])
-        values = [escape_controls(value) + " now" * (value in now) for value in marks]
-        rows = [f"row{'s' * (len(each) > 1)} {', '.join(each)}" for each in marks.values()]
-        found.append((escape_controls(name), list(zip(values, rows, strict=True))))
-    return found
+def list_differences(sweep: Sweep) -> list[tuple[str, list[Fact]]]:
+    """What should have one value and has several: (name, [(value, the rows that have it)])."""
+    differences = []
+    for name, marks_by_value in find_differences(sweep, [trial.summary for trial in sweep.trials]).items():
+        present = sweep.sources.get(name, [])
+        values = [escape_controls(value) + " now" * (value in present) for value in marks_by_value]
+        rows = [f"row{'s' * (len(marks) > 1)} {', '.join(marks)}" for marks in marks_by_value.values()]
+        differences.append((escape_controls(name), list(zip(values, rows, strict=True))))
+    return differences
 
 
-def _model(sweep: Sweep) -> str:
-    sizes = _several(_parameters(result.training) for result in sweep.results)
-    return ", ".join(part for part in (_several(map(_source, _groups(sweep, "model"))), sizes) if part)
+def name_scorer(sweep: Sweep) -> str:
+    """The scorer that computes the quality; an older sweep has the one for texts."""
+    return join_settings(list_configs(sweep), "eval.scorer") or "text"
 
 
-def _data(sweep: Sweep) -> str:
-    read = _data_counts(sweep, "{rows_read} rows read")
-    return ", ".join(part for part in (_several(map(_source, _groups(sweep, "data"))), read) if part)
+# --- one fact each -----------------------------------------------------------------------------------------------
 
 
-def _source(group: dict[str, Any]) -> str | None:
-    """``catalogue (bioregistry==0.15.6)``; a folder or file by its last name, for a report has no machine's paths."""
+def describe_model(sweep: Sweep) -> str:
+    sizes = join_values(count_parameters(training) for training in list_trainings(sweep))
+    sources = join_values(describe_source(group) for group in list_groups(sweep, "model"))
+    return ", ".join(part for part in (sources, sizes) if part)
+
+
+def describe_data(sweep: Sweep) -> str:
+    sources = join_values(describe_source(group) for group in list_groups(sweep, "data"))
+    return ", ".join(part for part in (sources, fill_counts(sweep, "{rows_read} rows read")) if part)
+
+
+def describe_source(group: Config) -> str | None:
+    """``catalogue (bioregistry==0.15.6)``; of a path only its last part, for a report names no folders."""
     if group.get("path"):
         source = str(group["path"]).replace("\\", "/").rstrip("/").rpartition("/")[2]
     elif group.get("hub_id"):
         source = f"{group['hub_id']}@{group['revision']}" if group.get("revision") else str(group["hub_id"])
-    elif dig(group, "wheel.requirement"):
-        source = str(dig(group, "wheel.requirement"))
+    elif look_up(group, "wheel.requirement"):
+        source = str(look_up(group, "wheel.requirement"))
     else:
         source = "made on the spot" if group.get("tiny") else ""
     name = str(group.get("name") or "")
@@ -93,39 +102,38 @@ def _source(group: dict[str, Any]) -> str | None:
     return f"{name} ({'; '.join(map(str, details))})" if details else name or source or None
 
 
-def _parameters(training: TrialResult) -> str | None:
-    """Of a baseline, for its total holds no adapter."""
+def count_parameters(training: TrialResult) -> str | None:
+    """The parameters of a baseline, whose total holds no adapter."""
     total = training.total_params if training.kind == "baseline" else None
     return None if total is None else f"{format_count(total)} parameters ({format_millions(total)})"
 
 
-def _data_counts(sweep: Sweep, words: str) -> str:
-    """``words`` filled from the data part of each result that has all of its numbers."""
+def fill_counts(sweep: Sweep, words: str) -> str:
+    """``words`` filled in from the data counts of each trial that has all of its numbers."""
     texts = []
-    for result in sweep.results:
-        counts = {key: value for key, value in vars(result.training.data).items() if isinstance(value, int)}
+    for training in list_trainings(sweep):
+        counts = {key: format_count(value) for key, value in vars(training.data).items() if isinstance(value, int)}
         try:
-            texts.append(words.format_map({key: format_count(value) for key, value in counts.items()}))
+            texts.append(words.format_map(counts))
         except KeyError:
             continue
-    return _several(texts)
+    return join_values(texts)
 
 
-def _dropped(sweep: Sweep) -> str:
+def describe_dropped_rows(sweep: Sweep) -> str:
     texts = []
-    for result in sweep.results:
-        reasons = result.training.data.dropped
+    for training in list_trainings(sweep):
+        reasons = training.data.dropped
         if reasons is not None:
-            parts = [f"{format_count(rows)} {reason}" for reason, rows in reasons.items()]
-            texts.append(", ".join(parts) or "none")
-    return _several(texts)
+            texts.append(", ".join(f"{format_count(rows)} {reason}" for reason, rows in reasons.items()) or "none")
+    return join_values(texts)
 
 
-def _training(sweep: Sweep) -> str:
+def describe_training(sweep: Sweep) -> str:
     """The settings of training that no column shows, or that all rows share."""
-    configs = _configs(sweep, "trial")
-    steps = _several(format_count(row["steps"]) for row in sweep.rows if row.get("steps") is not None)
-    words = {
+    configs = list_configs(sweep, "trial")
+    steps = join_values(format_count(item.summary.steps) for item in sweep.trials if item.summary.steps is not None)
+    names = {
         "batch": "train.per_device_train_batch_size",
         "accumulation": "train.gradient_accumulation_steps",
         "learning rate": "train.learning_rate",
@@ -135,91 +143,97 @@ def _training(sweep: Sweep) -> str:
         "max_length": "train.max_length",
         "loss on": "train.loss_on",
     }
-    parts = [f"{name} {text}" for name, path in words.items() if (text := _spread(configs, path))]
+    parts = [f"{name} {text}" for name, path in names.items() if (text := join_settings(configs, path))]
     parts = [part for part in parts if part != "accumulation 1"]
     return ", ".join(([f"{steps} steps"] if steps else []) + parts)
 
 
-def _evaluation(sweep: Sweep) -> str:
-    configs = _configs(sweep)
-    prompts = _spread(configs, "eval.prompts")
+def describe_evaluation(sweep: Sweep) -> str:
+    configs = list_configs(sweep)
+    prompts = join_settings(configs, "eval.prompts")
     if not prompts:
         return ""
-    fixed_prompts = [dig(config, "eval.fixed_prompts") for config in configs]
-    fixed = _several(str(len(prompts)) for prompts in fixed_prompts if isinstance(prompts, list)) or "no"
-    decoding = _several("sampled" if dig(config, "eval.do_sample") else "greedy" for config in configs)
-    bits = _spread(configs, "eval.quant")
-    by = "" if scorer(sweep) == "text" else f", scored by {scorer(sweep)}"
+    fixed_prompts = [look_up(config, "eval.fixed_prompts") for config in configs]
+    fixed = join_values(str(len(prompts)) for prompts in fixed_prompts if isinstance(prompts, list)) or "no"
+    decoding = join_values("sampled" if look_up(config, "eval.do_sample") else "greedy" for config in configs)
+    bits = join_settings(configs, "eval.quant")
+    base_bits = "the same bits as in training" if bits == "same" else bits
+    scorer = name_scorer(sweep)
+    scored_by = "" if scorer == "text" else f", scored by {scorer}"
     return (
         f"{prompts} held-out and {fixed} fixed prompts, {decoding}, at most "
-        f"{_spread(configs, 'eval.max_new_tokens')} new tokens, base in "
-        f"{'the same bits as in training' if bits == 'same' else bits}{by}"
+        f"{join_settings(configs, 'eval.max_new_tokens')} new tokens, base in {base_bits}{scored_by}"
     )
 
 
-def scorer(sweep: Sweep) -> str:
-    """What says what quality is; of an older sweep, the text's own."""
-    return _spread(_configs(sweep), "eval.scorer") or "text"
+def describe_seeds(sweep: Sweep) -> str:
+    seeds = join_settings(list_configs(sweep, "trial"), "seed")
+    return seeds + ("" if " / " in seeds or not seeds else " (one seed: the noise of seeds is not measured)")
 
 
-def _seeds(sweep: Sweep) -> str:
-    seeds = _spread(_configs(sweep, "trial"), "seed")
-    return seeds + ("" if " / " in seeds or not seeds else " (one seed: its noise is not measured)")
-
-
-def _dtypes(sweep: Sweep) -> str:
-    trainings = [result.training for result in sweep.results]
-    base = _several(training.provenance.dtype for training in trainings)
-    adapter = _several(training.provenance.adapter_dtype for training in trainings)
+def describe_dtypes(sweep: Sweep) -> str:
+    trainings = list_trainings(sweep)
+    base = join_values(training.provenance.dtype for training in trainings)
+    adapter = join_values(training.provenance.adapter_dtype for training in trainings)
     return f"{base} (adapter {adapter})" if base and adapter else base
 
 
-def _commit(training: TrialResult) -> str | None:
+def describe_commit(training: TrialResult) -> str | None:
     commit = training.provenance.git_commit
     if commit is None:
         return None
     return f"{commit[:12]} with uncommitted changes" if training.provenance.git_dirty else commit[:12]
 
 
-def _setbacks(sweep: Sweep) -> str:
+def describe_failed_attempts(sweep: Sweep) -> str:
     """``row 3: its worker died twice; row 5: batch halved once (out of memory)``"""
-    found = []
-    for row, result in zip(sweep.rows, sweep.results, strict=True):
-        training, evaluation = result.training, result.evaluation
-        step = training.resumed_from
-        words = [
-            ("its worker died {}", _times(training.setbacks)),
-            ("batch halved {} (out of memory)", _times(training.halved)),
-            ("batch of its evaluation halved {} (out of memory)", _times(evaluation.halved)),
-            ("resumed from step {}", format_count(step) if step else ""),
-        ]
-        said = ", ".join(text.format(value) for text, value in words if value)
-        found += [f"row {row['mark']}: {said}"] if said else []
-    return "; ".join(found)
+    texts = [(trial.summary.mark, describe_attempts(trial.record)) for trial in sweep.trials]
+    return "; ".join(f"row {mark}: {text}" for mark, text in texts if text)
 
 
-def _times(value: int | None) -> str:
-    amount = value or 0
-    return "" if amount < 1 else {1: "once", 2: "twice"}.get(amount, f"{format_count(amount)} times")
+def describe_attempts(record: TrialRecord) -> str:
+    """What went wrong before a trial ended as it did; "" for nothing."""
+    step = record.training.resumed_from
+    parts = [
+        ("its worker died {}", count_times(record.training.setbacks)),
+        ("batch halved {} (out of memory)", count_times(record.training.halved)),
+        ("batch of its evaluation halved {} (out of memory)", count_times(record.evaluation.halved)),
+        ("resumed from step {}", format_count(step) if step else ""),
+    ]
+    return ", ".join(text.format(times) for text, times in parts if times)
 
 
-def _short(fingerprint: Any) -> str | None:
-    return None if fingerprint is None else str(fingerprint)[:12]
+def count_times(amount: int | None) -> str:
+    """``once``, ``twice``, ``3 times``; "" for none."""
+    if not amount or amount < 1:
+        return ""
+    return {1: "once", 2: "twice"}.get(amount, f"{format_count(amount)} times")
 
 
-def _configs(sweep: Sweep, kind: str | None = None) -> list[dict[str, Any]]:
-    pairs = zip(sweep.rows, sweep.results, strict=True)
-    return [result.config for row, result in pairs if kind in (None, row["kind"])]
+def shorten_hash(fingerprint: str | None) -> str | None:
+    return None if fingerprint is None else fingerprint[:12]
 
 
-def _groups(sweep: Sweep, group: str) -> list[dict[str, Any]]:
-    return [part for config in _configs(sweep) if isinstance(part := dig(config, group), dict)]
+# --- over all trials ---------------------------------------------------------------------------------------------
 
 
-def _spread(trees: Iterable[dict[str, Any]], path: str) -> str:
-    return _several(format_setting(value) for tree in trees if (value := dig(tree, path)) is not None)
+def list_trainings(sweep: Sweep) -> list[TrialResult]:
+    return [trial.record.training for trial in sweep.trials]
 
 
-def _several(texts: Iterable[str | None]) -> str:
-    """The different texts, in order of first appearance: ``a / b``."""
-    return " / ".join(dict.fromkeys(escape_controls(str(text)) for text in texts if text))
+def list_configs(sweep: Sweep, kind: str | None = None) -> list[Config]:
+    return [trial.record.config for trial in sweep.trials if kind in (None, trial.summary.kind)]
+
+
+def list_groups(sweep: Sweep, group: str) -> list[Config]:
+    return [part for config in list_configs(sweep) if isinstance(part := look_up(config, group), dict)]
+
+
+def join_settings(configs: Iterable[Config], path: str) -> str:
+    """The different values of a config key: ``a / b``."""
+    return join_values(format_setting(value) for config in configs if (value := look_up(config, path)) is not None)
+
+
+def join_values(texts: Iterable[str | None]) -> str:
+    """The different texts, in the order of their first appearance: ``a / b``."""
+    return " / ".join(dict.fromkeys(escape_controls(text) for text in texts if text))

@@ -1,233 +1,277 @@
 """What the rows wrote, prompt by prompt: the fixed prompts, then the held-out ones with their reference.
 
-Owns which prompts a report shows: report.md a few, with every row's text (``shown_prompts``), the page nearly all, to
-choose from (``page_texts``), and which texts stand in the page itself. Texts come out visible and shortened, but not
-escaped: markup is the writers' matter.
+Decides which prompts a report shows: report.md a few, with every row's text (``list_prompts``), the page nearly all, to
+choose from (``collect_page_texts``), and which texts stand in the page itself. Control characters are written out and
+long texts are cut here; escaping markup is left to the formats.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
-from lora_sweep.runs.records import TrialRecord
-from sweep.report.analysis.load import Row, Sweep, is_other, number
-from sweep.report.formats.cells import metric
+from lora_sweep.runs.records import Generation, TrialRecord, read_number
+from sweep.report.analysis.configurations import Number, Trial
+from sweep.report.analysis.load import Sweep
+from sweep.report.formats.cells import format_metric
 from sweep.text import MAX_TEXT_CHARACTERS, escape_controls, shorten_text
 
-HELD_OUT_SHOWN = 3
-NOTHING = "(nothing)"
+HELD_OUT_PROMPTS = 3  # shown in report.md
+EMPTY_TEXT = "(nothing)"
+HIGH_REPETITION = 0.2  # share of repeated 4-grams that is marked as bad
 
 # A page opened from disk cannot fetch, so texts stand in it: 1 MB is 2,000 texts of 128 tokens, and opens in 0.1 s.
-# What is beyond stands in script files beside it, one a prompt, each read when a reader chooses the prompt.
-PAGE_TEXTS_BYTES = 1_000_000
-PAGE_PROMPTS = 200  # with its prompt's words and its reference, at most 4 kB each, in the page
+# Further texts stand in script files beside the page, one for each prompt, read when a reader chooses the prompt.
+MAX_PAGE_TEXTS_BYTES = 1_000_000
+MAX_PAGE_PROMPTS = 200  # each with its prompt and its reference, at most 4 kB, in the page
 SHARDS = "report-texts"  # the folder of the script files
 
-Json = dict[str, Any]
+Answers = dict[str, Generation]  # by prompt id
 
 
 @dataclass(frozen=True)
-class Written:
-    """One row's text. ``notes`` are (word, tone) with tone good, bad or plain."""
+class WrittenText:
+    """The text of one row. ``notes`` are (words, tone), where the tone is good, bad or plain."""
 
-    row: Row
+    trial: Trial
     text: str
     notes: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One prompt with all texts. ``reference`` is None for a fixed prompt.
+class PromptTexts:
+    """One prompt with all texts.
 
     Attributes:
+        reference: None for a fixed prompt.
         missing: rows without a text.
-        elsewhere: rows that were asked about something else under this id: their data differ.
+        elsewhere: rows that have another prompt under this id, because their data differ.
     """
 
     prompt_id: str
     title: str
     prompt: str
     reference: str | None
-    written: list[Written]
-    missing: list[Row]
-    elsewhere: list[Row]
+    written: list[WrittenText]
+    missing: list[Trial]
+    elsewhere: list[Trial]
+
+
+class PagePrompt(TypedDict):
+    """A prompt, in the spelling of the page's data."""
+
+    id: str
+    title: str
+    prompt: str
+    reference: str | None
+
+
+class PageText(TypedDict, total=False):
+    """A text, in the spelling of the page's data."""
+
+    text: str
+    ended: bool | None  # by itself, before the limit of new tokens
+    quality: Number | None
+    repetition: Number | None
+    tokens: Number | None
+    more: int  # characters that were left out
+    of: int  # index, among the configuration's trials, of the one that wrote it; left out for 0
+    elsewhere: bool  # in place of a text: the row has another prompt under this id
 
 
 class PageTexts(NamedTuple):
-    """What the page needs of the texts, in the spelling of its data.
+    """What the page needs of the texts.
 
     Attributes:
-        prompts: ``{"id", "title", "prompt", "reference"}``, fixed ones first; a prompt's place here is its key below.
-        texts: place -> mark -> ``{"text", "ended", "quality", "repetition", "tokens"}``, with ``more`` (characters that
-            were left out), ``of`` (the place, among the entry's trials, of the one that wrote it; left out: 0) and, in
-            place of a text, ``elsewhere`` (asked about something else). A prompt in a shard has no key.
-        shards: place -> the script file that holds the prompt's texts, relative to the page.
-        files: those files' content, by the same name.
+        prompts: fixed ones first; the index of a prompt is its key below.
+        texts: index of the prompt -> mark -> text. A prompt in a shard has no key.
+        shards: index of the prompt -> the script file that holds its texts, relative to the page.
+        files: the content of those files, by the same name.
     """
 
-    prompts: list[Json]
-    texts: dict[str, dict[str, Json]]
+    prompts: list[PagePrompt]
+    texts: dict[str, dict[str, PageText]]
     shards: dict[str, str]
     files: dict[str, str]
 
 
-def shown_prompts(sweep: Sweep) -> list[Prompt]:
-    """Every fixed prompt, then the first HELD_OUT_SHOWN others, in their own order."""
-    first = _first_lines(sweep)
-    held_out = [name for name in first if not name.startswith("fixed-")][:HELD_OUT_SHOWN]
-    return [_prompt(sweep, name, line) for name, line in first.items() if name.startswith("fixed-") or name in held_out]
+def list_prompts(sweep: Sweep) -> list[PromptTexts]:
+    """Every fixed prompt, then the first HELD_OUT_PROMPTS others, in their own order."""
+    answers = [index_answers(trial.record.generations) for trial in sweep.trials]
+    first = find_first_answers(sweep, answers)
+    held_out = [prompt_id for prompt_id in first if not prompt_id.startswith("fixed-")][:HELD_OUT_PROMPTS]
+    return [
+        collect_texts(sweep, answers, prompt_id, answer)
+        for prompt_id, answer in first.items()
+        if prompt_id.startswith("fixed-") or prompt_id in held_out
+    ]
 
 
-def page_texts(sweep: Sweep, entries: Mapping[str, Sequence[int]]) -> PageTexts:
-    """Every prompt's texts, PAGE_PROMPTS prompts at most, for the page.
+def collect_page_texts(sweep: Sweep) -> PageTexts:
+    """The texts of at most MAX_PAGE_PROMPTS prompts, for the page.
+
+    For a configuration, it is the text of its first trial that answered the prompt.
+    """
+    answers = {trial.summary.mark: index_answers(trial.record.generations) for trial in sweep.trials}
+    first = find_first_answers(sweep, list(answers.values()))
+    shown = dict(list(first.items())[:MAX_PAGE_PROMPTS])
+    page = PageTexts([describe_prompt(prompt_id, answer) for prompt_id, answer in shown.items()], {}, {}, {})
+    free_bytes = MAX_PAGE_TEXTS_BYTES
+    for index, (prompt_id, answer) in enumerate(shown.items()):
+        texts = {
+            configuration.summary.mark: text
+            for configuration in sweep.configurations
+            if (text := choose_page_text(configuration.trials, answers, prompt_id, answer)) is not None
+        }
+        script = dump_script_json(texts)
+        size = len(script.encode())
+        if size <= free_bytes:
+            free_bytes -= size
+            page.texts[str(index)] = texts
+        else:
+            path = f"{SHARDS}/{index}.js"
+            page.shards[str(index)] = path
+            page.files[path] = f"loraSweepTexts({index}, {script});\n"
+    return page
+
+
+def choose_page_text(
+    trials: Sequence[Trial], answers: Mapping[str, Answers], prompt_id: str, first: Generation
+) -> PageText | None:
+    """The text of the first of ``trials`` that answered the prompt; None where none did.
 
     Args:
-        entries: an entry's mark -> the places in ``sweep.rows`` of its trials. Of trials that differ in the seed
-            alone, the first that answered the prompt is shown.
+        answers: of each trial, by its mark.
+        first: the answer that defines what the prompt asks.
     """
-    first = dict(list(_first_lines(sweep).items())[:PAGE_PROMPTS])
-    answers = [_answers(result) for result in sweep.results]
-    found = PageTexts([_described(name, line) for name, line in first.items()], {}, {}, {})
-    room = PAGE_TEXTS_BYTES
-    for place, (name, line) in enumerate(first.items()):
-        asked = _asked(line)
-        texts = {}
-        for mark, members in entries.items():
-            written = [(of, answers[at][name]) for of, at in enumerate(members) if name in answers[at]]
-            same = [(of, answer) for of, answer in written if _asked(answer[0]) == asked]
-            if same:
-                texts[mark] = _page_text(*same[0])
-            elif written:
-                texts[mark] = {"text": "", "elsewhere": True}
-        script = _script_json(texts)
-        size = len(script.encode())
-        if size <= room:
-            room -= size
-            found.texts[str(place)] = texts
-        else:
-            path = f"{SHARDS}/{place}.js"
-            found.shards[str(place)] = path
-            found.files[path] = f"loraSweepTexts({place}, {script});\n"
-    return found
+    is_answered = False
+    for index, trial in enumerate(trials):
+        answer = answers[trial.summary.mark].get(prompt_id)
+        if answer is not None and is_same_prompt(answer, first):
+            return make_page_text(index, answer, trial.record)
+        is_answered = is_answered or answer is not None
+    return {"text": "", "elsewhere": True} if is_answered else None
 
 
-def _first_lines(sweep: Sweep) -> dict[str, Json]:
-    """Each prompt's first line, of the present data's rows where they have one; fixed prompts first, in their order."""
-    first: dict[str, Json] = {}
-    for _, result in sorted(zip(sweep.rows, sweep.results, strict=True), key=lambda pair: is_other(pair[0])):
-        for name, line in _by_id(result.generations).items():
-            first.setdefault(name, line)
-    ids = sorted(first, key=lambda name: (not name.startswith("fixed-"), _natural(name)))
-    return {name: first[name] for name in ids}
+def find_first_answers(sweep: Sweep, answers: Sequence[Answers]) -> Answers:
+    """The first answer to each prompt, of rows with the present data where there are any; fixed prompts come first."""
+    first: Answers = {}
+    pairs = zip(sweep.trials, answers, strict=True)
+    for _, trial_answers in sorted(pairs, key=lambda pair: pair[0].summary.is_outdated):
+        for prompt_id, answer in trial_answers.items():
+            first.setdefault(prompt_id, answer)
+    ids = sorted(first, key=lambda prompt_id: (not prompt_id.startswith("fixed-"), split_number(prompt_id)))
+    return {prompt_id: first[prompt_id] for prompt_id in ids}
 
 
-def _by_id(lines: Sequence[Any]) -> dict[str, Json]:
+def index_answers(lines: Sequence[Generation]) -> Answers:
     """The first line of each prompt."""
-    found: dict[str, Json] = {}
+    answers: Answers = {}
     for line in lines:
         if isinstance(line, dict):
-            found.setdefault(str(line.get("prompt_id")), line)
-    return found
+            answers.setdefault(str(line.get("prompt_id")), line)
+    return answers
 
 
-def _answers(result: TrialRecord) -> dict[str, tuple[Json, Json]]:
-    """Each prompt's line and its metrics."""
-    scores = _scores(result)
-    return {name: (line, scores.get(name, {})) for name, line in _by_id(result.generations).items()}
+def is_same_prompt(answer: Generation, other: Generation) -> bool:
+    """Whether both answer the same prompt; rows whose data differ can have two prompts under one id."""
+    return all(answer.get(key) == other.get(key) for key in ("product", "category", "reference"))
 
 
-def _asked(line: Json) -> list[Any]:
-    """What a prompt asks; rows whose data differ can have been asked two things under one id."""
-    return [line.get(key) for key in ("product", "category", "reference")]
-
-
-def _page_text(of: int, answer: tuple[Json, Json]) -> Json:
-    line, scores = answer
-    text, ended = str(line.get("text") or ""), line.get("finished")
-    more = len(text) - MAX_TEXT_CHARACTERS
-    return {
+def make_page_text(index: int, answer: Generation, record: TrialRecord) -> PageText:
+    metrics = read_metrics(record, answer)
+    text, ended = str(answer.get("text") or ""), answer.get("finished")
+    page_text: PageText = {
         "text": escape_controls(text[:MAX_TEXT_CHARACTERS]),
         "ended": None if ended is None else bool(ended),
-        "quality": number(scores.get("quality")),
-        "repetition": number(scores.get("repetition_4gram")),
-        "tokens": number(line.get("new_tokens")),
-        **({"more": more} if more > 0 else {}),
-        **({"of": of} if of else {}),
+        "quality": metrics.get("quality"),
+        "repetition": metrics.get("repetition_4gram"),
+        "tokens": read_number(answer.get("new_tokens")),
     }
+    if len(text) > MAX_TEXT_CHARACTERS:
+        page_text["more"] = len(text) - MAX_TEXT_CHARACTERS
+    if index:
+        page_text["of"] = index
+    return page_text
 
 
-def _described(prompt_id: str, line: Json) -> Json:
-    """A prompt's own words."""
-    title = " · ".join(_clean(line[key]) for key in ("product", "category") if line.get(key))
-    reference = line.get("reference")
+def describe_prompt(prompt_id: str, answer: Generation) -> PagePrompt:
+    """The words of the prompt itself."""
+    words = [clean_text(word) for word in (answer.get("product"), answer.get("category")) if word]
+    reference = answer.get("reference")
     return {
-        "id": _clean(prompt_id),
-        "title": " ".join(title.split()) or _clean(prompt_id),
-        "prompt": _clean(line.get("prompt") or ""),
-        "reference": None if reference is None else _clean(reference),
+        "id": clean_text(prompt_id),
+        "title": " ".join(" · ".join(words).split()) or clean_text(prompt_id),
+        "prompt": clean_text(answer.get("prompt") or ""),
+        "reference": None if reference is None else clean_text(reference),
     }
 
 
-def _script_json(value: Any) -> str:
+def dump_script_json(value: object) -> str:
     """``value`` as it can stand in a script: nothing in it can end the script's element, or begin a comment there."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _prompt(sweep: Sweep, prompt_id: str, first: Json) -> Prompt:
+def collect_texts(sweep: Sweep, answers: Sequence[Answers], prompt_id: str, first: Generation) -> PromptTexts:
+    """Every row's text for one prompt.
+
+    Args:
+        answers: of each trial of the sweep.
+        first: the answer that defines what the prompt asks.
+    """
     written, missing, elsewhere = [], [], []
-    for row, result in zip(sweep.rows, sweep.results, strict=True):
-        line = _by_id(result.generations).get(prompt_id)
-        if line is None:
-            missing.append(row)
-        elif _asked(line) != _asked(first):
-            elsewhere.append(row)
+    for trial, trial_answers in zip(sweep.trials, answers, strict=True):
+        answer = trial_answers.get(prompt_id)
+        if answer is None:
+            missing.append(trial)
+        elif not is_same_prompt(answer, first):
+            elsewhere.append(trial)
         else:
-            text = _clean(line.get("text") or "")
-            written.append(
-                Written(row, text if text.strip() else NOTHING, _notes(line, _scores(result).get(prompt_id, {})))
-            )
-    described = _described(prompt_id, first)
-    return Prompt(
-        prompt_id=described["id"],
-        title=described["title"],
-        prompt=described["prompt"],
-        reference=described["reference"],
+            text = clean_text(answer.get("text") or "")
+            notes = write_notes(answer, read_metrics(trial.record, answer))
+            written.append(WrittenText(trial, text if text.strip() else EMPTY_TEXT, notes))
+    prompt = describe_prompt(prompt_id, first)
+    return PromptTexts(
+        prompt_id=prompt["id"],
+        title=prompt["title"],
+        prompt=prompt["prompt"],
+        reference=prompt["reference"],
         written=written,
         missing=missing,
         elsewhere=elsewhere,
     )
 
 
-def _notes(line: Json, scores: Json) -> list[tuple[str, str]]:
+def write_notes(answer: Generation, metrics: Mapping[str, Number | None]) -> list[tuple[str, str]]:
+    """(words, tone) on one text."""
     notes = []
-    finished = line.get("finished")
-    if finished is not None:
-        notes.append(("ended by itself", "good") if finished else ("did not end", "bad"))
-    repetition = number(scores.get("repetition_4gram"))
+    ended = answer.get("finished")
+    if ended is not None:
+        notes.append(("ended by itself", "good") if ended else ("did not end", "bad"))
+    repetition, quality = metrics.get("repetition_4gram"), metrics.get("quality")
     if repetition is not None:
-        notes.append((f"repetition {metric('repetition_4gram', repetition)}", "bad" if repetition >= 0.2 else "plain"))
-    quality = number(scores.get("quality"))
+        tone = "bad" if repetition >= HIGH_REPETITION else "plain"
+        notes.append((f"repetition {format_metric('repetition_4gram', repetition)}", tone))
     if quality is not None:
-        notes.append((f"quality {metric('quality', quality)}", "plain"))
-    tokens = number(line.get("new_tokens"))
+        notes.append((f"quality {format_metric('quality', quality)}", "plain"))
+    tokens = read_number(answer.get("new_tokens"))
     if tokens is not None:
         notes.append((f"{tokens:,} tokens", "plain"))
     return notes
 
 
-def _scores(result: TrialRecord) -> dict[str, dict[str, float | None]]:
-    """The metrics of each prompt."""
-    return result.scores.prompts
+def read_metrics(record: TrialRecord, answer: Generation) -> Mapping[str, Number | None]:
+    """The metrics of one text."""
+    return record.scores.prompts.get(str(answer.get("prompt_id")), {})
 
 
-def _clean(text: Any) -> str:
-    """Cut before it is spelt out, so that a huge text costs nothing."""
+def clean_text(text: object) -> str:
+    """Cut before control characters are written out, so that a huge text costs nothing."""
     return escape_controls(shorten_text(str(text)))
 
 
-def _natural(prompt_id: str) -> tuple[str, int, str]:
-    """``validation-2`` before ``validation-10``."""
+def split_number(prompt_id: str) -> tuple[str, int, str]:
+    """A sort key that puts ``validation-2`` before ``validation-10``."""
     match = re.fullmatch(r"(.*?)(\d{1,9})", prompt_id, re.DOTALL)
     return (match[1], int(match[2]), prompt_id) if match else (prompt_id, -1, prompt_id)

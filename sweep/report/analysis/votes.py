@@ -1,7 +1,7 @@
 """Which of two unnamed texts people found better, from the files that the page saves into the sweep's folder.
 
-Owns the files' format and what is counted. A file is a person's and can hold anything: what is no vote is left out
-with a note, and a vote that stands in two files (saved twice, a little later) counts once.
+A file comes from a person and can hold anything. What is no vote is left out with a note. A vote that stands in two
+files (saved once, and again a little later) counts once.
 """
 
 import json
@@ -9,23 +9,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_sweep.scoring.intervals import wilson_interval
+from sweep.report.analysis.configurations import Key
 from sweep.text import count_noun, escape_controls, shorten_text
 
 FORMAT = "lora-sweep votes 1"
-LARGEST_FILE = 16 * 2**20  # bytes: 50,000 votes, more than people give
-SIDES = ("left", "right", "tie")
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # as table takes trials' names from a sweep's file
-
-Key = tuple[str, str]  # trial_id, eval_id
-Json = dict[str, Any]
+MAX_FILE_BYTES = 16 * 2**20  # 50,000 votes, more than people give
+WINNERS = ("left", "right", "tie")
+VOTE_ID = re.compile(r"[0-9a-f]{8,64}")
+TRIAL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # as in a sweep's file
 
 
 @dataclass(frozen=True)
 class Vote:
-    """``left`` and ``right`` are what the two texts were written by; ``winner`` is one of SIDES."""
+    """One choice. ``left`` and ``right`` are the trials that wrote the two texts; ``winner`` is one of WINNERS."""
 
     vote_id: str
     prompt_id: str
@@ -36,7 +34,10 @@ class Vote:
 
 @dataclass(frozen=True)
 class Tally:
-    """An entry's votes. ``win_rate`` 0-1, a tie counting half, with Wilson's 95 % interval ``low`` to ``high``."""
+    """The votes on one configuration.
+
+    ``win_rate`` is 0-1 and counts a tie as half; ``low`` to ``high`` is Wilson's 95 % interval.
+    """
 
     wins: int
     losses: int
@@ -47,39 +48,42 @@ class Tally:
 
 
 def read_votes(folder: Path) -> tuple[list[Vote], list[str]]:
-    """The votes of every votes*.json in a sweep's folder, and a sentence on each file that could not be read whole.
+    """The votes in every votes*.json of a sweep's folder, and a sentence on each file that could not be read whole.
 
-    Files in the order of their names, votes in theirs: the same files give the same list.
+    Files come in the order of their names and votes in theirs, so that the same files give the same list.
     """
     votes: dict[str, Vote] = {}
     notes = []
     for path in sorted(folder.glob("votes*.json")):
-        found, note = _read(path)
-        for vote in found:
+        file_votes, note = read_file(path)
+        for vote in file_votes:
             votes.setdefault(vote.vote_id, vote)
         if note:
             notes.append(f"{shorten_text(escape_controls(path.name), 80)} {note}")
     return list(votes.values()), notes
 
 
-def tally(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dict[str, Tally]:
-    """The votes of each entry that has any, in the order of ``keys``.
+def count_votes(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dict[str, Tally]:
+    """The votes on each configuration that has any, in the order of ``keys``.
 
     Args:
-        keys: an entry's mark -> its trials. A vote counts where both of its texts are of two different entries; a
-            vote on an evaluation that the sweep no longer has is on texts that nobody sees here.
+        keys: the trials of each configuration, by its mark. A vote counts where its two texts are of two different
+            configurations. A vote on an evaluation that the sweep no longer has is about texts that the report does not
+            show, and does not count.
     """
-    counts = {mark: counted for mark, counted in _counts(votes, keys).items() if any(counted)}
-    found = {}
-    for mark, (wins, losses, ties) in counts.items():
-        n, successes = wins + losses + ties, wins + ties / 2
-        found[mark] = Tally(wins, losses, ties, successes / n, *wilson_interval(successes, n))
-    return found
+    tallies = {}
+    for mark, (wins, losses, ties) in count_by_mark(votes, keys).items():
+        total, successes = wins + losses + ties, wins + ties / 2
+        if total:
+            tallies[mark] = Tally(wins, losses, ties, successes / total, *wilson_interval(successes, total))
+    return tallies
 
 
-def page_votes(votes: Sequence[Vote], notes: Sequence[str], keys: Mapping[str, Sequence[Key]]) -> Json:
-    """``data["votes"]`` of the page, which adds what its reader votes: counts only, and how many votes they are."""
-    counts = _counts(votes, keys)
+def write_page_votes(
+    votes: Sequence[Vote], notes: Sequence[str], keys: Mapping[str, Sequence[Key]]
+) -> dict[str, object]:
+    """``data["votes"]`` of the page: only counts, to which the page adds the votes of its reader."""
+    counts = count_by_mark(votes, keys)
     return {
         "count": sum(map(sum, counts.values())) // 2,
         "notes": list(notes),
@@ -87,7 +91,7 @@ def page_votes(votes: Sequence[Vote], notes: Sequence[str], keys: Mapping[str, S
     }
 
 
-def _counts(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dict[str, list[int]]:
+def count_by_mark(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dict[str, list[int]]:
     """[wins, losses, ties] by mark."""
     mark_of = {key: mark for mark, trials in keys.items() for key in trials}
     counts = {mark: [0, 0, 0] for mark in keys}
@@ -95,18 +99,18 @@ def _counts(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dict[st
         left, right = mark_of.get(vote.left), mark_of.get(vote.right)
         if left is None or right is None or left == right:
             continue
-        counts[left][(0, 1, 2)[SIDES.index(vote.winner)]] += 1
-        counts[right][(1, 0, 2)[SIDES.index(vote.winner)]] += 1
+        counts[left][(0, 1, 2)[WINNERS.index(vote.winner)]] += 1
+        counts[right][(1, 0, 2)[WINNERS.index(vote.winner)]] += 1
     return counts
 
 
-def _read(path: Path) -> tuple[list[Vote], str]:
-    """One file's votes, and what is wrong with it."""
+def read_file(path: Path) -> tuple[list[Vote], str]:
+    """The votes of one file, and what is wrong with the file; "" for nothing."""
     try:
-        if not path.is_file():  # a folder; a pipe, which would be waited for
+        if not path.is_file():  # a folder, or a pipe: reading a pipe would wait
             return [], "is not a file"
-        if path.stat().st_size > LARGEST_FILE:
-            return [], f"is larger than {LARGEST_FILE // 2**20} MiB and is left out"
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return [], f"is larger than {MAX_FILE_BYTES // 2**20} MiB and is left out"
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         return [], f"cannot be read ({error.strerror})"
@@ -115,25 +119,27 @@ def _read(path: Path) -> tuple[list[Vote], str]:
     lines = content.get("votes") if isinstance(content, dict) and content.get("format") == FORMAT else None
     if not isinstance(lines, list):
         return [], f"is not a file of votes (format {FORMAT!r})"
-    votes = [vote for line in lines if (vote := _vote(line)) is not None]
+    votes = [vote for line in lines if (vote := parse_vote(line)) is not None]
     wrong = len(lines) - len(votes)
-    return votes, f"holds {count_noun(wrong, 'vote')} that cannot be read, left out of {len(lines)}" if wrong else ""
+    note = f"holds {count_noun(wrong, 'vote')} that cannot be read, left out of {len(lines)}" if wrong else ""
+    return votes, note
 
 
-def _vote(line: Any) -> Vote | None:
+def parse_vote(line: object) -> Vote | None:
     """A vote, if the line is one."""
     if not isinstance(line, dict):
         return None
     vote_id, prompt_id, winner = line.get("id"), line.get("prompt_id"), line.get("winner")
-    left, right = _key(line.get("left")), _key(line.get("right"))
-    if left is None or right is None or left == right or winner not in SIDES or not isinstance(prompt_id, str):
+    left, right = parse_key(line.get("left")), parse_key(line.get("right"))
+    if left is None or right is None or left == right or winner not in WINNERS or not isinstance(prompt_id, str):
         return None
-    if not isinstance(vote_id, str) or not re.fullmatch(r"[0-9a-f]{8,64}", vote_id):
+    if not isinstance(vote_id, str) or not VOTE_ID.fullmatch(vote_id):
         return None
-    return Vote(vote_id, prompt_id, left, right, winner)
+    return Vote(vote_id, prompt_id, left, right, str(winner))
 
 
-def _key(value: Any) -> Key | None:
+def parse_key(value: object) -> Key | None:
+    """The ids of a trial and of its evaluation, if the value is a list of two ids."""
     parts = value if isinstance(value, list) and len(value) == 2 else [None, None]
-    named = [part for part in parts if isinstance(part, str) and NAME.fullmatch(part)]
-    return (named[0], named[1]) if len(named) == 2 else None
+    ids = [part for part in parts if isinstance(part, str) and TRIAL_ID.fullmatch(part)]
+    return (ids[0], ids[1]) if len(ids) == 2 else None

@@ -1,13 +1,15 @@
-"""The cells of the report's tables as text, so that the page, the Markdown and the terminal say the same.
+"""The cells of the report's tables and the names of its rows as text, the same in every format.
 
-Owns the digits of each metric and the words of the summary's cells. Knows nothing of files or of markup.
+Knows nothing of files or of markup.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 from lora_sweep.runs.results import STATUSES
 from lora_sweep.scoring.metrics import METRICS, SCORER_METRICS
-from sweep.report.analysis.load import PENDING, Row, Sweep, extra_keys, is_other
+from sweep.report.analysis.configurations import OBJECTIVE, Number, TrialSummary
+from sweep.report.analysis.rows import ReportRow
+from sweep.report.formats.columns import find_column
 from sweep.store.drift import describe_other_sources
 from sweep.text import (
     UNKNOWN,
@@ -21,146 +23,108 @@ from sweep.text import (
     shorten_text,
 )
 
-MODULE_LIMIT = 8  # names of target modules in one cell
-ONE_DECIMAL = ("quality", "chrf", "words", "train_seconds", "generate_seconds", "gpu_utilization_percent")
-
-HEADERS = {
-    "mark": "row",
-    "r": "r",
-    "targets": "targets",
-    "bits": "base bits",
-    "quality": "quality",
-    "delta_baseline": "vs baseline",
-    "verdict": "verdict",
-    "validation_loss": "validation loss",
-    "forgetting": "forgetting",
-    "trainable_params": "trainable",
-    "train_seconds": "train s",
-    "peak_memory_bytes": "peak memory",
-    "peak_gpu_memory_bytes": "peak GPU memory",
-    "adapter_bytes": "adapter",
-    "status": "status",
-}
+MAX_MODULES = 8  # names of target modules in one cell
+MAX_TEMPLATE_CHARACTERS = 40
+DEFAULT_DIGITS = 3  # of a metric that is not in METRICS
 
 
-def metric_help(name: str, scorer: str = "text") -> str:
-    """What a metric means and which way it is better; "" for one that is not known here.
+def explain_metric(name: str, scorer: str = "text") -> str:
+    """What a metric means and whether higher is better; "" for one that is not known here.
 
     Args:
-        scorer: what says what quality is.
+        scorer: what computes the quality.
     """
-    text, better = {**METRICS, **SCORER_METRICS}.get(name, ("", None))
+    meaning, is_higher_better = {**METRICS, **SCORER_METRICS}.get(name, ("", None))
     if name == "quality" and scorer != "text":
-        text = f"0-100: 100 times what the scorer {scorer} gives"
-    return text + {True: ", higher is better", False: ", lower is better", None: ""}[better]
+        meaning = f"0-100: 100 times what the scorer {scorer} gives"
+    return meaning + {True: ", higher is better", False: ", lower is better", None: ""}[is_higher_better]
 
 
-def metric(name: str, value: float | int | None) -> str:
-    return format_decimals(value, 1 if name in ONE_DECIMAL else 3)
+def format_metric(key: str, value: Number | None) -> str:
+    """A number in the digits of its column."""
+    digits = find_column(key).digits
+    return format_decimals(value, DEFAULT_DIGITS if digits is None else digits)
 
 
-def interval(name: str, low: float | None, high: float | None) -> str:
-    """``[14.0, 22.5]`` in the digits of the metric; "" where it is not known."""
-    return "" if low is None or high is None else f"[{metric(name, low)}, {metric(name, high)}]"
+def format_interval(key: str, low: float | None, high: float | None) -> str:
+    """``[14.0, 22.5]`` in the digits of the column; "" where it is not known."""
+    return "" if low is None or high is None else f"[{format_metric(key, low)}, {format_metric(key, high)}]"
 
 
-def change(name: str, value: float | None) -> str:
-    """A difference, with its sign; none where it rounds to zero."""
+def format_change(key: str, value: float | None) -> str:
+    """A difference with its sign; without one where it rounds to zero."""
     if value is None:
         return UNKNOWN
-    text = metric(name, value).lstrip("-")
+    text = format_metric(key, value).lstrip("-")
     return text if not float(text.replace(",", "")) else f"{'-' if value < 0 else '+'}{text}"
 
 
-def names(modules: Any) -> str:
+def format_quality(row: ReportRow) -> str:
+    """``20.7 [14.0, 22.5]``"""
+    interval = format_interval(OBJECTIVE, row.quality_ci_low, row.quality_ci_high)
+    return f"{format_metric(OBJECTIVE, row.objective)} {interval}".rstrip()
+
+
+def format_modules(modules: Sequence[object] | None) -> str:
     """Target modules, the first few by name."""
-    if not isinstance(modules, list):
+    if not modules:
         return ""
-    shown = ", ".join(escape_controls(str(module)) for module in modules[:MODULE_LIMIT])
-    more = len(modules) - MODULE_LIMIT
+    shown = ", ".join(escape_controls(str(module)) for module in modules[:MAX_MODULES])
+    more = len(modules) - MAX_MODULES
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def summary_columns(sweep: Sweep) -> list[tuple[str, str]]:
-    """(key, header) of the table that all of a report turns on."""
-    keys = list(HEADERS)
-    for key in ("peak_gpu_memory_bytes", "forgetting"):
-        if all(row.get(key) is None for row in sweep.rows):
-            keys.remove(key)
-    after = keys.index("bits") + 1
-    shown = ("base", "data", "template", "alpha", "dropout", "learning_rate", "seed")
-    varied = [key for key in shown if _varies(sweep, key)]
-    if any(row["eval_bits"] not in (None, row["bits"]) for row in sweep.rows):
-        varied.insert(0, "eval_bits")
-    extra = [*varied, *(key for key in extra_keys(sweep.varied) if _varies(sweep, key))]
-    keys[after:after] = extra
-    return [(key, HEADERS.get(key) or escape_controls(key.rpartition(".")[2]).replace("_", " ")) for key in keys]
-
-
-def _varies(sweep: Sweep, key: str) -> bool:
-    return len({format_setting(row.get(key)) for row in sweep.rows if row["kind"] == "trial"}) > 1
-
-
-def cell(row: Row, key: str) -> str:
+def format_cell(row: ReportRow, key: str) -> str:
     """One cell of the summary, as text without markup."""
-    value = row.get(key)
     if key == "targets":
-        return baseline_words(row) if row["kind"] == "baseline" else target_words(row)
+        return describe_baseline(row) if row.is_baseline else describe_targets(row)
     if key == "status":
-        return status(row)
-    if key == "trainable_params":
+        return describe_status(row)
+    if key == OBJECTIVE:
+        return format_quality(row)
+    column, value = find_column(key), row.value(key)
+    if value is None or column.digits is None or not isinstance(value, int | float):
+        return format_setting(value)
+    if column.unit == "parameters":
         return f"{format_count(value)} ({format_millions(value)})" if value else format_count(value)
-    if key in ("peak_memory_bytes", "peak_gpu_memory_bytes", "adapter_bytes"):
+    if column.unit == "bytes":
         return format_bytes(value)
-    if key == "quality":
-        return f"{metric(key, value)} {interval(key, row.get('quality_ci_low'), row.get('quality_ci_high'))}".rstrip()
-    if key in ("validation_loss", "train_seconds"):
-        return metric(key, value)
-    if key in ("delta_baseline", "forgetting"):
-        return change({"delta_baseline": "quality"}.get(key, key), value)
-    return format_setting(value)
+    return format_change(key, value) if column.unit == "change" else format_metric(key, value)
 
 
-def status(row: Row) -> str:
+def describe_status(row: TrialSummary) -> str:
     """``complete, other data`` for a row that was made from other data than its sweep has now."""
-    seeds = f"without {count_noun(row['missing_seeds'], 'seed')}" if row.get("missing_seeds") else ""
+    seeds = f"without {count_noun(row.missing_seeds, 'seed')}" if row.missing_seeds else ""
     return ", ".join(
-        part for part in (format_setting(row["status"]), seeds, describe_other_sources(row["drift"])) if part
+        part for part in (format_setting(row.status), seeds, describe_other_sources(list(row.drift))) if part
     )
 
 
-def tone(row: Row) -> str:
+def choose_tone(row: TrialSummary) -> str:
     """``good``, ``bad`` or ``wait``: a class of the page's styles."""
-    if row["status"] == "complete":
-        return "wait" if is_other(row) else "good"
-    return "bad" if row["status"] in STATUSES else "wait"
+    if row.is_complete:
+        return "wait" if row.is_outdated else "good"
+    return "bad" if row.status in STATUSES else "wait"
 
 
-def baseline_words(row: Row) -> str:
-    template = row.get("template")
-    return f"baseline, {shorten_text(format_setting(template), 40)} template" if template else "baseline"
+def describe_baseline(row: TrialSummary) -> str:
+    if not row.template:
+        return "baseline"
+    return f"baseline, {shorten_text(format_setting(row.template), MAX_TEMPLATE_CHARACTERS)} template"
 
 
-def target_words(row: Row) -> str:
-    """``attn: q_proj, v_proj``; a list that was typed is not said twice."""
-    targets, modules = row.get("targets"), names(row.get("target_modules"))
-    if isinstance(targets, list):
-        return modules or names(targets)
-    return f"{format_setting(targets)}: {modules}" if modules else format_setting(targets)
+def describe_targets(row: TrialSummary) -> str:
+    """``attn: q_proj, v_proj``; a list of modules that was typed is not repeated."""
+    modules = format_modules(row.target_modules)
+    if isinstance(row.targets, list):
+        return modules or format_modules(row.targets)
+    return f"{format_setting(row.targets)}: {modules}" if modules else format_setting(row.targets)
 
 
-def row_name(row: Row) -> str:
+def describe_reason(row: TrialSummary) -> str:
+    return shorten_text(escape_controls(row.reason)) if row.reason else "no reason was recorded"
+
+
+def name_row(row: TrialSummary) -> str:
     """How a sentence names a row: ``row 3 (r=8 attn 4bit)``."""
-    return f"row {row['mark']} ({escape_controls(row['label'])})"
-
-
-def is_complete(row: Row) -> bool:
-    return bool(row["status"] == "complete")
-
-
-def is_failed(row: Row) -> bool:
-    return row["status"] not in ("complete", PENDING)
-
-
-def reason(row: Row) -> str:
-    return shorten_text(escape_controls(str(row["reason"]))) if row["reason"] else "no reason was recorded"
+    return f"row {row.mark} ({escape_controls(row.label)})"

@@ -1,40 +1,43 @@
-"""The commands that a reader wants next: to make a row again, and to use the chosen one."""
+"""The commands that a reader may want next: to make a row again, and to use the recommended one."""
 
+import itertools
 import shlex
 
-from sweep.report.analysis.load import Row, Sweep
+from sweep.report.analysis.configurations import TrialSummary
+from sweep.report.analysis.load import Sweep
+from sweep.report.analysis.rows import ReportRow
 from sweep.text import escape_controls
 
-AGAIN = "again"  # the runs folder of a row made again: in the old one it is there already
+AGAIN_FOLDER = "again"  # the runs folder of a row made again: the old folder holds its result already
 
 
-def reproduce(sweep: Sweep, row: Row) -> str | None:
-    """The command that trains a row anew, in a runs folder of its own; None where its overrides were not recorded."""
-    place = next(number for number, each in enumerate(sweep.rows) if each is row)
-    overrides = sweep.overrides[place]
-    if not overrides:
-        return None
-    kept = [each for each in overrides if not each.startswith(("runs_dir=", "sweep_name="))]
-    return escape_controls(
-        shlex.join(["python", "-m", "lora_sweep.train", *config_folder(sweep), *kept, f"runs_dir={AGAIN}"])
-    )
+def write_train_command(sweep: Sweep, row: ReportRow) -> str:
+    """The command that trains a row anew, in a runs folder of its own; "" where its overrides were not recorded."""
+    if not row.trial.overrides:
+        return ""
+    kept = [text for text in row.trial.overrides if not text.startswith(("runs_dir=", "sweep_name="))]
+    words = ["python", "-m", "lora_sweep.train", *find_config_folder(sweep), *kept, f"runs_dir={AGAIN_FOLDER}"]
+    return escape_controls(shlex.join(words))
 
 
-def config_folder(sweep: Sweep) -> list[str]:
+def find_config_folder(sweep: Sweep) -> list[str]:
     """``--config-dir FOLDER``, where the sweep's command had it."""
     try:
         words = shlex.split(sweep.command)
     except ValueError:
         return []
-    for place, word in enumerate(words[:-1]):
-        if word in ("--config-dir", "-cd"):
-            return [word, words[place + 1]]
+    for option, folder in itertools.pairwise(words):
+        if option in ("--config-dir", "-cd"):
+            return [option, folder]
     return [word for word in words if word.startswith("--config-dir=")]
 
 
-def use(row: Row) -> str:
-    """Python that loads a row's adapter on its base, from the folder that holds ``runs``, and saves both as one."""
-    folder = f"runs/trials/{row['trial_id']}"
+def write_merge_script(row: TrialSummary) -> str:
+    """Python that loads a row's adapter on its base and saves both as one model.
+
+    It runs in the folder that holds ``runs``.
+    """
+    folder = f"runs/trials/{row.trial_id}"
     return f"""from pathlib import Path
 
 from peft import PeftModel

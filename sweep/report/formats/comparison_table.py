@@ -1,8 +1,10 @@
-"""Every comparison of an entry in words: against its baseline, against the best, and the noise of both kinds."""
+"""Every comparison of a configuration in words: with its baseline, with the best, and both kinds of noise."""
 
-from sweep.report.analysis.analysis import Analysis
-from sweep.report.analysis.comparison import OBJECTIVE, Standing
-from sweep.report.formats.cells import change, interval, metric
+from sweep.report.analysis.analyse import Analysis
+from sweep.report.analysis.comparison import Standing
+from sweep.report.analysis.configurations import OBJECTIVE
+from sweep.report.analysis.rows import ReportRow
+from sweep.report.formats.cells import format_change, format_interval, format_metric
 from sweep.statistics.estimates import Estimate
 from sweep.text import UNKNOWN, format_count
 
@@ -17,34 +19,37 @@ HEADERS = (
     "noise of seeds",
 )
 LEGEND = (
-    "Differences of means with intervals that hold for all rows at once; wins are prompts. Noise of prompts is the "
-    "standard error of the mean; noise of seeds the standard deviation of trainings that differ in their seed alone."
+    "Differences of means. Their intervals hold for all rows at once. Wins, ties and losses count prompts. The noise "
+    "of prompts is the standard error of the mean; the noise of seeds is the standard deviation between trainings that "
+    "differ only in their seed."
 )
 
 
-def comparisons(analysis: Analysis) -> list[tuple[Standing, list[str]]]:
-    """Each ranked entry and its cells, in the order of HEADERS."""
-    return [(standing, cells(standing)) for standing in analysis.standings if standing.tied is not None]
+def list_comparisons(analysis: Analysis) -> list[tuple[ReportRow, list[str]]]:
+    """Each ranked configuration and its cells, in the order of HEADERS."""
+    pairs = zip(analysis.rows.configurations, analysis.standings, strict=True)
+    return [(row, write_cells(standing)) for row, standing in pairs if standing.is_tied is not None]
 
 
-def cells(standing: Standing) -> list[str]:
+def write_cells(standing: Standing) -> list[str]:
     return [
         format_count(standing.prompts),
         format_count(standing.seeds),
-        difference(standing.versus_baseline),
-        score(standing.against_baseline),
-        difference(standing.versus_best),
-        score(standing.against_best),
-        metric(OBJECTIVE, standing.prompt_noise),
-        metric(OBJECTIVE, standing.seed_noise),
+        format_difference(standing.versus_baseline),
+        format_wins(standing.wins_over_baseline),
+        format_difference(standing.versus_best),
+        format_wins(standing.wins_over_best),
+        format_metric(OBJECTIVE, standing.prompt_noise),
+        format_metric(OBJECTIVE, standing.seed_noise),
     ]
 
 
-def difference(estimate: Estimate | None) -> str:
+def format_difference(estimate: Estimate | None) -> str:
     if estimate is None:
         return UNKNOWN
-    return f"{change(OBJECTIVE, estimate.value)} {interval(OBJECTIVE, estimate.low, estimate.high)}".rstrip()
+    change, interval = format_change(OBJECTIVE, estimate.value), format_interval(OBJECTIVE, estimate.low, estimate.high)
+    return f"{change} {interval}".rstrip()
 
 
-def score(found: tuple[int, int, int] | None) -> str:
-    return UNKNOWN if found is None else ", ".join(map(format_count, found))
+def format_wins(wins: tuple[int, int, int] | None) -> str:
+    return UNKNOWN if wins is None else ", ".join(map(format_count, wins))

@@ -1,38 +1,37 @@
-"""report.csv: a row a trial, every number in full, nothing that a spreadsheet would run."""
+"""report.csv: a line for each trial, every number in full, and nothing that a spreadsheet would run."""
 
 import csv
 import io
-from typing import Any
 
-from sweep.report.analysis.analysis import Analysis
-from sweep.report.analysis.load import columns
+from sweep.report.analysis.analyse import Analysis
+from sweep.report.formats.summary import list_csv_keys
 from sweep.text import escape_controls
 
 # A spreadsheet takes a cell that begins so for a formula (OWASP, "CSV Injection"); tab and CR lead into one.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def csv_text(analysis: Analysis) -> str:
+def write_csv(analysis: Analysis) -> str:
     """The table with its header. Unknown is an empty cell; a list is joined by a space; floats are repr."""
-    sweep = analysis.sweep
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    names = columns(sweep)
-    writer.writerow([_text(name) for name in names])
-    for row in sweep.rows:
-        writer.writerow([csv_cell(row.get(name)) for name in names])
+    keys = list_csv_keys(analysis)
+    writer.writerow([defuse_text(key) for key in keys])
+    for row in analysis.rows.trials:
+        writer.writerow([write_csv_cell(row.value(key)) for key in keys])
     return file.getvalue()
 
 
-def csv_cell(value: Any) -> str:
+def write_csv_cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool | int | float):
         return repr(value)
     if isinstance(value, list):
-        return _text(" ".join(str(item) for item in value))
-    return _text(str(value))
+        return defuse_text(" ".join(str(item) for item in value))
+    return defuse_text(str(value))
 
 
-def _text(text: str) -> str:
+def defuse_text(text: str) -> str:
+    """``text`` that no spreadsheet takes for a formula."""
     return ("'" if text.startswith(FORMULA_STARTS) else "") + escape_controls(text)

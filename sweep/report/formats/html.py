@@ -1,8 +1,8 @@
-"""report.html: one page that needs no network and no file beside it but the texts that are too many for it.
+"""report.html: one page that needs no network, and no file beside it except the texts that are too many for it.
 
-Owns what the template is given, and how styles, scripts and data get into the page. Every text reaches the markup
-through Jinja's autoescape and the scripts through JSON; what is marked safe is our own files and the library's, whose
-hashes the page's Content-Security-Policy names, so that no other style and no other script can run.
+Prepares what the template is given, and how styles, scripts and data get into the page. Every text reaches the markup
+through Jinja's autoescape, and the scripts through JSON. Only our own files and the chart library are marked safe; the
+page's Content-Security-Policy names their hashes, so that no other style and no other script can run.
 """
 
 import base64
@@ -10,21 +10,32 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lora_sweep.runs.files import trial_folder
-from sweep.report.analysis import overview
-from sweep.report.analysis.analysis import Analysis
-from sweep.report.analysis.comparison import OBJECTIVE, Standing, baseline_of
-from sweep.report.analysis.load import Row, metric_names, references
-from sweep.report.analysis.ranking import failures, statuses
-from sweep.report.formats import cells
-from sweep.report.formats.commands import reproduce, use
-from sweep.report.formats.comparison_table import HEADERS, LEGEND, comparisons
+from sweep.report.analysis.analyse import Analysis
+from sweep.report.analysis.configurations import OBJECTIVE, Number
+from sweep.report.analysis.load import list_metrics, score_references
+from sweep.report.analysis.overview import list_differences, list_facts, list_provenance, name_scorer
+from sweep.report.analysis.ranking import count_statuses
+from sweep.report.analysis.rows import ReportRow
+from sweep.report.formats.cells import (
+    choose_tone,
+    describe_reason,
+    describe_status,
+    explain_metric,
+    format_cell,
+    format_interval,
+    format_metric,
+    format_modules,
+)
+from sweep.report.formats.commands import write_merge_script, write_train_command
+from sweep.report.formats.comparison_table import HEADERS, LEGEND, list_comparisons
+from sweep.report.formats.summary import list_summary_columns
 from sweep.text import escape_controls, format_count, format_millions, format_setting
 
 FOLDER = Path(__file__).parents[1] / "page"
@@ -43,36 +54,21 @@ SCRIPTS = (
     "texts.js",
     "blind.js",
 )
-LOG_LINES, LOG_BYTES = 30, 4000  # of the end of a failed trial's log
-NUMERIC = (
-    "r",
-    "bits",
-    "eval_bits",
-    "alpha",
-    "dropout",
-    "learning_rate",
-    "quality",
-    "delta_baseline",
-    "delta_best",
-    "validation_loss",
-    "neutral_loss",
-    "forgetting",
-    "trainable_params",
-    "train_seconds",
-    "peak_memory_bytes",
-    "peak_gpu_memory_bytes",
-    "adapter_bytes",
-)
+MAX_LOG_LINES, MAX_LOG_BYTES = 30, 4000  # of the end of a failed trial's log
+BAR_STEP = 5  # points of quality: the bars of the table begin and end at a multiple of it
+Json = dict[str, object]
+Range = tuple[int, int]  # (least, most) quality of the bars
 
 
-def page_text(context: dict[str, Any], data: dict[str, Any]) -> str:
-    """The page of what the template reads (:func:`context` lists it) and of what its scripts read.
+def render_page(context: Mapping[str, object], data: Mapping[str, object]) -> str:
+    """The page, from what its template reads (see :func:`make_context`) and from what its scripts read.
 
     Args:
-        data: JSON that charts, texts and the blind comparison are made from. Where it names shards, scripts of ours may
-            load further ones, from beside the page.
+        data: JSON from which charts, texts and the blind comparison are made. Where it names shards, our scripts may
+            load further scripts from beside the page.
     """
-    css, scripts = "".join(_read(name) for name in STYLES) + steps(), [_read(LIBRARY), "".join(map(_read, SCRIPTS))]
+    css = "".join(read_page_file(name) for name in STYLES) + write_bar_classes()
+    scripts = [read_page_file(LIBRARY), "".join(read_page_file(name) for name in SCRIPTS)]
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -84,24 +80,24 @@ def page_text(context: dict[str, Any], data: dict[str, Any]) -> str:
     return environment.get_template("page.html.jinja").render(
         css=Markup(css),
         scripts=[Markup(script) for script in scripts],
-        policy=policy(css, scripts, bool(data["shards"])),
-        data=Markup(as_json(data)),
+        policy=write_policy(css, scripts, bool(data["shards"])),
+        data=Markup(dump_page_json(data)),
         **context,
     )
 
 
-def steps() -> str:
-    """A bar's place and length are classes (x0 to x100, w0 to w100): a style attribute would need 'unsafe-inline'."""
+def write_bar_classes() -> str:
+    """Classes for a bar's position and length, x0 to x100 and w0 to w100: styles would need 'unsafe-inline'."""
     return "".join(f".w{n}{{width:{n}%}}.x{n}{{left:{n}%}}" for n in range(101))
 
 
-def policy(css: str, scripts: list[str], has_shards: bool) -> str:
+def write_policy(css: str, scripts: list[str], has_shards: bool) -> str:
     """The page's Content-Security-Policy."""
-    allowed = [_source(script) for script in scripts] + ["'strict-dynamic'"] * has_shards
+    allowed = [hash_source(script) for script in scripts] + ["'strict-dynamic'"] * has_shards
     rules = {
         "default-src": "'none'",
         "script-src": " ".join(allowed),
-        "style-src": _source(css),
+        "style-src": hash_source(css),
         "img-src": "data: blob:",
         "base-uri": "'none'",
         "form-action": "'none'",
@@ -109,153 +105,157 @@ def policy(css: str, scripts: list[str], has_shards: bool) -> str:
     return "; ".join(f"{name} {sources}" for name, sources in rules.items())
 
 
-def as_json(data: dict[str, Any]) -> str:
+def dump_page_json(data: Mapping[str, object]) -> str:
     """JSON that ends no script element and opens no comment, whatever it holds."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return re.sub("[\ud800-\udfff]", "\ufffd", text).replace("<", "\\u003c")
 
 
-def _read(name: str) -> str:
+def read_page_file(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def _source(text: str) -> str:
+def hash_source(text: str) -> str:
+    """The source of a style or a script as the policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def context(analysis: Analysis) -> dict[str, Any]:
-    """What page.html.jinja reads. All of it is text but where a comment says otherwise; lists may be empty."""
-    sweep, ranking = analysis.sweep, analysis.ranking
-    columns, names, scale = cells.summary_columns(sweep), metric_names(sweep), references(sweep)
-    rows = [entry.row for entry in sweep.entries]
-    drawn = drawn_range(rows)
-    said = [(each.kind, each.text) for each in analysis.observations]
+def make_context(analysis: Analysis) -> Json:
+    """What page.html.jinja reads. All of it is text except where a comment says otherwise; lists may be empty."""
+    sweep, ranking, rows = analysis.sweep, analysis.ranking, analysis.rows.trials
+    columns, names, scale = list_summary_columns(analysis), list_metrics(sweep), score_references(sweep)
+    bar_range = find_bar_range(analysis.rows.configurations)
+    lines = [(item.kind, item.text) for item in analysis.observations]
     return {
         "name": escape_controls(sweep.name),
         "command": escape_controls(sweep.command),
         "recommendation": ranking.choice,
-        "evidence": [text for text in (ranking.among, analysis.test.text if analysis.test else "") if text],
-        "warnings": [*ranking.notes, *(text for kind, text in said if kind == "warning")],
-        "observations": [text for kind, text in said if kind != "warning"],
-        "tiles": tiles(analysis, scale.get(OBJECTIVE)),  # (title, figure, words)
-        "columns": columns,  # (key, header)
-        "numeric": NUMERIC,  # keys whose column is set to the right
-        "drawn": drawn,  # (least, most): the quality that a row's bar begins and ends with, whole numbers
+        "evidence": [text for text in (ranking.rivals, analysis.test.text if analysis.test else "") if text],
+        "warnings": [*ranking.notes, *(text for kind, text in lines if kind == "warning")],
+        "observations": [text for kind, text in lines if kind != "warning"],
+        "tiles": list_tiles(analysis, scale.get(OBJECTIVE)),  # (title, figure, words)
+        "columns": columns,  # ReportColumn
+        "bar_range": bar_range,  # (least, most): the quality at which a row's bar begins and ends, whole numbers
         "rows": [
-            summary_row(analysis, standing, [key for key, _ in columns], drawn) for standing in analysis.standings
+            make_summary_row(row, [column.key for column in columns], bar_range) for row in analysis.rows.configurations
         ],
-        "metrics": [(name, cells.metric_help(name, overview.scorer(sweep))) for name in names],
+        "metrics": [(name, explain_metric(name, name_scorer(sweep))) for name in names],
         "metric_rows": [
-            {**named(row), "cells": [cells.metric(name, row.get(name)) for name in names]} for row in sweep.rows
+            {**identify_row(row), "cells": [format_metric(name, row.metrics.get(name)) for name in names]}
+            for row in rows
         ],
-        "reference_cells": [cells.metric(name, scale.get(name)) for name in names] if scale else [],
+        "reference_cells": [format_metric(name, scale.get(name)) for name in names] if scale else [],
         "comparison_headers": HEADERS,
         "comparison_legend": LEGEND,
-        "comparisons": [{**named(each.row), "cells": cells} for each, cells in comparisons(analysis)],
-        "differences": overview.differences(sweep),
+        "comparisons": [{**identify_row(row), "cells": cells} for row, cells in list_comparisons(analysis)],
+        "differences": list_differences(sweep),
         "failures": [
-            {**named(row), "reason": cells.reason(row), "log": log_tail(analysis.runs, row)} for row in failures(sweep)
+            {**identify_row(row), "reason": describe_reason(row), "log": read_log_tail(analysis.runs, row)}
+            for row in rows
+            if row.is_failed
         ],
-        "facts": overview.facts(sweep),
-        "provenance": overview.provenance(sweep),
-        "commands": commands(analysis),
+        "facts": list_facts(sweep),
+        "provenance": list_provenance(sweep),
+        "commands": list_commands(analysis),
         "ids": [
-            {**named(row), "folder": f"{row['trial_id']}/evals/{row['eval_id']}", "again": reproduce(sweep, row) or ""}
-            for row in sweep.rows
+            {
+                **identify_row(row),
+                "folder": f"{row.trial_id}/evals/{row.eval_id}",
+                "again": write_train_command(sweep, row),
+            }
+            for row in rows
         ],
     }
 
 
-def named(row: Row) -> dict[str, Any]:
+def identify_row(row: ReportRow) -> Json:
     """How every part of the page names a row. ``tone`` is a class of page.css."""
     return {
-        "mark": row["mark"],
-        "label": escape_controls(row["label"]),
-        "is_baseline": row["kind"] == "baseline",
-        "status": cells.status(row),
-        "tone": cells.tone(row),
+        "mark": row.mark,
+        "label": escape_controls(row.label),
+        "is_baseline": row.is_baseline,
+        "status": describe_status(row),
+        "tone": choose_tone(row),
     }
 
 
-def summary_row(analysis: Analysis, standing: Standing, keys: list[str], drawn: tuple[int, int]) -> dict[str, Any]:
-    row = standing.row
-    trial = analysis.sweep.rows[standing.entry.places[0]]
-    baseline = baseline_of(analysis.sweep, trial) if row["kind"] == "trial" else None
-    low, high, millions = row["quality_ci_low"], row["quality_ci_high"], row["trainable_params"]
+def make_summary_row(row: ReportRow, keys: list[str], bar_range: Range) -> Json:
+    baseline = row.baseline.summary.objective if row.baseline else None
     return {
-        **named(row),
-        "is_best": standing is analysis.ranking.recommended,
-        "tied": bool(standing.tied),
-        "cells": {key: cells.cell(row, key) for key in keys},
-        "sorts": {key: sort_value(row.get(key)) for key in keys},  # what a column is sorted by; "" comes last
-        "targets": format_setting(row.get("targets")),
-        "modules": "" if isinstance(row.get("targets"), list) else cells.names(row.get("target_modules")),
-        "millions": format_millions(millions) if millions else "",
-        "trainable": format_count(millions),
-        "quality": cells.metric(OBJECTIVE, row.get(OBJECTIVE)),
-        "interval": cells.interval(OBJECTIVE, low, high),
-        "low": percent(low, drawn),  # places on the bar, in whole percent of its length; None where unknown
-        "high": percent(high, drawn),
-        "dot": percent(row.get(OBJECTIVE), drawn),
-        "tick": None if baseline is None else percent(baseline[OBJECTIVE], drawn),
+        **identify_row(row),
+        "is_best": row.is_recommended,
+        "tied": bool(row.tied_with_best),
+        "cells": {key: format_cell(row, key) for key in keys},
+        "sorts": {key: write_sort_value(row.value(key)) for key in keys},  # a column is sorted by it; "" comes last
+        "targets": format_setting(row.targets),
+        "modules": "" if isinstance(row.targets, list) else format_modules(row.target_modules),
+        "millions": format_millions(row.trainable_params) if row.trainable_params else "",
+        "trainable": format_count(row.trainable_params),
+        "quality": format_metric(OBJECTIVE, row.objective),
+        "interval": format_interval(OBJECTIVE, row.quality_ci_low, row.quality_ci_high),
+        "low": place_on_bar(row.quality_ci_low, bar_range),
+        "high": place_on_bar(row.quality_ci_high, bar_range),
+        "dot": place_on_bar(row.objective, bar_range),
+        "tick": place_on_bar(baseline, bar_range),
     }
 
 
-def sort_value(value: Any) -> str:
+def write_sort_value(value: object) -> str:
     """A number in full, any other setting as it is shown."""
     return repr(value) if isinstance(value, int | float) else "" if value is None else format_setting(value)
 
 
-def drawn_range(rows: list[Row]) -> tuple[int, int]:
-    """Fives around every quality and interval, so that the bars show differences where they are small."""
-    keys = (OBJECTIVE, "quality_ci_low", "quality_ci_high")
-    values = [row[key] for row in rows for key in keys if row.get(key) is not None]
+def find_bar_range(rows: list[ReportRow]) -> Range:
+    """The multiples of BAR_STEP around every quality and interval, so that bars show small differences."""
+    columns = [(row.objective, row.quality_ci_low, row.quality_ci_high) for row in rows]
+    values = [value for cells in columns for value in cells if value is not None]
     if not values:
         return 0, 100
-    least, most = math.floor(min(values) / 5) * 5, math.ceil(max(values) / 5) * 5
-    return least, max(most, least + 5)
+    least, most = math.floor(min(values) / BAR_STEP) * BAR_STEP, math.ceil(max(values) / BAR_STEP) * BAR_STEP
+    return least, max(most, least + BAR_STEP)
 
 
-def percent(quality: float | int | None, drawn: tuple[int, int]) -> int | None:
-    least, most = drawn
+def place_on_bar(quality: Number | None, bar_range: Range) -> int | None:
+    """The position in whole percent of the bar's length; None where the quality is unknown."""
+    least, most = bar_range
     return None if quality is None else round(min(max((quality - least) / (most - least), 0), 1) * 100)
 
 
-def tiles(analysis: Analysis, reference: float | int | None) -> list[tuple[str, str, str]]:
-    """(name, number, words) of the figures at the top."""
-    chosen, baseline, found = analysis.ranking.recommended, analysis.ranking.baseline, []
-    if chosen is not None:
-        title = "Recommended" if chosen.verdict == "high" else "Cheapest of the tied"
-        found.append((title, cells.metric(OBJECTIVE, chosen.row[OBJECTIVE]), escape_controls(chosen.row["label"])))
-    if baseline is not None:
-        words = f"{escape_controls(baseline['label'])}, untuned"
-        found.append(("Its baseline", cells.metric(OBJECTIVE, baseline[OBJECTIVE]), words))
+def list_tiles(analysis: Analysis, reference: Number | None) -> list[tuple[str, str, str]]:
+    """(title, figure, words) of the numbers at the top."""
+    row, tiles = analysis.recommended, []
+    if row is not None:
+        title = "Recommended" if row.verdict == "high" else "Cheapest of the tied rows"
+        tiles.append((title, format_metric(OBJECTIVE, row.objective), escape_controls(row.label)))
+    if analysis.ranking.baseline is not None:
+        baseline = analysis.ranking.baseline.summary
+        words = f"{escape_controls(baseline.label)}, untuned"
+        tiles.append(("Its baseline", format_metric(OBJECTIVE, baseline.objective), words))
     if reference is not None:
-        found.append(("The references themselves", cells.metric(OBJECTIVE, reference), "the top of the scale"))
-    trials = [row for row in analysis.sweep.rows if row["kind"] == "trial"]
-    undone = [row for row in trials if not cells.is_complete(row)]
-    words = statuses(undone) or "none failed"
-    found.append(("Trials complete", f"{len(trials) - len(undone)} of {len(trials)}", words))
-    return found
+        tiles.append(("The references themselves", format_metric(OBJECTIVE, reference), "the top of the scale"))
+    trials = [row for row in analysis.rows.trials if not row.is_baseline]
+    incomplete = [row for row in trials if not row.is_complete]
+    words = count_statuses(incomplete) or "none failed"
+    tiles.append(("Trials complete", f"{len(trials) - len(incomplete)} of {len(trials)}", words))
+    return tiles
 
 
-def log_tail(runs: Path, row: Row) -> str:
+def read_log_tail(runs: Path, row: ReportRow) -> str:
     """The last lines of a trial's log, without the paths of this machine; "" where there is none."""
     try:
-        with trial_folder(runs, row["trial_id"]).log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
+        with trial_folder(runs, row.trial_id).log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - MAX_LOG_BYTES))
             lines = file.read().decode("utf-8", "replace").replace(str(runs.resolve()), "runs").splitlines()
     except OSError:
         return ""
-    return escape_controls("\n".join(lines[-LOG_LINES:])).strip()
+    return escape_controls("\n".join(lines[-MAX_LOG_LINES:])).strip()
 
 
-def commands(analysis: Analysis) -> list[dict[str, str]]:
-    """Those that a reader wants next: title, words and command."""
-    chosen = analysis.ranking.recommended
-    if chosen is None:
+def list_commands(analysis: Analysis) -> list[dict[str, str]]:
+    """The commands that a reader may want next: title, words and command."""
+    row = analysis.recommended_trial
+    if row is None:
         return []
-    row = analysis.sweep.rows[chosen.entry.places[0]]
-    again = reproduce(analysis.sweep, row)
-    found = [{"title": f"Row {row['mark']} again", "words": "", "command": again}] if again else []
-    return [*found, {"title": f"To use row {row['mark']}", "words": "", "command": use(row)}]
+    again = write_train_command(analysis.sweep, row)
+    commands = [{"title": f"Row {row.mark} again", "words": "", "command": again}] if again else []
+    return [*commands, {"title": f"To use row {row.mark}", "words": "", "command": write_merge_script(row)}]

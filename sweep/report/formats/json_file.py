@@ -1,4 +1,4 @@
-"""report.json: everything that the report says, numbers in full.
+"""report.json: everything that the report tells, numbers in full.
 
 Texts are not in it: they stand in each trial's generations.jsonl.
 """
@@ -6,21 +6,22 @@ Texts are not in it: they stand in each trial's generations.jsonl.
 import dataclasses
 import json
 import math
-from typing import Any
 
-from sweep.report.analysis import overview
-from sweep.report.analysis.analysis import Analysis
-from sweep.report.analysis.comparison import OBJECTIVE, Standing
-from sweep.report.analysis.effects import Joint, MainEffect
-from sweep.report.analysis.load import columns
+from sweep.report.analysis.analyse import Analysis
+from sweep.report.analysis.comparison import Standing
+from sweep.report.analysis.configurations import OBJECTIVE
+from sweep.report.analysis.effects import FactorPair, MainEffect
+from sweep.report.analysis.overview import list_facts, list_provenance
+from sweep.report.formats.summary import list_csv_keys
+from sweep.statistics.estimates import Estimate
 
 FORMAT = "lora-sweep report 1"
+Json = dict[str, object]
 
 
-def json_text(analysis: Analysis) -> str:
+def write_json_report(analysis: Analysis) -> str:
     """The file. Unknown is null; the rows have report.csv's columns."""
-    sweep, found = analysis.sweep, analysis.ranking
-    names = columns(sweep)
+    sweep, ranking, test = analysis.sweep, analysis.ranking, analysis.test
     content = {
         "format": FORMAT,
         "name": sweep.name,
@@ -28,63 +29,81 @@ def json_text(analysis: Analysis) -> str:
         "started": sweep.started,
         "varied": sweep.varied,
         "objective": OBJECTIVE,
-        "recommended": found.recommended and found.recommended.row["mark"],
-        "tied": [standing.row["mark"] for standing in found.tied],
-        "text": found.text,
-        "notes": found.notes,
-        "observations": [dataclasses.asdict(each) for each in analysis.observations],
-        "ranking": [standing_json(each) for each in analysis.standings],
-        "effects": [effect_json(each) for each in analysis.effects],
-        "interactions": [interaction_json(each) for each in analysis.joint],
-        "test": analysis.test and {"mark": analysis.test.mark, **standing_json(analysis.test.standing)},
-        "votes": {mark: dataclasses.asdict(each) for mark, _, each in analysis.tallies},
-        "rows": [{"mark": row["mark"], **{name: row.get(name) for name in names}} for row in sweep.rows],
-        "facts": dict([*overview.facts(sweep), *overview.provenance(sweep)]),
+        "recommended": ranking.recommended and ranking.recommended.summary.mark,
+        "tied": [standing.summary.mark for standing in ranking.tied],
+        "text": ranking.text,
+        "notes": ranking.notes,
+        "observations": [dataclasses.asdict(observation) for observation in analysis.observations],
+        "ranking": [standing_to_json(standing) for standing in analysis.standings],
+        "effects": [effect_to_json(effect) for effect in analysis.effects],
+        "interactions": [interaction_to_json(pair) for pair in analysis.pairs],
+        "test": test and {"mark": test.mark, **standing_to_json(test.standing)},
+        "votes": {row.mark: dataclasses.asdict(tally) for row, tally in analysis.tallies},
+        "rows": rows_to_json(analysis),
+        "facts": dict([*list_facts(sweep), *list_provenance(sweep)]),
     }
-    return json.dumps(known(content), indent=1, allow_nan=False) + "\n"  # ASCII: nothing hides, and nothing is lost
+    return json.dumps(drop_infinite(content), indent=1, allow_nan=False) + "\n"  # ASCII shows every character
 
 
-def known(item: Any) -> Any:
-    """A copy in which a number that is not finite is null: JSON has none."""
+def rows_to_json(analysis: Analysis) -> list[Json]:
+    """The columns of report.csv, a dict for each trial."""
+    keys = list_csv_keys(analysis)
+    return [{"mark": row.mark, **{key: row.value(key) for key in keys}} for row in analysis.rows.trials]
+
+
+def drop_infinite(item: object) -> object:
+    """A copy in which a number that is not finite is null, because JSON has none."""
     if isinstance(item, dict):
-        return {str(key): known(each) for key, each in item.items()}
+        return {str(key): drop_infinite(value) for key, value in item.items()}
     if isinstance(item, list | tuple):
-        return [known(each) for each in item]
+        return [drop_infinite(value) for value in item]
     return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
-def standing_json(standing: Standing) -> dict[str, Any]:
-    """Every number of a standing, and which trials it is of."""
-    content = {
-        field.name: value(getattr(standing, field.name))
-        for field in dataclasses.fields(standing)
-        if field.name != "entry"
+def standing_to_json(standing: Standing) -> Json:
+    """Every number of a standing, and the configuration that it is of."""
+    return {
+        "mark": standing.summary.mark,
+        "label": standing.summary.label,
+        "quality": estimate_to_json(standing.quality),
+        "prompts": standing.prompts,
+        "seeds": standing.seeds,
+        "prompt_noise": standing.prompt_noise,
+        "seed_noise": standing.seed_noise,
+        "versus_baseline": estimate_to_json(standing.versus_baseline),
+        "versus_best": estimate_to_json(standing.versus_best),
+        "against_baseline": standing.wins_over_baseline,
+        "against_best": standing.wins_over_best,
+        "tied": standing.is_tied,
+        "verdict": standing.verdict,
     }
-    return {"mark": standing.row["mark"], "label": standing.row["label"], **content}
 
 
-def value(item: Any) -> Any:
-    return dataclasses.asdict(item) if dataclasses.is_dataclass(item) and not isinstance(item, type) else item
+def estimate_to_json(estimate: Estimate | None) -> Json | None:
+    return None if estimate is None else dataclasses.asdict(estimate)
 
 
-def effect_json(effect: MainEffect) -> dict[str, Any]:
-    found = zip(effect.factor.levels, effect.levels, [None, *effect.contrasts], strict=True)
-    levels = [{"level": name, "mean": value(mean), "contrast": value(contrast)} for name, mean, contrast in found]
+def effect_to_json(effect: MainEffect) -> Json:
+    lines = zip(effect.factor.levels, effect.levels, [None, *effect.contrasts], strict=True)
+    levels = [
+        {"level": level, "mean": estimate_to_json(mean), "contrast": estimate_to_json(contrast)}
+        for level, mean, contrast in lines
+    ]
     return {"factor": effect.factor.key, "blocks": effect.blocks, "levels": levels}
 
 
-def interaction_json(joint: Joint) -> dict[str, Any]:
-    first, second, found = joint.first, joint.second, joint.found
+def interaction_to_json(pair: FactorPair) -> Json:
+    first, second, interaction = pair.first, pair.second, pair.interaction
     cells = [
-        {"first": one, "second": two, "mean": value(cell)}
-        for one, line in zip(first.levels, found.cells, strict=True)
-        for two, cell in zip(second.levels, line, strict=True)
+        {"first": first_level, "second": second_level, "mean": estimate_to_json(mean)}
+        for first_level, means in zip(first.levels, interaction.cells, strict=True)
+        for second_level, mean in zip(second.levels, means, strict=True)
     ]
     return {
         "first": first.key,
         "second": second.key,
-        "visible": found.is_visible,
-        "difference": value(found.difference),
-        "text": joint.text,
+        "visible": interaction.is_visible,
+        "difference": estimate_to_json(interaction.difference),
+        "text": pair.text,
         "cells": cells,
     }

@@ -1,154 +1,177 @@
 """What the page's scripts read: every number that a chart draws, and the texts.
 
-Owns the shape of that JSON (``page/page.js`` reads it). An element of ``rows`` is an entry of the ranking.
+Decides the shape of that JSON, which ``page/page.js`` reads. An element of ``rows`` is a configuration.
 """
 
 from datetime import UTC, datetime
-from typing import Any
 
-from sweep.report.analysis.analysis import Analysis, entry_keys
-from sweep.report.analysis.comparison import OBJECTIVE, Standing, baseline_of
-from sweep.report.analysis.effects import Factor, Joint, MainEffect, factors
-from sweep.report.analysis.load import number
-from sweep.report.analysis.texts import page_texts
-from sweep.report.analysis.votes import Key, page_votes
-from sweep.report.formats.cells import status, tone
+from lora_sweep.runs.records import EvaluationResult, TrialResult, read_number
+from sweep.report.analysis.analyse import Analysis, list_keys
+from sweep.report.analysis.configurations import OBJECTIVE, Key, Number, Trial
+from sweep.report.analysis.effects import Factor, FactorPair, MainEffect
+from sweep.report.analysis.rows import ReportRow
+from sweep.report.analysis.texts import collect_page_texts
+from sweep.report.analysis.votes import write_page_votes
+from sweep.report.formats.cells import choose_tone, describe_status
 from sweep.statistics.estimates import Estimate
 from sweep.text import escape_controls, format_setting
 
-CURVE_POINTS = 200  # of one trial
-ALL_POINTS = 40_000  # of all: 0.4 MB
-Json = dict[str, Any]
+MAX_CURVE_POINTS = 200  # of one trial
+MAX_ALL_POINTS = 40_000  # of all trials: 0.4 MB
+MIN_CURVE_POINTS = 20  # of one trial, however many there are
+Json = dict[str, object]
 
 
-def page_data(analysis: Analysis) -> tuple[Json, dict[str, str]]:
+def write_page_data(analysis: Analysis) -> tuple[Json, dict[str, str]]:
     """The data, and the files of texts beside the page: name -> content."""
     sweep = analysis.sweep
-    found, keys = factors(sweep, analysis.ranking.compared), entry_keys(sweep)
-    written = page_texts(sweep, {str(entry.row["mark"]): entry.places for entry in sweep.entries})
-    data = {
+    keys, texts = list_keys(sweep), collect_page_texts(sweep)
+    data: Json = {
         "name": escape_controls(sweep.name),
         "objective": OBJECTIVE,
-        "rows": [row_data(analysis, standing, found, keys) for standing in analysis.standings],
+        "rows": [row_to_json(row, analysis.factors, keys[row.mark]) for row in analysis.rows.configurations],
         "factors": [
-            {"key": each.key, "name": each.name, "levels": each.levels, "numeric": each.is_numeric} for each in found
+            {"key": factor.key, "name": factor.name, "levels": factor.levels, "numeric": factor.is_numeric}
+            for factor in analysis.factors
         ],
-        "effects": [effect_data(each) for each in analysis.effects],
-        "interactions": [interaction_data(each) for each in analysis.joint],
-        "curves": curves(analysis),
-        "timeline": timeline(analysis),
-        "prompts": written.prompts,
-        "texts": written.texts,
-        "shards": written.shards,
-        "votes": page_votes(analysis.votes, analysis.vote_notes, keys),
+        "effects": [effect_to_json(effect) for effect in analysis.effects],
+        "interactions": [interaction_to_json(pair) for pair in analysis.pairs],
+        "curves": list_curves(analysis),
+        "timeline": write_timeline(analysis),
+        "prompts": texts.prompts,
+        "texts": texts.texts,
+        "shards": texts.shards,
+        "votes": write_page_votes(analysis.votes, analysis.vote_notes, keys),
     }
-    return data, written.files
+    return data, texts.files
 
 
-def row_data(analysis: Analysis, standing: Standing, found: list[Factor], keys: dict[str, list[Key]]) -> Json:
-    row, ranking = standing.row, analysis.ranking
+def row_to_json(row: ReportRow, factors: list[Factor], keys: list[Key]) -> Json:
     numbers = ("quality", "trainable_params", "train_seconds", "peak_memory_bytes", "validation_loss")
-    baseline = baseline_of(analysis.sweep, analysis.sweep.rows[standing.entry.places[0]])
     return {
-        "mark": row["mark"],
-        "label": escape_controls(str(row["label"])),
-        "kind": row["kind"],
-        "status": status(row),
-        "tone": tone(row),
-        "values": {each.key: plain(row.get(each.key)) for each in found} if row["kind"] == "trial" else {},
-        **{key: row.get(key) for key in numbers},
-        "low": row["quality_ci_low"],
-        "high": row["quality_ci_high"],
-        "tied": standing.tied,
-        "verdict": standing.verdict,
-        "recommended": standing is ranking.recommended,
-        "baseline": baseline["mark"] if baseline and row["kind"] == "trial" else None,
-        "trial_ids": [list(key) for key in keys[str(row["mark"])]],
+        "mark": row.mark,
+        "label": escape_controls(row.label),
+        "kind": row.kind,
+        "status": describe_status(row),
+        "tone": choose_tone(row),
+        "values": {} if row.is_baseline else {item.key: write_setting(row.value(item.key)) for item in factors},
+        **{key: row.value(key) for key in numbers},
+        "low": row.quality_ci_low,
+        "high": row.quality_ci_high,
+        "tied": row.tied_with_best,
+        "verdict": row.verdict,
+        "recommended": row.is_recommended,
+        "baseline": row.baseline.summary.mark if row.baseline else None,
+        "trial_ids": [list(key) for key in keys],
     }
 
 
-def plain(value: Any) -> Any:
-    """A setting as a number or as the text that people read."""
-    return format_setting(value) if isinstance(value, bool) or number(value) is None else value
+def write_setting(value: object) -> Number | str | None:
+    """A setting as a number, or as the text that people read."""
+    number = None if isinstance(value, bool) else read_number(value)
+    return format_setting(value) if number is None else number
 
 
-def span(estimate: Estimate) -> Json:
+def estimate_to_json(estimate: Estimate) -> Json:
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def effect_data(effect: MainEffect) -> Json:
+def effect_to_json(effect: MainEffect) -> Json:
     levels = effect.factor.levels
     return {
         "factor": effect.factor.key,
         "contexts": effect.blocks,
-        "levels": [{"level": name, **span(mean)} for name, mean in zip(levels, effect.levels, strict=True)],
+        "levels": [
+            {"level": level, **estimate_to_json(mean)} for level, mean in zip(levels, effect.levels, strict=True)
+        ],
         "contrasts": [
             {
-                "level": name,
+                "level": level,
                 "against": levels[0],
-                "value": each.value,
-                "low": each.low,
-                "high": each.high,
-                "shown": each.side != "undecided",
+                "value": contrast.value,
+                "low": contrast.low,
+                "high": contrast.high,
+                "shown": contrast.side != "undecided",
             }
-            for name, each in zip(levels[1:], effect.contrasts, strict=True)
+            for level, contrast in zip(levels[1:], effect.contrasts, strict=True)
         ],
     }
 
 
-def interaction_data(joint: Joint) -> Json:
-    first, second, found = joint.first, joint.second, joint.found
+def interaction_to_json(pair: FactorPair) -> Json:
+    first, second, interaction = pair.first, pair.second, pair.interaction
     cells = [
-        {"a": one, "b": two, **span(cell)}
-        for one, line in zip(first.levels, found.cells, strict=True)
-        for two, cell in zip(second.levels, line, strict=True)
+        {"a": first_level, "b": second_level, **estimate_to_json(mean)}
+        for first_level, means in zip(first.levels, interaction.cells, strict=True)
+        for second_level, mean in zip(second.levels, means, strict=True)
     ]
-    text = f"An interaction is visible: {joint.text}." if found.is_visible else "No interaction is visible."
-    return {"a": first.key, "b": second.key, "visible": found.is_visible, "text": text, "cells": cells}
+    text = f"An interaction is visible: {pair.text}." if interaction.is_visible else "No interaction is visible."
+    return {"a": first.key, "b": second.key, "visible": interaction.is_visible, "text": text, "cells": cells}
 
 
-def curves(analysis: Analysis) -> list[Json]:
-    """Each trial's loss at its steps, evenly thinned; each entry's trials under marks of their own."""
-    sweep, found = analysis.sweep, []
-    trials = [place for place, row in enumerate(sweep.rows) if row["kind"] == "trial"]
-    marks = {place: str(entry.row["mark"]) for entry in sweep.entries for place in entry.places}
-    most = max(20, min(CURVE_POINTS, ALL_POINTS // max(len(trials), 1)))
-    for place in trials:
-        points = [(number(line.get("step")), number(line.get("loss"))) for line in sweep.results[place].losses]
-        known = [(step, loss) for step, loss in points if step is not None and loss is not None]
-        if known:
-            every = max(1, -(-len(known) // most))
-            kept = known[::every] if known[::every][-1] == known[-1] else [*known[::every], known[-1]]
-            losses = [float(f"{loss:.5g}") for _, loss in kept]
-            mark = sweep.rows[place]["mark"]
-            found.append({"mark": mark, "entry": marks[place], "steps": [step for step, _ in kept], "losses": losses})
-    return found
+def list_curves(analysis: Analysis) -> list[Json]:
+    """The loss of each trial at its steps, evenly thinned; seeds of one configuration have curves of their own."""
+    trials = [trial for trial in analysis.sweep.trials if not trial.summary.is_baseline]
+    marks = {
+        trial.summary.mark: configuration.summary.mark
+        for configuration in analysis.sweep.configurations
+        for trial in configuration.trials
+    }
+    limit = max(MIN_CURVE_POINTS, min(MAX_CURVE_POINTS, MAX_ALL_POINTS // max(len(trials), 1)))
+    curves: list[Json] = []
+    for trial in trials:
+        points = thin_points(read_losses(trial), limit)
+        if points:
+            steps, losses = [step for step, _ in points], [float(f"{loss:.5g}") for _, loss in points]
+            mark = trial.summary.mark
+            curves.append({"mark": mark, "entry": marks[mark], "steps": steps, "losses": losses})
+    return curves
 
 
-def timeline(analysis: Analysis) -> Json:
-    """When each row was trained and evaluated, in seconds since the first of all began."""
-    spans = []
-    for row, result in zip(analysis.sweep.rows, analysis.sweep.results, strict=True):
-        for phase, part in (("training", result.training), ("evaluation", result.evaluation)):
-            if phase == "training" and row["kind"] == "baseline":
-                continue
-            started, finished = (moment(time) for time in (part.provenance.started, part.provenance.finished))
+def read_losses(trial: Trial) -> list[tuple[Number, Number]]:
+    """(step, loss) of each line of losses.jsonl that has both."""
+    points = []
+    for line in trial.record.losses:
+        step, loss = read_number(line.get("step")), read_number(line.get("loss"))
+        if step is not None and loss is not None:
+            points.append((step, loss))
+    return points
+
+
+def thin_points(points: list[tuple[Number, Number]], limit: int) -> list[tuple[Number, Number]]:
+    """Every n-th point, so that about ``limit`` are left, and the last one."""
+    thinned = points[:: max(1, -(-len(points) // limit))]
+    return thinned if thinned[-1:] == points[-1:] else [*thinned, points[-1]]
+
+
+def write_timeline(analysis: Analysis) -> Json:
+    """When each trial was trained and evaluated, in seconds since the first of all began."""
+    spans: list[tuple[float, float, Json]] = []
+    for trial in analysis.sweep.trials:
+        steps: list[tuple[str, TrialResult | EvaluationResult]] = [("evaluation", trial.record.evaluation)]
+        if not trial.summary.is_baseline:
+            steps.insert(0, ("training", trial.record.training))
+        for phase, step in steps:
+            started, finished = parse_time(step.provenance.started), parse_time(step.provenance.finished)
             if started is not None and finished is not None:
-                status = escape_controls(str(part.status))
-                spans.append({"mark": row["mark"], "phase": phase, "status": status, "at": started, "end": finished})
+                status = escape_controls(str(step.status))
+                spans.append((started, finished, {"mark": trial.summary.mark, "phase": phase, "status": status}))
     if not spans:
         return {"origin": None, "spans": []}
-    first = min(each["at"] for each in spans)
-    for each in spans:
-        each["start"] = round(each.pop("at") - first, 3)
-        each["end"] = round(each["end"] - first, 3)
-    return {"origin": datetime.fromtimestamp(first, UTC).isoformat(timespec="seconds"), "spans": spans}
+    first = min(started for started, _, _ in spans)
+    return {
+        "origin": datetime.fromtimestamp(first, UTC).isoformat(timespec="seconds"),
+        "spans": [
+            {**span, "end": round(finished - first, 3), "start": round(started - first, 3)}
+            for started, finished, span in spans
+        ],
+    }
 
 
-def moment(text: Any) -> float | None:
-    """Seconds since 1970 of an ISO time; a time without a zone is read as UTC."""
+def parse_time(text: str | None) -> float | None:
+    """Seconds since 1970 of an ISO time; a time without a zone is read as UTC. None for what is no time."""
     try:
-        found = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
         return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

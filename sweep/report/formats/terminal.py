@@ -1,69 +1,78 @@
-"""The summary as a terminal shows it: one line a row, at most WIDTH characters wide."""
+"""The summary as a terminal shows it: one line for each configuration, at most WIDTH characters wide."""
 
+import io
 import textwrap
 
-from sweep.report.analysis import ranking
-from sweep.report.analysis.analysis import Analysis
-from sweep.report.analysis.load import Row
-from sweep.report.formats import cells
-from sweep.text import UNKNOWN, count_noun, escape_controls, format_bytes, format_count
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-WIDTH = 119
-HEADERS = ("row", "quality", "vs base", "verdict", "loss", "trainable", "train s", "peak mem", "status")
-OBSERVATIONS = 8  # lines of them; the report has all
-SHRINKING = (0, 8)  # what gives way when a line is too long
-LEFT = (0, 3, 8)
+from sweep.report.analysis.analyse import Analysis
+from sweep.report.analysis.ranking import count_trials
+from sweep.report.analysis.rows import ReportRow
+from sweep.report.formats.cells import format_cell
+from sweep.report.formats.columns import TERMINAL_KEYS, find_column
+from sweep.text import UNKNOWN, count_noun, escape_controls, format_count
 
-
-def terminal_text(analysis: Analysis) -> str:
-    """The table, what to use, and what is known of it."""
-    sweep, found = analysis.sweep, analysis.ranking
-    lines = [HEADERS, *(_cells(entry.row) for entry in sweep.entries)]
-    widths = _widths(lines)
-    shown = [
-        "  ".join(_fit(*cell) for cell in zip(range(len(HEADERS)), line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    shown.insert(1, "  ".join("-" * width for width in widths))
-    head = _wrapped(f"sweep {escape_controls(sweep.name)}: {ranking.tally(sweep)}")
-    said = [found.text, *found.notes, *([analysis.test.text] if analysis.test else [])]
-    listed = [_wrapped(f"- {each.text}", "  ") for each in analysis.observations[:OBSERVATIONS]]
-    left = len(analysis.observations) - OBSERVATIONS
-    listed += [f"- {count_noun(left, 'more line')} in the report"] if left > 0 else []
-    return "\n".join([head, "", *shown, "", *map(_wrapped, said), *listed])
+WIDTH = 119  # characters; fixed, so that a pipe gets what a terminal shows
+MIN_SHRUNK_WIDTH = 8  # characters that a column keeps when a line is too long
+MAX_OBSERVATIONS = 8  # lines; the report has all
 
 
-def _wrapped(text: str, indent: str = "") -> str:
+def write_terminal(analysis: Analysis) -> str:
+    """The table, what to use, and what is known about it."""
+    sweep, ranking = analysis.sweep, analysis.ranking
+    head = wrap_text(f"sweep {escape_controls(sweep.name)}: {count_trials(sweep)}")
+    sentences = [ranking.text, *ranking.notes, *([analysis.test.text] if analysis.test else [])]
+    lines = [wrap_text(f"- {item.text}", "  ") for item in analysis.observations[:MAX_OBSERVATIONS]]
+    more = len(analysis.observations) - MAX_OBSERVATIONS
+    lines += [f"- {count_noun(more, 'more line')} in the report"] if more > 0 else []
+    return "\n".join([head, "", draw_table(analysis.rows.configurations), "", *map(wrap_text, sentences), *lines])
+
+
+def wrap_text(text: str, indent: str = "") -> str:
     return "\n".join(textwrap.wrap(text, WIDTH, break_on_hyphens=False, subsequent_indent=indent))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        f"{row['mark']:>2} {escape_controls(row['label'])}",
-        cells.cell(row, "quality"),
-        cells.cell(row, "delta_baseline"),
-        row.get("verdict") or UNKNOWN,
-        cells.metric("validation_loss", row.get("validation_loss")),
-        format_count(row["trainable_params"]),
-        cells.metric("train_seconds", row.get("train_seconds")),
-        format_bytes(row["peak_memory_bytes"]),
-        cells.status(row),
-    )
+def draw_table(rows: list[ReportRow]) -> str:
+    """The table as plain text. Where a line is too long, the names and the status are cut."""
+    columns = [find_column(key) for key in TERMINAL_KEYS]
+    headers = ["row", *(column.terminal_header or column.header for column in columns)]
+    lines = [write_line(row) for row in rows]
+    widths = fit_widths([headers, *lines], shrinking=(0, len(columns)))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for width, align in zip(widths, ["left", *(column.align for column in columns)], strict=True):
+        table.add_column(
+            justify="right" if align == "right" else "left", width=width, no_wrap=True, overflow="ellipsis"
+        )
+    for line in [headers, ["-" * width for width in widths], *lines]:
+        table.add_row(*(Text(cell) for cell in line))
+    output = io.StringIO()
+    console = Console(file=output, width=10 * WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in output.getvalue().rstrip("\n").split("\n"))
 
 
-def _widths(lines: list[tuple[str, ...]]) -> list[int]:
-    widths = [max(len(line[place]) for line in lines) for place in range(len(HEADERS))]
+def write_line(row: ReportRow) -> list[str]:
+    cells = {key: format_cell(row, key) for key in TERMINAL_KEYS}
+    cells["trainable_params"] = format_count(row.trainable_params)
+    cells["verdict"] = row.verdict or UNKNOWN
+    line = [f"{row.mark:>2} {escape_controls(row.label)}", *(cells[key] for key in TERMINAL_KEYS)]
+    return [cell.replace("\n", " ").replace("\t", " ") for cell in line]
+
+
+def fit_widths(lines: list[list[str]], shrinking: tuple[int, int]) -> list[int]:
+    """Widths with which every line fits into WIDTH: two columns shrink, always the wider one first.
+
+    Args:
+        shrinking: the indices of the columns that may be cut.
+    """
+    widths = [max(cell_len(cell) for cell in cells) for cells in zip(*lines, strict=True)]
     while (over := sum(widths) + 2 * (len(widths) - 1) - WIDTH) > 0:
-        widest = max(SHRINKING, key=lambda place: widths[place])
-        if widths[widest] <= 8:
+        widest = max(shrinking, key=lambda column: widths[column])
+        if widths[widest] <= MIN_SHRUNK_WIDTH:
             break
-        other = min(widths[place] for place in SHRINKING)
-        widths[widest] -= max(1, min(over, widths[widest] - max(other, 8)))
+        other = min(widths[column] for column in shrinking)
+        widths[widest] -= max(1, min(over, widths[widest] - max(other, MIN_SHRUNK_WIDTH)))
     return widths
-
-
-def _fit(place: int, text: str, width: int) -> str:
-    text = text.replace("\n", " ")
-    if len(text) > width:
-        text = text[: width - 1] + "…"
-    return text.ljust(width) if place in LEFT else text.rjust(width)

@@ -6,7 +6,7 @@ import textwrap
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweep.report.formats.cells import change, interval
+from sweep.report.formats.cells import format_change, format_interval
 from sweep.report.formats.png.sheet import (
     ACCENT,
     HEAD,
@@ -153,7 +153,8 @@ def contrasts(effect: Json, room: float) -> list[list[Piece]]:
     """``16 − 8  +2.3 [−0.4, 5.1]``, a line a difference to the first level."""
     found: list[list[Piece]] = []
     for each in effect["contrasts"][:MOST_CONTRASTS]:
-        numbers = minus(f"{change('quality', each['value'])} {interval('quality', each['low'], each['high'])}".rstrip())
+        interval = format_interval("quality", each["low"], each["high"])
+        numbers = minus(f"{format_change('quality', each['value'])} {interval}".rstrip())
         side = (room - inches(f" − :  {numbers}", TINY)) / 2
         against = plain(each["against"], max(side, 2 * side - inches(plain(each["level"], 9, TINY), TINY)), TINY)
         names = f"{plain(each['level'], 2 * side - inches(against, TINY), TINY)} − {against}"

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from sweep.report.formats.cells import interval, metric
+from sweep.report.formats.cells import format_interval, format_metric
 from sweep.report.formats.png.sheet import (
     ACCENT_SOFT,
     DASHES,
@@ -68,7 +68,9 @@ def line(figure: Figure, row: Json, down: float, names: tuple[tuple[float, str],
     """A row's texts; the recommended one's in bold, on a ground of its own."""
     colour = TICK if row["kind"] == "baseline" else look(row)["color"] if row["recommended"] else INK
     style = {"weight": "bold" if row["recommended"] else "normal", "color": colour}
-    numbers = f"{metric('quality', row['quality'])} {interval('quality', row['low'], row['high'])}".rstrip()
+    numbers = (
+        f"{format_metric('quality', row['quality'])} {format_interval('quality', row['low'], row['high'])}".rstrip()
+    )
     middle = down + STEP / 2 + 0.045
     for x, text in names:
         write(figure, x, middle, text, **style)

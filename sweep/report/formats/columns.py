@@ -1,0 +1,135 @@
+"""The columns of the report's tables: every format reads headers, digits, units and alignment from here."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from lora_sweep.scoring.metrics import METRICS
+from sweep.text import escape_controls
+
+Unit: TypeAlias = Literal["", "parameters", "seconds", "bytes", "change"]  # change: a difference, with its sign
+
+
+@dataclass(frozen=True)
+class ReportColumn:
+    """One column.
+
+    Attributes:
+        key: of the row's value, and the header in report.csv.
+        header: in every other table.
+        digits: after the decimal point; None for a setting or a text, which is written as it is.
+        terminal_header: a shorter one, for a terminal's width.
+    """
+
+    key: str
+    header: str
+    digits: int | None = None
+    unit: Unit = ""
+    align: Literal["left", "right"] = "left"
+    terminal_header: str = ""
+
+
+def number(
+    key: str, header: str = "", digits: int | None = 3, unit: Unit = "", terminal_header: str = ""
+) -> ReportColumn:
+    """A column of numbers."""
+    return ReportColumn(key, header or name_header(key), digits, unit, "right", terminal_header)
+
+
+def text(key: str, header: str = "") -> ReportColumn:
+    """A column of words."""
+    return ReportColumn(key, header or name_header(key))
+
+
+def name_header(key: str) -> str:
+    """The last part of a dotted key, in words."""
+    return escape_controls(key.rpartition(".")[2]).replace("_", " ")
+
+
+ONE_DIGIT_METRICS = ("quality", "chrf", "words")  # up to 100 and more; other metrics are at most about 1 and have three
+METRIC_COLUMNS = {name: number(name, name_header(name), 1 if name in ONE_DIGIT_METRICS else 3) for name in METRICS}
+# In the order of report.csv, where further metrics and varied keys follow.
+BEFORE_METRICS = (
+    text("trial_id"),
+    text("kind"),
+    number("r", digits=None),
+    number("alpha", digits=None),
+    text("targets"),
+    text("target_modules"),
+    number("bits", "base bits", digits=None),
+    text("seed"),
+    text("status"),
+    METRIC_COLUMNS["quality"],
+    number("validation_loss", terminal_header="loss"),
+    number("trainable_params", "trainable", 0, "parameters"),
+    number("train_seconds", "train s", 1, "seconds"),
+    number("tokens_per_second"),
+    number("peak_memory_bytes", "peak memory", 0, "bytes", "peak mem"),
+    number("adapter_bytes", "adapter", 0, "bytes"),
+    text("eval_id"),
+    text("label"),
+    text("reason"),
+    text("drift"),
+    number("dropout", digits=None),
+    number("learning_rate", digits=None),
+    text("base"),
+    text("data"),
+    text("template"),
+    number("eval_bits", digits=None),
+    number("steps", digits=0),
+    number("train_loss"),
+    number("neutral_loss"),
+    number("forgetting", unit="change"),
+    number("quality_ci_low", digits=1),
+    number("quality_ci_high", digits=1),
+    number("delta_baseline", "vs baseline", 1, "change", "vs base"),
+    number("delta_best", "vs best", 1, "change"),
+    text("tied_with_best"),
+    text("verdict"),
+)
+AFTER_METRICS = (
+    text("device"),
+    text("dtype"),
+    number("peak_gpu_memory_bytes", "peak GPU memory", 0, "bytes"),
+    number("gpu_utilization_percent", digits=1),
+    number("generate_seconds", digits=1, unit="seconds"),
+    number("generate_tokens_per_second"),
+)
+COLUMNS = {
+    column.key: column for column in (text("mark", "row"), *BEFORE_METRICS, *METRIC_COLUMNS.values(), *AFTER_METRICS)
+}
+
+# The summary of report.md and of the page, in order; varied settings follow the base bits.
+SUMMARY_KEYS = (
+    "mark",
+    "r",
+    "targets",
+    "bits",
+    "quality",
+    "delta_baseline",
+    "verdict",
+    "validation_loss",
+    "forgetting",
+    "trainable_params",
+    "train_seconds",
+    "peak_memory_bytes",
+    "peak_gpu_memory_bytes",
+    "adapter_bytes",
+    "status",
+)
+OPTIONAL_KEYS = ("peak_gpu_memory_bytes", "forgetting")  # left out of the summary where no row has a value
+VARIED_KEYS = ("base", "data", "template", "alpha", "dropout", "learning_rate", "seed")  # in it where rows differ
+TERMINAL_KEYS = (
+    "quality",
+    "delta_baseline",
+    "verdict",
+    "validation_loss",
+    "trainable_params",
+    "train_seconds",
+    "peak_memory_bytes",
+    "status",
+)
+
+
+def find_column(key: str) -> ReportColumn:
+    """The column of a field, of a metric or of a varied config key."""
+    return COLUMNS.get(key) or text(key)
