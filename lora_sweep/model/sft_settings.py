@@ -1,4 +1,4 @@
-"""A training's settings as TRL's SFTConfig."""
+"""The settings of a training as TRL's SFTConfig."""
 
 import dataclasses
 from pathlib import Path
@@ -12,12 +12,19 @@ from lora_sweep.model.device import Device
 
 
 def make_sft_config(train: Train, seed: int, device: Device, scratch: Path) -> SFTConfig:
-    """TRL's settings for ``train``; keys of ``train.sft`` go through as they are."""
-    known = {field.name for field in dataclasses.fields(SFTConfig)}
+    """TRL's settings for ``train``; the keys of ``train.sft`` are passed on unchanged.
+
+    Args:
+        scratch: TRL's output folder.
+
+    Raises:
+        Refused: a key in ``train.sft`` is unknown, or TRL refuses a value.
+    """
+    keys = {field.name for field in dataclasses.fields(SFTConfig)}
     for key in train.sft:
-        if key not in known:
-            raise Refused(f"train.sft.{key}", "is no key of TRL's SFTConfig", [n] if (n := nearest(key, known)) else [])
-    half = device.compute_dtype == torch.bfloat16
+        if key not in keys:
+            suggestion = nearest(key, keys)
+            raise Refused(f"train.sft.{key}", "is no key of TRL's SFTConfig", [suggestion] if suggestion else [])
     try:
         return SFTConfig(
             output_dir=str(scratch),
@@ -35,7 +42,7 @@ def make_sft_config(train: Train, seed: int, device: Device, scratch: Path) -> S
             optim=train.optim,
             train_sampling_strategy=train.train_sampling_strategy,
             seed=seed,
-            bf16=half,
+            bf16=device.compute_dtype == torch.bfloat16,
             use_cpu=device.type == "cpu",
             dataloader_pin_memory=device.type != "cpu",
             logging_steps=1,

@@ -1,4 +1,4 @@
-"""Random models of about 0.1M parameters, made on the spot: the real architectures at toy size, for smoke tests."""
+"""Random models of about 0.1M parameters: real architectures at toy size, for tests and smoke sweeps."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from lora_sweep.data.prompts import write_prompt
 from lora_sweep.data.sources import make_tiny_records
 
 VOCAB_SIZE = 512
-TINY_ARCHITECTURES: dict[str, dict[str, Any]] = {
+TINY_ARCHITECTURES: dict[str, dict[str, int | bool]] = {  # fields of transformers' config
     "llama": {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": False,
@@ -29,11 +29,11 @@ TINY_ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def make_tiny_model(shape: str, folder: Path, **changes: Any) -> None:
-    """Save a random model of ``shape`` and its tokenizer; the same bytes every time.
+    """Save a random model of ``shape`` and its tokenizer: the same bytes every time.
 
     Args:
         shape: llama, gpt2, phi3 or gpt_neox.
-        changes: further fields of the architecture's config, as ``tie_word_embeddings=True``.
+        changes: further fields of the architecture's config, such as ``tie_word_embeddings=True``.
     """
     tokenizer = make_tiny_tokenizer()
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
