@@ -177,11 +177,11 @@ def test_a_grandchild_dies_with_its_group(runs: Path, whom: str) -> None:
 
 @pytest.mark.parametrize("limit", ["trial_minutes", "stall_minutes"])
 def test_a_trial_at_its_limit_is_a_timeout(runs: Path, limit: str) -> None:
-    how = {limit: 0.02, "grace_seconds": 0.2}
+    how = {limit: 0.05, "grace_seconds": 0.2}
     done = run(runs, "s", 3, {"t1": "hang"}, **how)
     assert done.code == 1
     assert statuses(runs) == ["complete", "timeout", "complete"]
-    assert f"launch.{limit}=0.02" in str(outcome(runs, 1).reason)
+    assert f"launch.{limit}=0.05" in str(outcome(runs, 1).reason)
     assert not folder(runs, 1).setbacks.exists(), "a timeout counted as a death"
     check(runs, plan_of(runs, "s", 3), finished=True)
     if limit == "trial_minutes":
@@ -196,7 +196,7 @@ def test_a_trial_at_its_limit_is_a_timeout(runs: Path, limit: str) -> None:
 @pytest.mark.parametrize("what", ["late", "late fail"])
 def test_a_limit_is_no_other_trials(runs: Path, what: str) -> None:
     """A trial that ends by itself just after it was asked to stop leaves no request behind for the next."""
-    done = run(runs, "s", 3, {"t0": what, "ms": 100}, trial_minutes=0.03, grace_seconds=600)
+    done = run(runs, "s", 3, {"t0": what, "ms": 100}, trial_minutes=0.06, grace_seconds=600)
     assert statuses(runs)[1:] == ["complete", "complete"], done.text
     assert statuses(runs)[0] in ("complete", "timeout") if what == "late" else ("failed", "timeout")
     check(runs, plan_of(runs, "s", 3), finished=True)
