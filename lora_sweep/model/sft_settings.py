@@ -20,11 +20,7 @@ def make_sft_config(train: Train, seed: int, device: Device, scratch: Path) -> S
     Raises:
         Refused: a key in ``train.sft`` is unknown, or TRL refuses a value.
     """
-    keys = {field.name for field in dataclasses.fields(SFTConfig)}
-    for key in train.sft:
-        if key not in keys:
-            suggestion = nearest(key, keys)
-            raise Refused(f"train.sft.{key}", "is no key of TRL's SFTConfig", [suggestion] if suggestion else [])
+    check_sft_keys(train)
     try:
         return SFTConfig(
             output_dir=str(scratch),
@@ -54,3 +50,12 @@ def make_sft_config(train: Train, seed: int, device: Device, scratch: Path) -> S
         )
     except (ValueError, TypeError) as error:
         raise Refused("train", f"is refused by TRL's SFTConfig: {str(error).splitlines()[0]}") from error
+
+
+def check_sft_keys(train: Train) -> None:
+    """Refuse a key in ``train.sft`` that TRL's SFTConfig does not have."""
+    keys = {field.name for field in dataclasses.fields(SFTConfig)}
+    for key in train.sft:
+        if key not in keys:
+            suggestion = nearest(key, keys)
+            raise Refused(f"train.sft.{key}", "is no key of TRL's SFTConfig", [suggestion] if suggestion else [])
