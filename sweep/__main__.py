@@ -1,10 +1,16 @@
-"""``python -m sweep [--runs DIR]``: the commands, and a line for each sweep of a runs folder. Writes no file."""
+"""``python -m sweep [--runs DIR]``: the commands, and a line for each sweep of a runs folder. Writes no file.
+
+The console script ``lora-sweep`` starts here too: ``lora-sweep train ...`` is ``python -m lora_sweep.train ...``.
+"""
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from lora_sweep.errors import EXIT_COMPLETE, Refused
@@ -24,6 +30,7 @@ COMMANDS = {
     "sweep.confirm": "train the best rows with more seeds, and score the winner on the test split",
     "sweep.dashboard": "save a workspace and a report of a sweep in W&B",
 }
+SHORT_NAMES = {module.rpartition(".")[2]: module for module in COMMANDS}  # train: lora_sweep.train
 OBJECTIVE = "quality"
 COLUMNS = (
     Column("sweep"),
@@ -53,7 +60,29 @@ class SweepSummary:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the lists; returns the exit code 0."""
+    """Run the command that the first word names; without one, print the lists. Returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in SHORT_NAMES:
+        return run_subcommand(words[0], words[1:])
+    return print_lists(words)
+
+
+def run_subcommand(name: str, arguments: list[str]) -> int:
+    """``python -m MODULE ARGUMENTS`` in this process.
+
+    The working folder comes last on Python's path: a scorer in a file there is found, and a file called ``sweep.py``
+    hides nothing.
+    """
+    sys.argv = [f"lora-sweep {name}", *arguments]
+    sys.path.append(str(Path.cwd()))
+    module = SHORT_NAMES[name]
+    package = find_spec(module)
+    is_folder = package is not None and package.submodule_search_locations is not None
+    code: int | None = import_module(f"{module}.__main__" if is_folder else module).main()
+    return code or EXIT_COMPLETE
+
+
+def print_lists(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m sweep", description="List the commands and the sweeps.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     runs = parser.parse_args(arguments).runs

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from support.commands import run_command
 from support.report_files import build
 
+from lora_sweep.errors import EXIT_REFUSED
 from lora_sweep.runs import files
 from sweep import __main__ as command
 from sweep.report.write import write_report
@@ -135,3 +137,30 @@ def test_the_help_of_training_starts_with_what_one_types(tmp_path: Path) -> None
     assert "experiment: databricks_table" in done.stdout
     assert "\nlora:\n  r: 8\n" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+# --- the console script ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def same_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.mark.usefixtures("same_path")
+def test_a_first_word_that_names_a_command_runs_it(tmp_path: Path) -> None:
+    words = ("plan", "model=tiny", "data=tiny", "sweep_name=short")
+    finished = run_command("sweep.__main__", *words, folder=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.startswith("sweep short: 1 trial and 1 baseline of tiny")
+    assert run_command("sweep.__main__", "train", "lora.rr=8", folder=tmp_path).returncode == EXIT_REFUSED
+
+
+@pytest.mark.usefixtures("same_path")
+def test_a_scorer_in_the_working_folder_is_found_and_a_file_called_sweep_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "own_judge.py").write_text("def score(text, reference, product, category):\n    return 1.0\n")
+    (tmp_path / "sweep.py").write_text("raise SystemExit('the wrong file')\n")
+    words = ("plan", "model=tiny", "data=tiny", "eval.scorer=own_judge:score")
+    finished = run_command("sweep.__main__", *words, folder=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert sys.path[-1] == str(tmp_path)
