@@ -31,13 +31,13 @@ class GridSweeper(Sweeper):
         from sweep.compose import compose_points
         from sweep.engines.hydra_jobs import HydraEngine
         from sweep.launch import launch_points
-        from sweep.search.grid import points
+        from sweep.search.grid import list_points
 
         assert self.hydra_context is not None
         assert self.config is not None
         loader, launcher = self.hydra_context.config_loader, self.launcher
         assert launcher is not None
-        trials = points(loader, arguments, dict(self.params), list(self.rows))
+        trials = list_points(loader, arguments, dict(self.params), list(self.rows))
         if self.is_local:
             returns = launcher.launch(trials, initial_job_idx=0)
             local: Any = launcher  # Hydra 1.3 may load the class a second time: isinstance would not know it

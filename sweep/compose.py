@@ -1,7 +1,7 @@
-"""Overrides to configs: the points of a grid or a list, composed by Hydra and given as dataclasses.
+"""Overrides to configurations: Hydra composes the points of a grid or a list, and each becomes a dataclass.
 
-Hydra composes once for each choice of groups (0.1 s each); plain values are then set on copies, so that a grid of a
-thousand points takes seconds.
+Hydra takes 0.1 s to compose, so it does that once for each choice of groups. Plain values are then set on copies: a
+grid of a thousand points takes seconds.
 """
 
 import copy
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -25,60 +26,88 @@ CONFIG_NAME = "base"
 
 
 def compose_points(
-    loader: ConfigLoader, base_overrides: Sequence[str], trials: Sequence[Sequence[str]]
+    loader: ConfigLoader, base_overrides: Sequence[str], points: Sequence[Sequence[str]]
 ) -> list[Config]:
-    """The config of each trial.
+    """The configuration of each point.
 
     Args:
-        base_overrides: overrides of Hydra itself, the same for all.
-        trials: overrides as :func:`points` gives them.
+        base_overrides: overrides of Hydra itself, the same for all points.
+        points: the overrides of each point, from :func:`sweep.search.grid.list_points`.
 
     Raises:
         HydraException, OmegaConfBaseException: a key, group or value does not fit the schema.
-        Refused: a point would be scored on the test split, which then tells nothing of what is chosen by it.
+        Refused: a point would be scored on the test split. Choosing by that score would make it worthless.
     """
-    parser = OverridesParser.create(config_loader=loader)
-    parse = functools.cache(lambda line: parser.parse_overrides([line])[0])  # a grid has few values in many points
-    is_group = functools.cache(lambda name: bool(loader.get_group_options(name)))  # 10 ms a call
-    composed: dict[tuple[str, ...], tuple[DictConfig, Config, bool]] = {}
-    typed_values: dict[tuple[Any, ...], Any] = {}
-    configs = []
-    for trial in trials:
-        parsed: list[Override] = [parse(line) for line in trial]
-        anew = {o.key_or_group for o in parsed if o.type != OverrideType.CHANGE or is_group(o.key_or_group)}
-        structural = tuple(o.input_line or "" for o in parsed if o.key_or_group in anew)
-        if structural not in composed:
-            tree, config = compose_groups(loader, [*base_overrides, *structural])
-            composed[structural] = tree, config, refers_to_others(tree)
-        tree, config, follows = composed[structural]
-        values = [override for override in parsed if override.key_or_group not in anew]
-        if follows or not all(can_be_set(config, override) for override in values):
-            configs.append(compose_groups(loader, [*base_overrides, *trial])[1])
-            continue
-        config = copy_tree(config)
-        for override in values:
-            memo = (structural, override.input_line)
-            if memo not in typed_values:
-                typed_values[memo] = typed_value(tree, override)
-            set_value(config, override.key_or_group, copy.deepcopy(typed_values[memo]))
-        configs.append(config)
+    composer = PointComposer(loader, base_overrides)
+    configs = [composer.compose_point(point) for point in points]
     if any(config.eval.split == "test" for config in configs):
         raise Refused("eval.split = test", "the test split is read once, by python -m sweep.confirm")
     return configs
 
 
-def refers_to_others(tree: DictConfig) -> bool:
-    """Whether any value follows another, as ``${lora.r}`` does: only Hydra can compose such a point."""
+@dataclass(frozen=True)
+class Composition:
+    """What Hydra composed for one choice of groups, as its own tree and as a dataclass.
+
+    Attributes:
+        has_interpolation: whether a value follows another, as ``${lora.r}`` does. Only Hydra can then change a value.
+    """
+
+    tree: DictConfig
+    config: Config
+    has_interpolation: bool
+
+
+class PointComposer:
+    """Composes points of one command; what several points share is done once."""
+
+    def __init__(self, loader: ConfigLoader, base_overrides: Sequence[str]) -> None:
+        self._loader = loader
+        self._base_overrides = list(base_overrides)
+        parser = OverridesParser.create(config_loader=loader)
+        self._parse = functools.cache(lambda line: parser.parse_overrides([line])[0])  # many points, few values
+        self._is_group = functools.cache(lambda name: bool(loader.get_group_options(name)))  # 10 ms a call
+        self._compositions: dict[tuple[str, ...], Composition] = {}
+        self._values: dict[tuple[tuple[str, ...], str | None], Any] = {}
+
+    def compose_point(self, point: Sequence[str]) -> Config:
+        """The configuration of one point, given by its overrides."""
+        overrides: list[Override] = [self._parse(line) for line in point]
+        group_keys = {o.key_or_group for o in overrides if self.changes_structure(o)}
+        structure = tuple(o.input_line or "" for o in overrides if o.key_or_group in group_keys)
+        if structure not in self._compositions:
+            tree, base = compose_groups(self._loader, [*self._base_overrides, *structure])
+            self._compositions[structure] = Composition(tree, base, has_interpolation(tree))
+        composition = self._compositions[structure]
+        values = [override for override in overrides if override.key_or_group not in group_keys]
+        if composition.has_interpolation or not all(can_be_set(composition.config, o) for o in values):
+            return compose_groups(self._loader, [*self._base_overrides, *point])[1]
+        config: Config = copy_tree(composition.config)
+        for override in values:
+            memo = (structure, override.input_line)
+            if memo not in self._values:
+                self._values[memo] = parse_value(composition.tree, override)
+            set_value(config, override.key_or_group, copy.deepcopy(self._values[memo]))
+        return config
+
+    def changes_structure(self, override: Override) -> bool:
+        """Whether the override selects a group, or adds or deletes a key: Hydra then has to compose again."""
+        return override.type != OverrideType.CHANGE or self._is_group(override.key_or_group)
+
+
+def has_interpolation(tree: DictConfig) -> bool:
+    """Whether any value follows another, as ``${lora.r}`` does."""
     return "${" in json.dumps(OmegaConf.to_container(tree, resolve=False))
 
 
 def can_be_set(config: Config, override: Override) -> bool:
-    """Whether the value is plain, and its place is there: not in a list, nor below what is null or unknown."""
-    parent = parent_node(config, override.key_or_group)
+    """Whether the value is plain and its key exists: not in a list, nor below a value that is null or unknown."""
+    parent = find_parent(config, override.key_or_group)
     return "${" not in str(override.input_line) and (isinstance(parent, dict) or dataclasses.is_dataclass(parent))
 
 
 def compose_groups(loader: ConfigLoader, overrides: list[str]) -> tuple[DictConfig, Config]:
+    """What Hydra composes from conf/base.yaml and ``overrides``, without Hydra's own settings."""
     tree = loader.load_configuration(CONFIG_NAME, overrides=overrides, run_mode=RunMode.MULTIRUN)
     with open_dict(tree):
         del tree["hydra"]
@@ -87,8 +116,8 @@ def compose_groups(loader: ConfigLoader, overrides: list[str]) -> tuple[DictConf
     return tree, config_from_json({str(key): value for key, value in values.items()})
 
 
-def typed_value(tree: DictConfig, override: Override) -> Any:
-    """The override's value as the schema's type, by setting it on a copy of the composed tree."""
+def parse_value(tree: DictConfig, override: Override) -> Any:
+    """The override's value in the schema's type, found by setting it on a copy of the composed tree."""
     changed = copy.deepcopy(tree)
     OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     value = OmegaConf.select(changed, override.key_or_group)
@@ -97,15 +126,15 @@ def typed_value(tree: DictConfig, override: Override) -> Any:
 
 def set_value(config: Config, key: str, value: Any) -> None:
     """Set ``key``, a dotted path, on a tree of dataclasses and dicts."""
-    node, last = parent_node(config, key), key.rpartition(".")[2]
+    node, last = find_parent(config, key), key.rpartition(".")[2]
     if isinstance(node, dict):
         node[last] = value
     else:
         setattr(node, last, value)
 
 
-def parent_node(config: Config, key: str) -> Any:
-    """What holds ``key``, a dotted path through dataclasses and dicts; None where the path ends before."""
+def find_parent(config: Config, key: str) -> Any:
+    """The node that holds ``key``, a dotted path through dataclasses and dicts; None if the path ends earlier."""
     node: Any = config
     for name in key.split(".")[:-1]:
         node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)

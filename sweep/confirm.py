@@ -1,9 +1,9 @@
-"""``python -m sweep.confirm [NAME]``: make sure of a ranking, and read the test split once.
+"""``python -m sweep.confirm [NAME]``: confirm a ranking with more seeds, then with the test split.
 
-The tied group's members are trained with more seeds, as further trials of the same sweep, until each has as many as
-asked for; what seeds add is then known, and who is tied is looked at again. The row that is then recommended is scored
-on the test split, which nothing has read before, as the sweep NAME-test, which the report of NAME shows. The same
-command goes on after an interruption, as every other does.
+First the tied group is trained with more seeds, as further trials of the same sweep, until each row has enough. The
+report then knows the noise of seeds, and the tied group is found again. Then the recommended row is scored on the test
+split, which no command has read before. Its scores are the sweep NAME-test, and the report of NAME shows them. The same
+command resumes after an interruption.
 """
 
 import argparse
@@ -27,23 +27,25 @@ from sweep.store.sweep_file import find_newest_sweep, read_sweep_file
 from sweep.text import count_noun
 from sweep.trials import Plan
 
-SEEDS = 3  # of each tied row
+DEFAULT_SEEDS = 3  # for each tied row
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, 1 where a trial failed, 75 after an interruption, 78 when it cannot be done."""
+    """Returns the exit code: 0, 1 if a trial failed, 75 after an interruption, 78 if the command is refused."""
     parser = argparse.ArgumentParser(
         prog="python -m sweep.confirm",
         description="Train the rows tied with the best with more seeds, and score the chosen one on the test split.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; left out: the one that was started last")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep (default: the one that was started last)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"of each row (default: {SEEDS})")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--seeds", type=int, default=DEFAULT_SEEDS, metavar="N", help=f"of each row (default: {DEFAULT_SEEDS})"
+    )
+    options = parser.parse_args(arguments)
     try:
-        if given.seeds < 2:
-            raise Refused(f"--seeds {given.seeds}", "must be at least 2: one seed shows no noise of seeds")
-        return confirm(given.runs, given.name or find_newest_sweep(given.runs), given.seeds)
+        if options.seeds < 2:
+            raise Refused(f"--seeds {options.seeds}", "must be at least 2: one seed shows no noise of seeds")
+        return confirm_sweep(options.runs, options.name or find_newest_sweep(options.runs), options.seeds)
     except Refused as refused:
         print(f"refused: {refused}", file=sys.stderr)
         return EXIT_REFUSED
@@ -52,39 +54,46 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def confirm(runs: Path, name: str, seeds: int) -> int:
-    """Train until every tied row has ``seeds`` seeds, then score the chosen one on the test split."""
+def confirm_sweep(runs: Path, name: str, seeds: int) -> int:
+    """Train until every tied row has ``seeds`` seeds, then score the recommended row on the test split.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        Refused: the sweep holds test scores itself, its name with ``-test`` is taken, or no row is recommended.
+    """
     sweep = read_sweep_file(runs, name)
     if sweep is not None and sweep.split == "test":
         raise Refused(f"sweep {name}", "holds another sweep's scores on the test split: confirm that one")
     tested = read_sweep_file(runs, f"{name}{TEST_SUFFIX}")
     if tested is not None and tested.split != "test":
-        what = f"is a sweep of its own, and its name is wanted for the test scores of {name}: rename it"
-        raise Refused(f"sweep {name}{TEST_SUFFIX}", what)
+        reason = f"is another sweep, and the test scores of {name} need its name: rename it"
+        raise Refused(f"sweep {name}{TEST_SUFFIX}", reason)
     analysis = analyse_sweep(runs, name)
-    again = shlex.join(["python", "-m", "sweep.confirm", name, "--runs", str(runs), "--seeds", str(seeds)])
-    while missing := missing_seeds(analysis, seeds):
-        listed = ", ".join(f"{name_row(item.summary)}: {count_noun(len(new), 'seed')} more" for item, new in missing)
-        print(f"tied with the best, and to be trained again: {listed}", flush=True)
-        if not run(more_seeds(runs, analysis, missing), analysis.sweep.command, again):
+    resume_command = shlex.join(["python", "-m", "sweep.confirm", name, "--runs", str(runs), "--seeds", str(seeds)])
+    while missing := find_missing_seeds(analysis, seeds):
+        rows = ", ".join(f"{name_row(item.summary)}: {count_noun(len(new), 'seed')} more" for item, new in missing)
+        print(f"tied with the best, and to be trained again: {rows}", flush=True)
+        if not launch_plan(plan_more_seeds(runs, analysis, missing), analysis.sweep.command, resume_command):
             return EXIT_FAILED
         analysis = analyse_sweep(runs, name)
-        if name_rows(missing_seeds(analysis, seeds)) == name_rows(missing):
+        if list_row_names(find_missing_seeds(analysis, seeds)) == list_row_names(missing):
             raise RuntimeError(f"no row of {name} has more seeds after training them")
-    chosen = analysis.ranking.recommended
-    if chosen is None:
+    recommended = analysis.ranking.recommended
+    if recommended is None:
         raise Refused(f"sweep {name}", analysis.ranking.text)
-    complete = score_on_test(runs, analysis, chosen.configuration, again)
+    is_complete = score_on_test(runs, analysis, recommended.configuration, resume_command)
     print(write_report(runs, name))
-    return EXIT_COMPLETE if complete else EXIT_FAILED
+    return EXIT_COMPLETE if is_complete else EXIT_FAILED
 
 
-def name_rows(missing: list[tuple[Configuration, list[int]]]) -> list[tuple[str, list[int]]]:
-    """The same with the names of the rows, which stay the same when the sweep is analysed again."""
+def list_row_names(missing: list[tuple[Configuration, list[int]]]) -> list[tuple[str, list[int]]]:
+    """The names of the rows with their missing seeds; names stay the same when the sweep is analysed again."""
     return [(name_row(configuration.summary), seeds) for configuration, seeds in missing]
 
 
-def missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Configuration, list[int]]]:
+def find_missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Configuration, list[int]]]:
     """The tied configurations with fewer than ``seeds`` complete trials, each with the seeds to train it with.
 
     The seeds are the smallest unused ones. A seed that diverged is passed over, and a trial that failed is tried again.
@@ -102,7 +111,7 @@ def missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Configuration, l
     return missing
 
 
-def more_seeds(runs: Path, analysis: Analysis, missing: list[tuple[Configuration, list[int]]]) -> Plan:
+def plan_more_seeds(runs: Path, analysis: Analysis, missing: list[tuple[Configuration, list[int]]]) -> Plan:
     """The plan of the sweep's complete trials and the further seeds.
 
     Raises:
@@ -111,11 +120,11 @@ def more_seeds(runs: Path, analysis: Analysis, missing: list[tuple[Configuration
     sweep = analysis.sweep
     ranked = [standing.configuration for standing in analysis.standings if standing.is_tied is not None]
     trials = [trial for configuration in ranked for trial in configuration.trials if trial.summary.is_complete]
-    configs = [recorded(runs, sweep.name, trial.record.config) for trial in trials]
+    configs = [restore_config(runs, sweep.name, trial.record.config) for trial in trials]
     overrides = [trial.overrides for trial in trials]
     for configuration, seeds in missing:
         first = configuration.trials[0]
-        config = recorded(runs, sweep.name, first.record.config)
+        config = restore_config(runs, sweep.name, first.record.config)
         typed = [text for text in first.overrides if not text.startswith("seed=")]
         for seed in seeds:
             configs.append(dataclasses.replace(config, seed=seed))
@@ -127,14 +136,14 @@ def more_seeds(runs: Path, analysis: Analysis, missing: list[tuple[Configuration
     return dataclasses.replace(plan, overrides=dict(zip(plan.points, overrides, strict=True)))
 
 
-def score_on_test(runs: Path, analysis: Analysis, chosen: Configuration, again: str) -> bool:
-    """Evaluate the chosen configuration, with every seed, on the test split; whether all of it is complete.
+def score_on_test(runs: Path, analysis: Analysis, recommended: Configuration, resume_command: str) -> bool:
+    """Evaluate every seed of the recommended configuration on the test split; returns whether all are complete.
 
     Raises:
         Refused: the test split was used for another row. A second look would make it a validation split.
     """
     sweep, name = analysis.sweep, f"{analysis.sweep.name}{TEST_SUFFIX}"
-    trials = [trial for trial in chosen.trials if trial.summary.is_complete]
+    trials = [trial for trial in recommended.trials if trial.summary.is_complete]
     if not trials[0].record.training.data.test_rows:
         print("the data has no test split (data.test_fraction=0), so nothing is scored on one")
         return True
@@ -145,26 +154,26 @@ def score_on_test(runs: Path, analysis: Analysis, chosen: Configuration, again: 
         other = name_row(rows[0]) if rows else "a row that the sweep no longer has"
         reason = (
             f"was used to score {other}, and it is scored only once; now the recommendation is "
-            f"{name_row(chosen.summary)}"
+            f"{name_row(recommended.summary)}"
         )
         raise Refused(f"the test split of sweep {sweep.name}", reason)
-    configs = [recorded(runs, name, trial.record.config) for trial in trials]
+    configs = [restore_config(runs, name, trial.record.config) for trial in trials]
     configs = [dataclasses.replace(c, eval=dataclasses.replace(c.eval, split="test")) for c in configs]
-    return run(make_plan(configs, strict=True), sweep.command, again)
+    return launch_plan(make_plan(configs, strict=True), sweep.command, resume_command)
 
 
-def run(plan: Plan, command: str, again: str) -> bool:
-    """Launch the plan, recorded as of the sweep's own command; whether all of it is complete."""
+def launch_plan(plan: Plan, command: str, resume_command: str) -> bool:
+    """Launch the plan, and record the sweep's own command for it; returns whether all trials are complete."""
     try:
         arguments = shlex.split(command)[3:]
     except ValueError:
         arguments = []  # the sweep's file was edited by hand
-    outcomes = launch(plan, arguments, LocalEngine(), again)
+    outcomes = launch(plan, arguments, LocalEngine(), resume_command)
     return all(result.status == "complete" for result in outcomes.values())
 
 
-def recorded(runs: Path, name: str, config: dict[str, Any]) -> Config:
-    """A trial's configuration as it was recorded, as one of the sweep ``name``."""
+def restore_config(runs: Path, name: str, config: dict[str, Any]) -> Config:
+    """The recorded configuration of a trial, changed to belong to the sweep ``name`` in ``runs``."""
     return dataclasses.replace(config_from_json(config), runs_dir=str(runs), sweep_name=name)
 
 

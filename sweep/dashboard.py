@@ -1,7 +1,8 @@
-"""`python -m sweep.dashboard [NAME]`: a saved W&B workspace and a W&B report of a sweep whose runs are in W&B.
+"""``python -m sweep.dashboard [NAME]``: save a W&B workspace and a W&B report of a sweep whose runs are in W&B.
 
-Owns what the two show. The numbers are in the runs already (``lora_sweep.tracking.run``); what is said of them is said
-by ``sweep.report``. Each call saves new ones: W&B keeps what somebody changed in those of before.
+This module decides what the two show. The numbers are in W&B's runs already, and the sentences come from
+``sweep.report``. Each call saves a new workspace and a new report, so that changes that somebody made to earlier ones
+stay.
 """
 
 import argparse
@@ -21,72 +22,77 @@ from sweep.report.analysis.configurations import look_up
 from sweep.report.formats.page_data import write_page_data
 from sweep.store.sweep_file import find_newest_sweep
 
-MAX_RUNS = 100  # drawn in one panel; W&B's own limit is 10
+MAX_RUNS = 100  # drawn in one panel; W&B draws 10 unless told otherwise
 COLUMNS = ("quality", "quality_ci_low", "quality_ci_high", *COSTS, "validation_loss", "finished", "status")
-WIDTH, HEIGHT = 12, 8  # of a panel of the report, whose grid is 24 wide
-Json = dict[str, Any]
+PANEL_WIDTH, PANEL_HEIGHT = 12, 8  # grid units of the report, which is 24 units wide
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, 1 where W&B did not take it, or 78 when there is no such sweep, no login or no package."""
+    """Returns the exit code: 0, 1 if W&B refused to save, or 78 without such a sweep, a login or the package."""
     parser = argparse.ArgumentParser(prog="python -m sweep.dashboard", description="Save a W&B workspace and report.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; left out: the one that was started last")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep (default: the one that was started last)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     parser.add_argument("--entity", help="W&B's user or team (default: the sweep's, else yours)")
     parser.add_argument("--project", help="W&B's project (default: the sweep's)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be saved, as JSON; no network")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        name = given.name or find_newest_sweep(given.runs)
+        name = options.name or find_newest_sweep(options.runs)
         check_sweep_name(name)
-        analysis = analyse_sweep(given.runs, name)
-        entity, project = place_of(analysis, given.entity, given.project)
-        if given.dry_run:
-            print(json.dumps(as_json(analysis, entity or "", project), indent=1, default=str))
+        analysis = analyse_sweep(options.runs, name)
+        entity, project = find_project(analysis, options.entity, options.project)
+        if options.dry_run:
+            print(json.dumps(dump_dashboard(analysis, entity or "", project), indent=1, default=str))
             return EXIT_COMPLETE
-        return save(analysis, entity, project)
+        return save_dashboard(analysis, entity, project)
     except Refused as refused:
         print(refused, file=sys.stderr)
         return EXIT_REFUSED
 
 
-def place_of(analysis: Analysis, entity: str | None, project: str | None) -> tuple[str | None, str]:
-    """W&B's entity and project: as given, else those of the sweep's trials."""
-    configs = [trial.record.config for trial in analysis.sweep.trials]
-    entities = [found for config in configs if isinstance(found := look_up(config, "tracking.entity"), str)]
-    projects = [found for config in configs if isinstance(found := look_up(config, "tracking.project"), str)]
-    return entity or next(iter(entities), None), project or next(iter(projects), Tracking().project)
+def find_project(analysis: Analysis, entity: str | None, project: str | None) -> tuple[str | None, str]:
+    """W&B's entity and project: the arguments, else those of the sweep's first trial that names one."""
+
+    def find_setting(key: str) -> str | None:
+        values = (look_up(trial.record.config, key) for trial in analysis.sweep.trials)
+        return next((value for value in values if isinstance(value, str)), None)
+
+    entity, project = entity or find_setting("tracking.entity"), project or find_setting("tracking.project")
+    return entity, project or Tracking().project
 
 
-def save(analysis: Analysis, entity: str | None, project: str) -> int:
-    """Save both, print where they are, and give the exit code.
+def save_dashboard(analysis: Analysis, entity: str | None, project: str) -> int:
+    """Save the workspace and the report, and print their addresses; returns the exit code.
 
     Raises:
-        Refused: nobody is logged in.
+        Refused: wandb-workspaces is not installed, or nobody is logged in to W&B.
     """
-    packages()
+    import_workspaces()
     if not is_logged_in(Tracking(mode="online")):
         raise Refused("W&B", "nobody is logged in (wandb login); --dry-run shows what would be saved")
     try:
         entity = entity or str(importlib.import_module("wandb").Api().default_entity)
-        for build in (workspace, report):
-            made = build(analysis, entity, project)
-            made.save()
-            print(f"{build.__name__}: {made.url}")
-    except Exception as error:  # noqa: BLE001 - the network's or the server's, in one sentence
+        for kind, build in {"workspace": build_workspace, "report": build_report}.items():
+            page = build(analysis, entity, project)
+            page.save()
+            print(f"{kind}: {page.url}")
+    except Exception as error:  # noqa: BLE001 - an error of the network or the server becomes one sentence
         print(f"W&B did not take it: {shorten_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_COMPLETE
 
 
-def as_json(analysis: Analysis, entity: str, project: str) -> Json:
-    """What would be saved. The report's set of runs names no entity: W&B would be asked for the project's number."""
-    shown = report(analysis, entity, project, runs_entity="")
-    made = {"workspace": workspace(analysis, entity, project), "report": shown}
-    return {kind: each._to_model().model_dump(by_alias=True, exclude_none=True) for kind, each in made.items()}
+def dump_dashboard(analysis: Analysis, entity: str, project: str) -> dict[str, object]:
+    """The workspace and the report as JSON, without a call to W&B.
+
+    The report's set of runs names no entity: with one, W&B would be asked for the project's number.
+    """
+    report = build_report(analysis, entity, project, runs_entity="")
+    pages = {"workspace": build_workspace(analysis, entity, project), "report": report}
+    return {kind: page._to_model().model_dump(by_alias=True, exclude_none=True) for kind, page in pages.items()}
 
 
-def packages() -> tuple[Any, Any, Any]:
+def import_workspaces() -> tuple[Any, Any, Any]:
     """wandb-workspaces' modules for workspaces, reports and filters.
 
     Raises:
@@ -103,11 +109,11 @@ def packages() -> tuple[Any, Any, Any]:
 # --- what they show ----------------------------------------------------------------------------------------------
 
 
-def workspace(analysis: Analysis, entity: str, project: str) -> Any:
-    """The workspace, of wandb-workspaces: its runs are the sweep's, the best first, with their numbers as columns."""
-    workspaces, _, expr = packages()
+def build_workspace(analysis: Analysis, entity: str, project: str) -> Any:
+    """A ``Workspace`` of wandb-workspaces that shows the sweep's runs, best first, with their numbers as columns."""
+    workspaces, _, expr = import_workspaces()
     sections = [
-        workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in panels_of(analysis).items()
+        workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in build_panels(analysis).items()
     ]
     return workspaces.Workspace(
         entity=entity,
@@ -123,9 +129,9 @@ def workspace(analysis: Analysis, entity: str, project: str) -> Any:
     )
 
 
-def report(analysis: Analysis, entity: str, project: str, runs_entity: str | None = None) -> Any:
-    """The report, of wandb-workspaces: what to use and why, in the words of report.md, and the same panels."""
-    _, reports, expr = packages()
+def build_report(analysis: Analysis, entity: str, project: str, runs_entity: str | None = None) -> Any:
+    """A ``Report`` of wandb-workspaces: what to use and why, in the words of report.md, then the workspace's panels."""
+    _, reports, expr = import_workspaces()
     runs = reports.Runset(
         entity=entity if runs_entity is None else runs_entity,
         project=project,
@@ -134,28 +140,29 @@ def report(analysis: Analysis, entity: str, project: str, runs_entity: str | Non
         order=[reports.OrderBy(reports.SummaryMetric("quality"), ascending=False)],
     )
     blocks = [reports.H1("What to use"), reports.P(analysis.ranking.text)]
-    said = [*analysis.ranking.notes, *(each.text for each in analysis.observations)]
+    sentences = [*analysis.ranking.notes, *(observation.text for observation in analysis.observations)]
     if analysis.test is not None:
-        said.insert(0, analysis.test.text)
-    if said:
-        blocks.append(reports.UnorderedList(said))
-    for name, panels in panels_of(analysis).items():
-        blocks += [reports.H2(name), reports.PanelGrid(runsets=[runs], panels=laid_out(panels), hide_run_sets=True)]
+        sentences.insert(0, analysis.test.text)
+    if sentences:
+        blocks.append(reports.UnorderedList(sentences))
+    for name, panels in build_panels(analysis).items():
+        grid = reports.PanelGrid(runsets=[runs], panels=lay_out_panels(panels), hide_run_sets=True)
+        blocks += [reports.H2(name), grid]
     title = f"LoRA sweep {analysis.sweep.name}"
     return reports.Report(project=project, entity=entity, title=title, blocks=blocks, width="fluid")
 
 
-def panels_of(analysis: Analysis) -> dict[str, list[Any]]:
-    """The sections with their panels, as far as the sweep has something to show in them."""
-    _, reports, _ = packages()
+def build_panels(analysis: Analysis) -> dict[str, list[Any]]:
+    """The panels of each section, without the sections for which the sweep has no panel."""
+    _, reports, _ = import_workspaces()
 
-    def bars(title: str, metric: str) -> Any:
+    def make_bars(title: str, metric: str) -> Any:
         return reports.BarPlot(title=title, metrics=[metric], max_runs_to_show=MAX_RUNS, max_bars_to_show=MAX_RUNS)
 
-    def lines(title: str, metric: str) -> Any:
+    def make_lines(title: str, metric: str) -> Any:
         return reports.LinePlot(title=title, x="Step", y=[metric], max_runs_to_show=MAX_RUNS)
 
-    def table(key: str) -> Any:
+    def make_table(key: str) -> Any:
         return reports.WeavePanelSummaryTable(table_name=key)
 
     quality = reports.SummaryMetric("quality")
@@ -174,22 +181,26 @@ def panels_of(analysis: Analysis) -> dict[str, list[Any]]:
         if chart.kind == "bar"
     ]
     sections = {
-        "Ranking": [bars("Quality (0-100)", "quality"), table("ranking")],
+        "Ranking": [make_bars("Quality (0-100)", "quality"), make_table("ranking")],
         "Quality against cost": scatters,
         "What each setting changes": effects,
-        "Loss": [lines("Training loss", "train/loss"), bars("Validation loss", "validation_loss")],
-        "Memory and time": [bars("Peak memory (bytes)", "peak_memory_bytes"), bars("Training (s)", "train_seconds")],
-        "Texts side by side": [table("side_by_side")],
+        "Loss": [make_lines("Training loss", "train/loss"), make_bars("Validation loss", "validation_loss")],
+        "Memory and time": [
+            make_bars("Peak memory (bytes)", "peak_memory_bytes"),
+            make_bars("Training (s)", "train_seconds"),
+        ],
+        "Texts side by side": [make_table("side_by_side")],
     }
     return {name: panels for name, panels in sections.items() if panels}
 
 
-def laid_out(panels: list[Any]) -> list[Any]:
-    """The panels in rows of two; one alone takes the whole width."""
-    _, reports, _ = packages()
-    width = 2 * WIDTH if len(panels) == 1 else WIDTH
-    for place, panel in enumerate(panels):
-        panel.layout = reports.Layout(x=place % 2 * WIDTH, y=place // 2 * HEIGHT, w=width, h=HEIGHT)
+def lay_out_panels(panels: list[Any]) -> list[Any]:
+    """Place the panels in rows of two; a single panel takes the whole width."""
+    _, reports, _ = import_workspaces()
+    width = 2 * PANEL_WIDTH if len(panels) == 1 else PANEL_WIDTH
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, 2)
+        panel.layout = reports.Layout(x=column * PANEL_WIDTH, y=row * PANEL_HEIGHT, w=width, h=PANEL_HEIGHT)
     return panels
 
 

@@ -1,4 +1,4 @@
-"""python -m sweep.plan: a sweep's trials, and nothing trained."""
+"""``python -m sweep.plan [-m] [KEY=VALUE ...]``: show the trials of a command, and train nothing."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.config.conf_folder import find_conf_folder
-from lora_sweep.config.schema import register_schema
+from lora_sweep.config.schema import Config, register_schema
 from lora_sweep.errors import EXIT_REFUSED, Refused
 from sweep.plan.make import make_plan
 from sweep.plan.table import format_plan
@@ -16,16 +16,24 @@ from sweep.store.trial_state import read_trial_states
 
 
 def print_plan(arguments: list[str]) -> None:
-    """Compose the command's points as ``lora_sweep.train`` would, plan them, and print the table."""
+    """Compose the points of the command as ``lora_sweep.train`` does, plan them, and print the plan."""
+    configs = compose_configs(parse_overrides(arguments))
+    plan = make_plan(configs, strict=False)
+    runs = Path(configs[0].runs_dir)
+    name, states = sweep_name(plan), read_trial_states(plan, runs)
+    print(format_plan(plan, runs, name, states, format_drift_notes(plan, states, runs, name)))
+
+
+def compose_configs(overrides: list[str]) -> list[Config]:
+    """The configuration of each point of the command."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from sweep.compose import CONFIG_NAME, compose_points
-    from sweep.search.grid import points
+    from sweep.search.grid import list_points
 
-    overrides = as_overrides(arguments)
     with initialize_config_dir(str(find_conf_folder()), version_base="1.3", job_name="plan"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -37,32 +45,29 @@ def print_plan(arguments: list[str]) -> None:
         for key in sweeper:
             if key not in ("_target_", "params", "rows"):
                 raise Refused(f"hydra.sweeper.{key}", "is no known key", ("params", "rows"), str(key))
-        given: Any = OmegaConf.to_container(tree.hydra.overrides, resolve=False)  # ${lora.r} is each point's own
-        trials = points(loader, given["task"], dict(sweeper["params"]), list(sweeper["rows"]))
-        configs = compose_points(loader, given["hydra"], trials)
-    plan = make_plan(configs, strict=False)
-    runs = Path(configs[0].runs_dir)
-    name, found = sweep_name(plan), read_trial_states(plan, runs)
-    print(format_plan(plan, runs, name, found, format_drift_notes(plan, found, runs, name)))
+        typed: Any = OmegaConf.to_container(tree.hydra.overrides, resolve=False)  # each point resolves its own ${...}
+        points = list_points(loader, typed["task"], dict(sweeper["params"]), list(sweeper["rows"]))
+        return compose_points(loader, typed["hydra"], points)
 
 
-def as_overrides(arguments: list[str]) -> list[str]:
-    """The overrides among the arguments of ``lora_sweep.train``; ``--config-dir`` becomes its override."""
+def parse_overrides(arguments: list[str]) -> list[str]:
+    """The overrides in the arguments of ``lora_sweep.train``; ``--config-dir`` becomes an override too."""
     parser = argparse.ArgumentParser(prog="python -m sweep.plan", description="Show a command's trials; train nothing.")
     parser.add_argument("-m", "--multirun", action="store_true", help="taken as lora_sweep.train takes it")
     parser.add_argument("-cd", "--config-dir", help="a folder with further files of the groups")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    given = parser.parse_intermixed_args(arguments)
-    if given.config_dir is None:
-        return list(given.overrides)
-    folder = Path(given.config_dir).absolute()
+    options = parser.parse_intermixed_args(arguments)
+    if options.config_dir is None:
+        return list(options.overrides)
+    folder = Path(options.config_dir).absolute()
     if not folder.is_dir():
-        raise Refused(f"--config-dir {given.config_dir}", "is no folder")
+        raise Refused(f"--config-dir {options.config_dir}", "is no folder")
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"hydra.searchpath=['{quoted}']", *given.overrides]
+    return [f"hydra.searchpath=['{quoted}']", *options.overrides]
 
 
 def main() -> None:
+    """Print the plan, or one sentence that refuses the command."""
     from lora_sweep.config.hydra_errors import as_refused
 
     register_schema()

@@ -1,8 +1,7 @@
-"""Which trials: every combination of the swept values, or a list of rows."""
+"""Which trials a grid has: every combination of the swept values, or a list of rows."""
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,37 +10,44 @@ from hydra.core.override_parser.types import Override
 from lora_sweep.errors import Refused
 
 
-def points(
-    loader: ConfigLoader, arguments: Sequence[str], params: dict[str, Any], rows: Sequence[Sequence[str]]
+def list_points(
+    loader: ConfigLoader, arguments: Sequence[str], params: Mapping[str, object], rows: Sequence[Sequence[str]]
 ) -> list[list[str]]:
-    """Every trial's overrides: the product of all swept values, times the rows where an experiment lists some.
+    """The overrides of each trial: all combinations of the swept values, for each row if an experiment lists rows.
+
+    A key of the command line replaces the same key of ``params`` and ``rows``.
 
     Args:
         arguments: the command line's overrides, as ``lora.r=8,16``.
-        params: an experiment's swept values, as ``{"lora.r": "8,16"}``; the command line wins.
-        rows: an experiment's trials, each a list of overrides; the command line wins.
+        params: an experiment's swept values, as ``{"lora.r": "8,16"}``.
+        rows: an experiment's trials, each a list of overrides.
+
+    Raises:
+        Refused: the command line has several experiments, a row is no list, or a sweep has no list of values.
+        HydraException: an override cannot be parsed.
     """
     parser = OverridesParser.create(config_loader=loader)
     typed = parser.parse_overrides(list(arguments))
     for override in typed:
         if override.key_or_group == "experiment" and override.is_sweep_override():
             raise Refused(str(override.input_line), "is more than one: an experiment is a command's own list of trials")
-    taken = {override.key_or_group for override in typed}
-    swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in taken])
-    product = [list(point) for point in itertools.product(*(choices(o) for o in [*swept, *typed]))]
+    typed_keys = {override.key_or_group for override in typed}
+    swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in typed_keys])
+    product = [list(point) for point in itertools.product(*(expand_override(o) for o in [*swept, *typed]))]
     if not rows:
         return product
     for row in rows:
         if isinstance(row, str):
             raise Refused(f"hydra.sweeper.rows: {row}", f"must be a list of overrides, as in [{row}]")
-    listed = [
-        [o.input_line or "" for o in parser.parse_overrides(list(r)) if o.key_or_group not in taken] for r in rows
+    parsed_rows = [
+        [o.input_line or "" for o in parser.parse_overrides(list(row)) if o.key_or_group not in typed_keys]
+        for row in rows
     ]
-    return [[*row, *point] for row in listed for point in product]
+    return [[*row, *point] for row in parsed_rows for point in product]
 
 
-def choices(override: Override) -> list[str]:
-    """One override for each value that it sweeps over."""
+def expand_override(override: Override) -> list[str]:
+    """One override for each value of a swept one; any other override alone."""
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [override.input_line or f"{key}={override.get_value_element_as_str()}"]

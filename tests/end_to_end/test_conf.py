@@ -28,7 +28,7 @@ from lora_sweep.errors import Refused
 from sweep.compose import compose_points
 from sweep.plan.facts import gather_facts
 from sweep.plan.make import make_plan
-from sweep.search.grid import points
+from sweep.search.grid import list_points
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -90,7 +90,7 @@ def planned_configs(arguments: list[str]) -> list[Config]:
     experiment = [argument for argument in arguments if argument.startswith("experiment=")]
     sweeper = compose("base", experiment, return_hydra_config=True).hydra.sweeper
     loader = hydra.config_loader
-    return compose_points(loader, [], points(loader, arguments, dict(sweeper.params), list(sweeper.rows)))
+    return compose_points(loader, [], list_points(loader, arguments, dict(sweeper.params), list(sweeper.rows)))
 
 
 @pytest.mark.parametrize("path", files_of(*GROUPS), ids=name_of)

@@ -15,7 +15,7 @@ from omegaconf.errors import ValidationError
 from lora_sweep.config.schema import Config, FixedPrompt, config_from_json, register_schema
 from lora_sweep.errors import Refused
 from sweep.compose import compose_points
-from sweep.search.grid import points
+from sweep.search.grid import list_points
 from sweep.trials import copy_tree
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -33,7 +33,7 @@ def loader() -> Iterator[ConfigLoader]:
 
 
 def composed(loader: ConfigLoader, *arguments: str) -> list[Config]:
-    return compose_points(loader, [], points(loader, arguments, {}, []))
+    return compose_points(loader, [], list_points(loader, arguments, {}, []))
 
 
 def as_hydra_composes(overrides: list[str]) -> Config:
@@ -45,7 +45,7 @@ def as_hydra_composes(overrides: list[str]) -> Config:
 
 
 def test_the_first_key_typed_changes_slowest(loader: ConfigLoader) -> None:
-    assert points(loader, ["lora.r=8,16", "quant=4bit,8bit", "seed=3"], {}, []) == [
+    assert list_points(loader, ["lora.r=8,16", "quant=4bit,8bit", "seed=3"], {}, []) == [
         ["lora.r=8", "quant=4bit", "seed=3"],
         ["lora.r=8", "quant=8bit", "seed=3"],
         ["lora.r=16", "quant=4bit", "seed=3"],
@@ -54,7 +54,7 @@ def test_the_first_key_typed_changes_slowest(loader: ConfigLoader) -> None:
 
 
 def test_no_override_is_one_point(loader: ConfigLoader) -> None:
-    assert points(loader, [], {}, []) == [[]]
+    assert list_points(loader, [], {}, []) == [[]]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_a_sweep_over_one_key_stands_for(loader: ConfigLoader, argument: st
 
 
 def test_an_experiments_grid_comes_before_what_is_typed(loader: ConfigLoader) -> None:
-    found = points(loader, ["experiment=demo", "seed=1,2"], DEMO, [])
+    found = list_points(loader, ["experiment=demo", "seed=1,2"], DEMO, [])
     assert len(found) == 16
     assert found[0] == ["lora.r=8", "lora.targets=attn", "quant=4bit", "experiment=demo", "seed=1"]
     assert found[1] == ["lora.r=8", "lora.targets=attn", "quant=4bit", "experiment=demo", "seed=2"]
@@ -93,14 +93,14 @@ def test_an_experiments_grid_comes_before_what_is_typed(loader: ConfigLoader) ->
 
 @pytest.mark.parametrize("typed", ["lora.r=2", "++lora.r=2", "lora.r=2,3"])
 def test_the_command_line_wins_over_an_experiments_grid(loader: ConfigLoader, typed: str) -> None:
-    configs = compose_points(loader, [], points(loader, [typed], DEMO, []))
+    configs = compose_points(loader, [], list_points(loader, [typed], DEMO, []))
     ranks = [2, 3] if "," in typed else [2]
     assert {config.lora.r for config in configs} == set(ranks)
     assert len(configs) == 4 * len(ranks)
 
 
 def test_rows_are_a_list_and_not_a_product(loader: ConfigLoader) -> None:
-    configs = compose_points(loader, [], points(loader, [], {}, ROWS))
+    configs = compose_points(loader, [], list_points(loader, [], {}, ROWS))
     assert [(c.lora.r, c.lora.targets, c.quant.bits) for c in configs] == [(8, "attn", 4), (16, "mlp", 8)]
 
 
@@ -121,13 +121,13 @@ def test_a_scorer_and_its_settings_can_be_typed(loader: ConfigLoader) -> None:
 
 
 def test_rows_times_the_command_line(loader: ConfigLoader) -> None:
-    configs = compose_points(loader, [], points(loader, ["seed=1,2"], {}, ROWS))
+    configs = compose_points(loader, [], list_points(loader, ["seed=1,2"], {}, ROWS))
     assert [(c.lora.r, c.seed) for c in configs] == [(8, 1), (8, 2), (16, 1), (16, 2)]
 
 
 @pytest.mark.parametrize("typed", ["quant=none", "lora.r=2", "++lora.r=2"])
 def test_the_command_line_wins_over_rows(loader: ConfigLoader, typed: str) -> None:
-    configs = compose_points(loader, [], points(loader, [typed], {}, ROWS))
+    configs = compose_points(loader, [], list_points(loader, [typed], {}, ROWS))
     if typed == "quant=none":
         assert [(c.lora.r, c.quant.bits) for c in configs] == [(8, None), (16, None)]
     else:
@@ -147,7 +147,7 @@ def test_what_is_no_list_of_points_is_refused(
     loader: ConfigLoader, arguments: list[str], rows: list[Any], said: str
 ) -> None:
     with pytest.raises(Refused) as caught:
-        points(loader, arguments, {}, rows)
+        list_points(loader, arguments, {}, rows)
     assert str(caught.value).startswith(said)
 
 
@@ -215,7 +215,7 @@ def test_a_value_that_follows_another_follows_it_in_every_point(loader: ConfigLo
 def test_so_does_one_in_an_experiments_file(loader: ConfigLoader, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/twice.yaml").write_text("# @package _global_\ntrain: {max_length: '${data.split_seed}'}\n")
-    found = points(loader, ["experiment=twice", "data.split_seed=100,200"], {}, [])
+    found = list_points(loader, ["experiment=twice", "data.split_seed=100,200"], {}, [])
     configs = compose_points(loader, [f"hydra.searchpath=[{tmp_path}]"], found)
     assert [c.train.max_length for c in configs] == [100, 200]
 

@@ -11,7 +11,7 @@ from test_report_ranking import grid, seeded
 
 from lora_sweep.errors import EXIT_REFUSED
 from lora_sweep.runs.files import sweep_file, trial_folder, write_json
-from sweep.confirm import main, missing_seeds
+from sweep.confirm import find_missing_seeds, main
 from sweep.report.analysis.analyse import analyse_sweep
 from sweep.store.sweep_file import find_newest_sweep
 
@@ -58,10 +58,10 @@ def test_tied_rows_get_more_seeds_and_the_chosen_one_is_scored_on_the_test_split
 
 def test_the_missing_seeds_are_the_smallest_that_a_tied_row_has_not(tmp_path: Path) -> None:
     analysis = grid(tmp_path, effect=6.0)
-    missing = missing_seeds(analysis, 3)
+    missing = find_missing_seeds(analysis, 3)
     assert {configuration.summary.targets for configuration, _ in missing} == {"all_linear"}
     assert [seeds for _, seeds in missing] == [[1, 2]] * 4
-    assert missing_seeds(analysis, 1) == []
+    assert find_missing_seeds(analysis, 1) == []
 
 
 def test_a_second_choice_is_not_scored_on_a_test_split_that_was_used(
@@ -73,7 +73,7 @@ def test_a_second_choice_is_not_scored_on_a_test_split_that_was_used(
     write_sweep(tmp_path, "demo-test", [entry])
     path = sweep_file(tmp_path, "demo-test")
     write_json(path, {**json.loads(path.read_text()), "split": "test"})
-    monkeypatch.setattr("sweep.confirm.missing_seeds", lambda analysis, seeds: [])
+    monkeypatch.setattr("sweep.confirm.find_missing_seeds", lambda analysis, seeds: [])
     assert main(["demo", "--runs", str(tmp_path)]) == EXIT_REFUSED
     said = capsys.readouterr().err
     assert (
@@ -89,7 +89,7 @@ def test_a_seed_that_failed_is_trained_again_and_for_one_that_diverged_the_next(
     for entry, status in ((rows[2], "failed"), (rows[5], "diverged")):
         path = trial_folder(tmp_path, entry["trial_id"]).result
         write_json(path, {**json.loads(path.read_text()), "status": status, "reason": "why"})
-    assert [seeds for _, seeds in missing_seeds(analyse_sweep(tmp_path, "demo"), 3)] == [[1], [3]]
+    assert [seeds for _, seeds in find_missing_seeds(analyse_sweep(tmp_path, "demo"), 3)] == [[1], [3]]
 
 
 def test_what_cannot_be_confirmed_is_refused_in_one_sentence(
@@ -107,7 +107,7 @@ def test_what_cannot_be_confirmed_is_refused_in_one_sentence(
     assert "No trial is complete" in capsys.readouterr().err
     write_json(sweep_file(tmp_path, "demo-test"), {"name": "demo-test", "trials": []})
     assert main(["demo", "--runs", str(tmp_path)]) == EXIT_REFUSED
-    assert "sweep demo-test: is a sweep of its own" in capsys.readouterr().err
+    assert "sweep demo-test: is another sweep" in capsys.readouterr().err
     write_json(sweep_file(tmp_path, "demo-test"), {"name": "demo-test", "split": "test", "trials": []})
     assert main(["demo-test", "--runs", str(tmp_path)]) == EXIT_REFUSED
     assert "holds another sweep's scores on the test split" in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_without_a_login_it_is_one_sentence(runs: Path, capsys: Any) -> None:
 def test_with_a_login_both_are_saved(runs: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     monkeypatch.setattr(dashboard, "is_logged_in", lambda _: True)
-    for made in (dashboard.packages()[0].Workspace, dashboard.packages()[1].Report):
+    for made in (dashboard.import_workspaces()[0].Workspace, dashboard.import_workspaces()[1].Report):
         monkeypatch.setattr(made, "save", lambda self: saved.append((type(self).__name__, self.entity, self.project)))
         monkeypatch.setattr(made, "url", property(lambda self: f"https://wandb.ai/{type(self).__name__}"))
     assert run_dashboard(runs) == EXIT_COMPLETE
@@ -143,7 +143,7 @@ def test_with_a_login_both_are_saved(runs: Path, capsys: Any, monkeypatch: pytes
     def refuse(_: Any) -> None:
         raise ConnectionError("no answer\nof the server")
 
-    monkeypatch.setattr(dashboard.packages()[0].Workspace, "save", refuse)
+    monkeypatch.setattr(dashboard.import_workspaces()[0].Workspace, "save", refuse)
     assert run_dashboard(runs) == EXIT_FAILED
     assert capsys.readouterr().err == "W&B did not take it: ConnectionError: no answer\n"
 
@@ -163,5 +163,5 @@ def test_a_sweep_that_is_not_there_is_refused(runs: Path, capsys: Any, name: str
 def test_the_projects_own_name_is_used_where_no_trial_names_one() -> None:
     trial = SimpleNamespace(record=SimpleNamespace(config={"tracking": 3}))
     analysis: Any = SimpleNamespace(sweep=SimpleNamespace(trials=[trial]))
-    assert dashboard.place_of(analysis, None, None) == (None, "lora-sweep")
-    assert dashboard.place_of(analysis, "me", "q") == ("me", "q")
+    assert dashboard.find_project(analysis, None, None) == (None, "lora-sweep")
+    assert dashboard.find_project(analysis, "me", "q") == ("me", "q")
