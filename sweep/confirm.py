@@ -102,7 +102,7 @@ def find_missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Configurati
     missing = []
     for standing in analysis.ranking.tied:
         summaries = [trial.summary for trial in standing.configuration.trials]
-        ended = {summary.seed for summary in summaries if summary.status in results.SETTLED}
+        ended = {summary.seed for summary in summaries if summary.status in results.FINAL_STATUSES}
         lost = len(ended) - standing.seeds
         wanted = 0 if lost >= seeds else max(0, seeds - standing.seeds)
         new = [seed for seed in range(2 * seeds + len(ended)) if seed not in ended][:wanted]

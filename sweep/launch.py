@@ -12,8 +12,8 @@ from lora_sweep.config.schema import Config
 from lora_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, Refused
 from lora_sweep.runs import files, results
 from lora_sweep.runs.crash_points import crash_point
-from lora_sweep.runs.locks import claim, holder
-from lora_sweep.runs.provenance import made_with
+from lora_sweep.runs.locks import describe_holder, hold_lock
+from lora_sweep.runs.provenance import collect_code_state
 from lora_sweep.runs.records import TrialRecord
 from lora_sweep.tracking.run import closing_line
 from lora_sweep.tracking.sweep_run import log_sweep
@@ -25,7 +25,7 @@ from sweep.resources import machine
 from sweep.resources.estimate import estimate_disk_bytes
 from sweep.store import trial_state
 from sweep.store.drift import format_drift_notes
-from sweep.store.leftovers import has_leftovers, remove_leftovers
+from sweep.store.leftovers import has_leftovers, remove_temporary_files
 from sweep.store.sweep_file import record_sweep, sweep_name
 from sweep.store.trial_state import TrialState
 from sweep.text import format_disk_bytes
@@ -99,9 +99,9 @@ def check_disk(plan: Plan, states: dict[Key, TrialState], runs: Path, workers: i
 def run_sweep(plan: Plan, runs: Path, name: str, command: str, engine: Engine) -> None:
     """Run what is left, as the only process that runs this sweep."""
     path = files.sweep_lock(runs, name)
-    with claim(path) as is_ours:
+    with hold_lock(path) as is_ours:
         if not is_ours:
-            raise Refused(f"sweep {name}", f"is run by {holder(path)}: one command at a time")
+            raise Refused(f"sweep {name}", f"is run by {describe_holder(path)}: one command at a time")
         pending = prepare_sweep(plan, runs, name, command)
         if pending:
             engine.run(plan, pending, runs, name)
@@ -112,7 +112,7 @@ def run_sweep(plan: Plan, runs: Path, name: str, command: str, engine: Engine) -
 
 def prepare_sweep(plan: Plan, runs: Path, name: str, command: str) -> list[PendingTrial]:
     """Record the sweep, move broken trials aside, and list what is left to run. The caller holds the sweep's lock."""
-    remove_leftovers(runs, name)
+    remove_temporary_files(runs, name)
     retry_failed = plan.trials[0].config.launch.retry == "failed"
     # Read again: another command may have run the sweep before we had its lock.
     states = trial_state.read_trial_states(plan, runs)
@@ -124,7 +124,7 @@ def prepare_sweep(plan: Plan, runs: Path, name: str, command: str) -> list[Pendi
             states[trial.key] = trial_state.read_trial_state(trial, runs)
     pending = list_pending(plan.trials, states, runs)
     crash_point("prepared")
-    record_sweep(plan, runs, name, command, made_with() if pending else None)
+    record_sweep(plan, runs, name, command, collect_code_state() if pending else None)
     trial_state.write_invalid_results(plan, runs)
     return pending
 

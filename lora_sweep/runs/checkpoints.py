@@ -1,12 +1,13 @@
-"""A training's checkpoints: where a killed training goes on from. Knows files and checksums, not what is in them.
+"""Checkpoints, from which a killed training resumes. This module knows their files and hashes, not their content.
 
     <checkpoints>/checkpoint-<step>/
-      ...              what the trainer saved
-      progress.json    what is ours: the losses so far, tokens, seconds
-      manifest.json    written last: the step, and the sha256 of every file above
+      ...              the files of the trainer
+      progress.json    our own: the losses so far, tokens, seconds
+      manifest.json    written last: the step, and the sha256 of every other file
 
-Only a manifest makes a checkpoint, and only while every file is what it says: a kill, a full disk or a lost power line
-can leave the newest one torn, and a training that went on from it would end in another adapter without a word.
+A folder is a checkpoint only if it has a manifest and every file has the hash that the manifest gives. A kill, a full
+disk or a power failure can damage the newest folder, and a training that resumed from it would end in a different
+adapter without any error.
 """
 
 import re
@@ -17,65 +18,65 @@ from typing import Any
 
 from lora_sweep.runs import files
 
-VERSION = 1  # of the folder's form: one of another form is passed over
-KEPT = 2  # sealed checkpoints that stay: one more than needed, should the newest turn out unreadable
+MANIFEST_VERSION = 1  # of the files in a checkpoint; checkpoints of another version are ignored
+MAX_CHECKPOINTS = 2  # sealed checkpoints to keep: one more than needed, in case the newest cannot be read
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose every file is as it was sealed; ``progress`` is what :func:`seal` was given."""
+    """A checkpoint with undamaged files; ``progress`` is the argument of :func:`seal_checkpoint`."""
 
     folder: Path
     step: int
     progress: dict[str, Any]
 
 
-def folder_of(checkpoints: Path, step: int) -> Path:
-    """Where transformers' Trainer saves ``step`` when ``checkpoints`` is its output_dir."""
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """The folder to which transformers' Trainer saves ``step`` when ``checkpoints`` is its output_dir."""
     return checkpoints / f"checkpoint-{step}"
 
 
-def seal(checkpoints: Path, step: int, progress: dict[str, Any]) -> None:
-    """Make what the trainer saved at ``step`` a checkpoint, and remove those that it replaces."""
-    folder = folder_of(checkpoints, step)
+def seal_checkpoint(checkpoints: Path, step: int, progress: dict[str, Any]) -> None:
+    """Complete the checkpoint that the trainer saved at ``step``, and remove the ones that it replaces."""
+    folder = checkpoint_folder(checkpoints, step)
     files.write_json(folder / PROGRESS, progress)
-    files.write_json(folder / MANIFEST, manifest(folder, step))
-    prune(checkpoints, step)
+    files.write_json(folder / MANIFEST, make_manifest(folder, step))
+    prune_checkpoints(checkpoints, step)
 
 
-def last_valid(checkpoints: Path) -> Checkpoint | None:
-    """The checkpoint of the highest step that is whole; None when there is none."""
-    for step, folder in sorted(numbered(checkpoints).items(), reverse=True):
+def find_last_valid(checkpoints: Path) -> Checkpoint | None:
+    """The undamaged checkpoint of the highest step; None when there is none."""
+    for step, folder in sorted(list_checkpoints(checkpoints).items(), reverse=True):
         try:
             progress = files.read_json(folder / PROGRESS)
-            whole = files.read_json(folder / MANIFEST) == manifest(folder, step)
-        except (OSError, RecursionError):  # what cannot be read cannot be gone on from
+            is_whole = files.read_json(folder / MANIFEST) == make_manifest(folder, step)
+        except (OSError, RecursionError):  # it cannot be read
             continue
-        if whole and progress is not None:
+        if is_whole and progress is not None:
             return Checkpoint(folder, step, progress)
     return None
 
 
-def prune(checkpoints: Path, newest: int) -> None:
-    """Remove all but the KEPT last sealed checkpoints up to the step ``newest``.
+def prune_checkpoints(checkpoints: Path, newest: int) -> None:
+    """Remove all checkpoints except the last MAX_CHECKPOINTS sealed ones up to step ``newest``.
 
-    Those above it go too: an attempt that went on from below them has found them torn.
+    Checkpoints above ``newest`` are removed too: the present attempt found them damaged, or it would have begun there.
     """
-    found = numbered(checkpoints)
-    sealed = [step for step, folder in found.items() if step <= newest and (folder / MANIFEST).is_file()]
-    for step in found.keys() - set(sorted(sealed)[-KEPT:]):
-        shutil.rmtree(found[step], ignore_errors=True)
+    folders = list_checkpoints(checkpoints)
+    sealed = [step for step, folder in folders.items() if step <= newest and (folder / MANIFEST).is_file()]
+    for step in folders.keys() - set(sorted(sealed)[-MAX_CHECKPOINTS:]):
+        shutil.rmtree(folders[step], ignore_errors=True)
 
 
-def manifest(folder: Path, step: int) -> dict[str, Any]:
-    """What a checkpoint's manifest must say, from its files as they are."""
+def make_manifest(folder: Path, step: int) -> dict[str, Any]:
+    """The manifest that fits the present files of a checkpoint."""
     names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
-    return {"version": VERSION, "step": step, "files": files.file_hashes(folder, names)}
+    return {"version": MANIFEST_VERSION, "step": step, "files": files.hash_files(folder, names)}
 
 
-def numbered(checkpoints: Path) -> dict[int, Path]:
-    """The folders of ``checkpoints`` that the trainer wrote, whole or not, by their steps."""
-    named = re.compile("checkpoint-([1-9][0-9]{0,17})")
-    return {int(found[1]): path for path in checkpoints.glob("checkpoint-*") if (found := named.fullmatch(path.name))}
+def list_checkpoints(checkpoints: Path) -> dict[int, Path]:
+    """The folders that the trainer wrote below ``checkpoints``, damaged ones included, by their steps."""
+    name = re.compile("checkpoint-([1-9][0-9]{0,17})")
+    return {int(match[1]): path for path in checkpoints.glob("checkpoint-*") if (match := name.fullmatch(path.name))}

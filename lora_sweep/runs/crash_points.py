@@ -1,23 +1,23 @@
-"""Named places at which a test can kill the process: after a crash at any of them, the same command must go on."""
+"""Named points at which a test can kill the process. After a crash at any of them the same command must resume."""
 
 import os
 import signal
 from collections import Counter
 from pathlib import Path
 
-_passed: Counter[str] = Counter()
+_times_passed: Counter[str] = Counter()
 
 
 def crash_point(name: str) -> None:
-    """Do nothing; or die here, where the environment says ``LORA_SWEEP_CRASH=name:k:file`` and this is the k-th time.
+    """Kill this process if ``LORA_SWEEP_CRASH=name:k:file`` is in the environment and it passes here for the k-th time.
 
-    ``file`` is made on the way, and while it is there nobody dies: a process that is started again goes on.
+    ``file`` is created just before, and no process dies while it exists: so a process that is started again survives.
     """
-    wanted, _, rest = os.environ.get("LORA_SWEEP_CRASH", "").partition(":")
-    if wanted != name:
+    target, _, rest = os.environ.get("LORA_SWEEP_CRASH", "").partition(":")
+    if target != name:
         return
-    _passed[name] += 1
+    _times_passed[name] += 1
     times, _, file = rest.partition(":")
-    if _passed[name] >= int(times) and not Path(file).exists():
+    if _times_passed[name] >= int(times) and not Path(file).exists():
         Path(file).touch()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,11 +1,34 @@
-"""Every file of a runs folder: its name, and how it is written and read."""
+"""Every file of a runs folder: its name, and how it is written and read.
+
+    runs/
+      trials/<trial id>/
+        config.json              the trial's configuration
+        losses.jsonl             one optimizer step a line: step, loss, learning_rate, grad_norm, epoch
+        adapter/                 in PEFT's format
+        result.json              written last: how the training ended, with the sha256 of the files above
+        checkpoints/             of a training that is not complete
+        setbacks.jsonl           failed attempts: a line for each death of the worker and each time memory ran out
+        log.txt                  messages of the libraries and of the trial
+        evals/<eval id>/
+          generations.jsonl      one prompt a line: the prompt, the text that was written, the reference
+          scores.json            the metrics of each prompt, and their means
+          result.json            written last: how the evaluation ended, with the sha256 of the files above
+      sweeps/<name>.json         the sweep's trials and its command
+      sweeps/<name>/             events.jsonl, report.{md,csv,json,html}, report-texts/, votes*.json, worker-N.log;
+                                 progress.json while the sweep runs
+      quarantine/                trials with damaged files
+      locks/                     one file for each lock that is held
+      wandb/, mlflow.db, mlflow/, trackio/   mirrors of the results, which no code reads
+
+A baseline is a trial without an adapter: its result.json is complete at once, and its numbers are in its evaluation.
+"""
 
 import errno
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +36,11 @@ from typing import Any
 
 from lora_sweep.runs.crash_points import crash_point
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # no trial's fault
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the disk is full, read-only or broken
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` so that a crash at any moment leaves the old file or the new one, whole."""
+    """Replace the content of ``path``. After a crash at any moment it is either the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -41,28 +64,31 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` atomically. Raises ValueError for a NaN or infinity: an unknown number is None."""
+    """Write ``value`` as JSON, atomically. Raises ValueError for a NaN or an infinity: an unknown number is None."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(path, (text + "\n").encode())
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write one JSON object on each line, atomically."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     write_atomic(path, "".join(lines).encode())
 
 
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON object as a line, in one write, and keep it. What a killed writer left behind is closed first."""
+def append_line(path: Path, value: Mapping[str, object]) -> None:
+    """Append one JSON object as a line, and wait until it is on the disk.
+
+    An unfinished line of a killed writer is ended first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(handle).st_size
-        torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        is_torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
         crash_point("before append")
-        data = b"\n" * torn + line
-        while data:  # a disk that fills takes a part
+        data = b"\n" * is_torn + line
+        while data:  # a disk that is nearly full takes only a part
             data = data[os.write(handle, data) :]
         crash_point("appended")
         os.fsync(handle)
@@ -71,7 +97,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object at ``path``; None when there is none or it is not whole."""
+    """The JSON object in ``path``; None where the file is absent or does not hold a whole object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -80,13 +106,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects at ``path``, a line each; an absent file has none, and a torn line counts for none."""
+    """The JSON objects in ``path``, one on each line. Lines that are no whole object are skipped."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split(
-        "\n"
-    ):  # not splitlines: U+2028 in a text is no end of a line
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.split("\n"):  # not splitlines(): it splits at U+2028 too, which can stand in a generated text
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -94,12 +119,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The sha256 of each file below ``folder`` that ``names`` gives; a folder's name stands for its files."""
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of each file of ``names`` below ``folder``; a name of a folder stands for all of its files."""
     hashes = {}
     for name in names:
         path = folder / name
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
             with file.open("rb") as handle:
                 hashes[str(file.relative_to(folder))] = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -108,7 +133,7 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EvalFolder:
-    """One evaluation of one adapter."""
+    """The folder of one evaluation of one adapter."""
 
     path: Path
 
@@ -127,7 +152,7 @@ class EvalFolder:
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """One trial."""
+    """The folder of one trial."""
 
     path: Path
 
@@ -185,8 +210,8 @@ def events_file(runs: Path, name: str) -> Path:
     return report_folder(runs, name) / "events.jsonl"
 
 
-def append_event(runs: Path, name: str, event: str, **more: Any) -> None:
-    """Append to a sweep's log. Several processes may."""
+def append_event(runs: Path, name: str, event: str, **more: object) -> None:
+    """Append to the events.jsonl of a sweep. Several processes may do so at once."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     append_line(events_file(runs, name), {"time": time, "event": event, **more})
 
@@ -203,24 +228,28 @@ def sweep_lock(runs: Path, name: str) -> Path:
     return runs / "locks" / f"sweep-{name}"
 
 
-def quarantine(runs: Path, path: Path, why: str) -> Path:
-    """Move a trial's or an evaluation's folder aside, whole, with the reason beside it; returns its new place."""
-    home = runs / "quarantine"
-    home.mkdir(parents=True, exist_ok=True)
+def quarantine_folder(runs: Path, path: Path, reason: str) -> Path:
+    """Move the folder of a trial or of an evaluation to quarantine/, with the reason in a file beside it.
+
+    Returns:
+        Its new path.
+    """
+    quarantine = runs / "quarantine"
+    quarantine.mkdir(parents=True, exist_ok=True)
     parts = path.relative_to(runs / "trials").parts
     name = "-".join(part for part in parts if part != "evals")
     number = 1
-    while (home / f"{name}-{number}").exists():
+    while (quarantine / f"{name}-{number}").exists():
         number += 1
-    target = home / f"{name}-{number}"
+    target = quarantine / f"{name}-{number}"
     crash_point("before quarantine")
     os.replace(path, target)
     crash_point("quarantined")
-    write_json(home / f"{name}-{number}.json", {"from": "/".join(("trials", *parts)), "why": why})
+    write_json(quarantine / f"{name}-{number}.json", {"from": "/".join(("trials", *parts)), "why": reason})
     return target
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of writers that were killed. Only for who holds the folder's claim."""
+def remove_temporary_files(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed. The caller must hold the folder's lock."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)

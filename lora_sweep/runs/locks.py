@@ -1,98 +1,82 @@
-"""Claims: who may write. A claim is a locked file below runs/locks; the system frees it when its holder dies.
+"""Locks below runs/locks: only the process that holds the lock of a trial or of a sweep writes its files.
 
-Trials are claimed by the worker that writes them, sweeps by their orchestrator. The file is gone with the claim.
+A worker holds the lock of each trial that it runs; an orchestrator holds the lock of its sweep. The operating system
+keeps the lock's file locked (flock) for its holder and frees it when the holder dies. The file tells who the holder
+is, and is removed when the lock is freed. A file that a killed holder left is not locked and does no harm.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lora_sweep.runs.crash_points import crash_point
+from lora_sweep.runs.files import read_json
+
+# `is_locked` holds a free lock for an instant, and a holder may remove the file just before we lock it: try again.
+RETRY_SECONDS = 0.02
+POLL_SECONDS = 0.005
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """Whether ``path`` could be claimed; held until the block ends, or its process does. Never waits.
+def hold_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock at ``path`` until the block ends or the process dies. Never waits for another holder.
 
-    flock(2) is on the open file, so a file that its holder removed between our open and our lock is no claim: the
-    path must still lead to the file that was locked.
+    Yields:
+        Whether the lock could be taken.
+
+    Raises:
+        OSError: the file cannot be written, or its file system has no flock.
     """
-    handle = _locked(path)
-    if handle is None:
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=write_holder)
+    try:
+        lock.acquire(timeout=RETRY_SECONDS, poll_interval=POLL_SECONDS)
+    except Timeout:
         yield False
         return
     try:
-        about = {"pid": os.getpid(), "host": platform.node(), "started": datetime.now(UTC).isoformat("T", "seconds")}
-        with contextlib.suppress(OSError):  # on a full disk: the lock is the claim, and this only tells of it
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(about).encode(), 0)
-        crash_point("claim written")
+        crash_point("lock written")
         yield True
     finally:
-        crash_point("before claim is freed")
-        path.unlink(missing_ok=True)  # before it is unlocked: who locks a removed file sees that it is removed
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()  # where it was the last
+        crash_point("before unlock")
+        path.unlink(missing_ok=True)  # while it is locked: FileLock never takes a file that has lost its name
+        lock.release()
 
 
-def is_claimed(path: Path) -> bool:
-    """Whether a living process holds the claim."""
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock."""
+    if not path.exists():
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(path, fallback_to_soft=False).acquire(blocking=False):
+            return False
+    except Timeout:
         return True
-    else:
-        return False
-    finally:
-        os.close(handle)
 
 
-def holder(path: Path) -> str:
-    """Who holds the claim, in words: ``pid 12 on host, since ...``."""
-    try:
-        about: dict[str, Any] = json.loads(path.read_text())
-        return f"pid {about['pid']} on {about['host']}, since {about['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # between its lock and its first word, or just gone
+def describe_holder(path: Path) -> str:
+    """The holder of the lock in words, as in ``pid 12 on host, since 2026-01-02T03:04:05+00:00``."""
+    with contextlib.suppress(OSError, KeyError):
+        holder = read_json(path) or {}
+        return f"pid {holder['pid']} on {holder['host']}, since {holder['started']}"
+    return "another process"  # it has not written to the file yet, or has just removed it
 
 
-def remove_stale(folder: Path) -> None:
-    """Delete the files of claims whose holders were killed."""
+def remove_stale_locks(folder: Path) -> None:
+    """Remove the lock files of holders that were killed."""
     for path in folder.glob("*"):
-        with claim(path):
+        with hold_lock(path):
             pass
 
 
-def _locked(path: Path) -> int | None:
-    tries = 3  # is_claimed holds the lock of a file that nobody claims for an instant
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileNotFoundError, FileExistsError):  # another claim's end removed the folder in between
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.stat().st_ino == os.fstat(handle).st_ino:
-                return handle
-        except BlockingIOError:
-            tries -= 1
-            if not tries:
-                os.close(handle)
-                return None
-            time.sleep(0.005)
-        except FileNotFoundError:
-            pass
-        os.close(handle)
+def write_holder(handle: int) -> None:
+    """Write into a lock's file, open at ``handle``, that this process is its holder."""
+    holder = {"pid": os.getpid(), "host": platform.node(), "started": datetime.now(UTC).isoformat("T", "seconds")}
+    with contextlib.suppress(OSError):  # the disk is full: the lock holds without these words
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(holder).encode(), 0)

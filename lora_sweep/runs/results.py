@@ -1,34 +1,13 @@
-"""Every file of a runs folder: their names, how they are written, and a trial as one row.
+"""The results of trials and evaluations: written with a seal, checked for damage, and read as records.
 
-    runs/
-      trials/<trial id>/
-        config.json              the trial, complete
-        losses.jsonl             {"step", "loss", "learning_rate", "grad_norm", "epoch"} a line
-        adapter/                 PEFT's format
-        result.json              written last: the training's outcome, with the sha256 of the files above
-        checkpoints/             of a training under way
-        setbacks.jsonl           a line for each death of its worker and each time that memory ran out
-        log.txt                  what the libraries and the trial said
-        evals/<eval id>/
-          generations.jsonl      a prompt a line: what was asked, written and meant
-          scores.json            the metrics of each prompt, and their means
-          result.json            written last: the evaluation's outcome
-      sweeps/<name>.json         ids and the command
-      sweeps/<name>/             events.jsonl, report.{md,csv,json,html}, report-texts/, votes*.json, worker-N.log;
-                                 while it runs progress.json
-      quarantine/                trials whose files are not as they were written
-      locks/                     held by who runs; empty otherwise
-      wandb/, mlflow.db, mlflow/, trackio/   mirrors; nothing reads them
-
-A baseline is a trial without an adapter: its own result says so at once, and its numbers are in its evaluation.
-Nothing here knows what a metric means.
+This module does not know what a metric means. The folders are described in ``files``.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from lora_sweep.runs.crash_points import crash_point
 from lora_sweep.runs.files import EvalFolder, TrialFolder, read_json, read_jsonl, trial_folder, write_json
@@ -42,33 +21,34 @@ from lora_sweep.runs.records import (
 )
 
 STATUSES = ("complete", "diverged", "oom", "timeout", "preempted", "killed", "invalid", "pruned", "failed")
-SETTLED = ("complete", "diverged", "invalid", "pruned", "timeout", "killed")  # trying again would end the same way
-LARGE_FILE = 8 << 20  # bytes; a larger file is hashed again only where its time says that it was written to
+# Another attempt would end the same way.
+FINAL_STATUSES = ("complete", "diverged", "invalid", "pruned", "timeout", "killed")
+LARGE_FILE_BYTES = 8 << 20  # a larger file is hashed again only if it was written after its result
 
 
-def write_result(path: Path, value: dict[str, Any]) -> None:
-    """Write a result.json: atomically, and with a seal over its own content."""
-    write_json(path, {**value, "seal": seal_of(value)})
+def write_result(path: Path, value: Mapping[str, object]) -> None:
+    """Write a result.json atomically, with a seal: a hash of its content."""
+    write_json(path, {**value, "seal": compute_seal(value)})
 
 
-def seal_of(value: dict[str, Any]) -> str:
-    """The sha256 of a result's content but for its seal."""
+def compute_seal(value: Mapping[str, object]) -> str:
+    """The sha256 of a result's content without its seal."""
     content = {key: item for key, item in value.items() if key != "seal"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def broken(path: Path) -> str | None:
-    """Why the result.json at ``path`` cannot be trusted: it or a file that it names is not as it was written.
+def find_damage(path: Path) -> str | None:
+    """What is wrong with the result.json at ``path`` or with a file that it lists, in words.
 
-    None where all is as written, and where there is no result.json at all. A file larger than LARGE_FILE whose time
-    is not after the result's is taken for unchanged: an adapter of a gigabyte is not read to find out.
+    None where every file is as it was written, and where there is no result.json. A file above LARGE_FILE_BYTES that
+    is not newer than the result counts as unchanged, so that adapters of a gigabyte are not read again.
     """
     if not path.exists():
         return None
     value = read_json(path)
     if value is None:
         return f"{path.name} is torn"
-    if value.get("seal") != seal_of(value):
+    if value.get("seal") != compute_seal(value):
         return f"{path.name} was altered"
     written = path.stat().st_mtime_ns
     files = value.get("files", {})
@@ -76,19 +56,19 @@ def broken(path: Path) -> str | None:
         file = path.parent / name
         try:
             stat = file.stat()
-            if stat.st_size > LARGE_FILE and stat.st_mtime_ns <= written:
+            if stat.st_size > LARGE_FILE_BYTES and stat.st_mtime_ns <= written:
                 continue
             with file.open("rb") as handle:
-                same = hashlib.file_digest(handle, "sha256").hexdigest() == digest
+                is_same = hashlib.file_digest(handle, "sha256").hexdigest() == digest
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        if not same:
+        if not is_same:
             return f"{name} was altered"
     return None
 
 
 def hash_adapter(training: TrialResult) -> str | None:
-    """The sha256 of the hashes of the adapter's files, which an evaluation keeps to say what it evaluated.
+    """A hash of the adapter's files. An evaluation records it to tell which adapter wrote the texts.
 
     None for a baseline, which has no adapter.
     """
@@ -97,24 +77,27 @@ def hash_adapter(training: TrialResult) -> str | None:
 
 
 def write_failure(
-    runs: Path, ids: dict[str, str], config: dict[str, Any], facts: Mapping[str, object], status: str, reason: str
+    runs: Path, ids: dict[str, str], config: Mapping[str, object], facts: Mapping[str, object], status: str, reason: str
 ) -> None:
-    """Record how a trial ended other than complete: as its evaluation's outcome when it is trained, else its own.
+    """Record that a trial is not complete: in its evaluation's result.json if it is trained, else in its own.
 
     Args:
         ids: trial_id, eval_id and kind.
-        config, facts: what planning knows of the trial, for a report that has nothing else.
+        config: the trial's configuration as JSON.
+        facts: what planning knows about the trial. A report shows them, because there is nothing else to show.
+        status: one of STATUSES.
+        reason: why it ended so, in words.
     """
     folder = trial_folder(runs, ids["trial_id"])
-    trained = is_trained(folder)
-    if not trained:  # the checksums of a complete result hold its config as it was
+    has_adapter = is_trained(folder)
+    if not has_adapter:  # a complete result.json holds the hash of config.json, which then must not change
         write_json(folder.config, {"trial_id": ids["trial_id"], "kind": ids["kind"], "config": config})
-    target = folder.evaluation(ids["eval_id"]).result if trained else folder.result
+    target = folder.evaluation(ids["eval_id"]).result if has_adapter else folder.result
     write_result(target, {**ids, "status": status, "reason": reason, "eval": config["eval"], **facts})
 
 
-def forget_failure(folder: TrialFolder, eval_id: str) -> None:
-    """Remove outcomes other than complete, so that an outcome found later is of the attempt that follows."""
+def remove_failures(folder: TrialFolder, eval_id: str) -> None:
+    """Remove results that are not complete, so that a later result.json belongs to the next attempt."""
     for path in (folder.result, folder.evaluation(eval_id).result):
         if (read_json(path) or {}).get("status") != "complete":
             path.unlink(missing_ok=True)
@@ -122,12 +105,12 @@ def forget_failure(folder: TrialFolder, eval_id: str) -> None:
 
 
 def read_trial_result(folder: TrialFolder) -> TrialResult:
-    """How the training of a trial ended; every field is unknown while it has not."""
+    """How the training of a trial ended. Every field is unknown until then."""
     return TrialResult.from_json(read_json(folder.result))
 
 
 def read_evaluation_result(folder: EvalFolder) -> EvaluationResult:
-    """How an evaluation ended; every field is unknown while it has not."""
+    """How an evaluation ended. Every field is unknown until then."""
     return EvaluationResult.from_json(read_json(folder.result))
 
 
@@ -137,7 +120,7 @@ def is_trained(folder: TrialFolder) -> bool:
 
 
 def load_record(runs: Path, trial_id: str, eval_id: str, label: str = "") -> TrialRecord:
-    """One trial of a sweep from its files. Never raises for files that are absent or torn: their values are unknown."""
+    """One trial of a sweep from its files. Values of an absent or unreadable JSON file are unknown; nothing raises."""
     folder = trial_folder(runs, trial_id)
     evaluation_folder = folder.evaluation(eval_id)
     training = read_trial_result(folder)
@@ -166,12 +149,12 @@ def load_record(runs: Path, trial_id: str, eval_id: str, label: str = "") -> Tri
 
 
 def read_outcome(runs: Path, trial_id: str, eval_id: str) -> TrialResult | EvaluationResult:
-    """The result that tells how a trial with this evaluation ended; its status is None while none does."""
+    """The result that tells how a trial with this evaluation ended. Its status is None until then."""
     folder = trial_folder(runs, trial_id)
     training = read_trial_result(folder)
     return read_evaluation_result(folder.evaluation(eval_id)) if training.status == "complete" else training
 
 
-def is_settled(runs: Path, trial_id: str, eval_id: str) -> bool:
+def has_final_outcome(runs: Path, trial_id: str, eval_id: str) -> bool:
     """Whether this trial with this evaluation needs no further work."""
-    return read_outcome(runs, trial_id, eval_id).status in SETTLED
+    return read_outcome(runs, trial_id, eval_id).status in FINAL_STATUSES

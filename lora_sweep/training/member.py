@@ -20,7 +20,7 @@ from lora_sweep.model.device import Device, read_gpu_utilization
 from lora_sweep.multi_lora.adapter import Adapter
 from lora_sweep.multi_lora.layout import MemberRows, measure_common_prefix
 from lora_sweep.multi_lora.peft_format import export_tensors, import_tensors
-from lora_sweep.runs.checkpoints import folder_of, last_valid, prune, seal
+from lora_sweep.runs.checkpoints import checkpoint_folder, find_last_valid, prune_checkpoints, seal_checkpoint
 from lora_sweep.training.progress import (
     OnStep,
     Progress,
@@ -182,22 +182,22 @@ class MemberTraining:
             self.outcome = Preempted(f"saved {at_step}" if folder else f"{at_step}; nothing was saved")
 
     def save_checkpoint(self, checkpoints: Path) -> None:
-        folder = folder_of(checkpoints, self.steps_done)
+        folder = checkpoint_folder(checkpoints, self.steps_done)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(export_tensors(self.member.adapter), folder / ADAPTER_FILE)
         states = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
         torch.save(states, folder / STATE_FILE)
-        seal(checkpoints, self.steps_done, dataclasses.asdict(self.progress))
+        seal_checkpoint(checkpoints, self.steps_done, dataclasses.asdict(self.progress))
 
     def resume_from_checkpoint(self, checkpoints: Path) -> None:
         """Continue from the last valid checkpoint of a pack; without one the training starts at step 0.
 
         A checkpoint of TRL's training is ignored: its dropout masks were drawn differently.
         """
-        checkpoint = last_valid(checkpoints)
+        checkpoint = find_last_valid(checkpoints)
         if checkpoint is not None and not (checkpoint.folder / STATE_FILE).is_file():
             checkpoint = None
-        prune(checkpoints, checkpoint.step if checkpoint else 0)
+        prune_checkpoints(checkpoints, checkpoint.step if checkpoint else 0)
         if checkpoint is None:
             return
         tensors = load_file(checkpoint.folder / ADAPTER_FILE, device=self.device.type)

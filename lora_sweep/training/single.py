@@ -24,7 +24,7 @@ from lora_sweep.errors import Preempted
 from lora_sweep.model.device import Device, scores_every_position
 from lora_sweep.model.load import compute_response_logits
 from lora_sweep.model.sft_settings import make_sft_config
-from lora_sweep.runs.checkpoints import Checkpoint, last_valid, prune
+from lora_sweep.runs.checkpoints import Checkpoint, find_last_valid, prune_checkpoints
 from lora_sweep.training.progress import OnStep, Progress, Trained, average_samples
 from lora_sweep.training.trl_callbacks import CheckpointCallback, StepCallback
 
@@ -86,10 +86,10 @@ def find_trl_checkpoint(checkpoints: Path) -> Checkpoint | None:
 
     Removes damaged checkpoints, because the trainer would write into their folders.
     """
-    checkpoint = last_valid(checkpoints)
+    checkpoint = find_last_valid(checkpoints)
     if checkpoint is not None and not (checkpoint.folder / "trainer_state.json").is_file():
         checkpoint = None
-    prune(checkpoints, checkpoint.step if checkpoint else 0)
+    prune_checkpoints(checkpoints, checkpoint.step if checkpoint else 0)
     return checkpoint
 
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_sweep.errors import Diverged
 from lora_sweep.model.device import Device, read_gpu_utilization
-from lora_sweep.runs.checkpoints import seal
+from lora_sweep.runs.checkpoints import seal_checkpoint
 from lora_sweep.training.progress import OnStep, Progress, StepValues
 
 
@@ -109,4 +109,4 @@ class CheckpointCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         assert self.folder is not None
         self.add_seconds()
-        seal(self.folder, state.global_step, dataclasses.asdict(self.progress))
+        seal_checkpoint(self.folder, state.global_step, dataclasses.asdict(self.progress))

@@ -23,7 +23,7 @@ from lora_sweep.multi_lora.adapter import Adapter
 from lora_sweep.multi_lora.layout import explain_short_window
 from lora_sweep.multi_lora.peft_format import load_adapter
 from lora_sweep.runs import files, results
-from lora_sweep.runs.provenance import now, provenance
+from lora_sweep.runs.provenance import collect_provenance, utc_now
 from lora_sweep.runs.records import EvaluationResult
 from lora_sweep.scoring import score
 from lora_sweep.scoring.scorers import Scorer, make_scorer
@@ -91,7 +91,7 @@ def prepare_evaluation(task: TrialTask, base: Any) -> Evaluation:
         RuntimeError: the scorer is not the one that was planned.
         Refused: the scorer cannot be loaded.
     """
-    job, resident, started = task.job, task.resident, now()
+    job, resident, started = task.job, task.resident, utc_now()
     config = job.config
     held_out_rows = select_held_out_rows(task)
     scorer = load_scorer(job, held_out_rows)
@@ -209,8 +209,8 @@ def write_evaluation(evaluation: Evaluation, generated: EvaluationTexts) -> None
         **read_peak_memory(device),
         "metrics": scores["means"],
         "halved": job.halvings.get("evaluate", 0),
-        "provenance": provenance(device.name, str(device.compute_dtype), evaluation.started),
-        "files": files.file_hashes(folder.path, ["generations.jsonl", "scores.json"]),
+        "provenance": collect_provenance(device.name, str(device.compute_dtype), evaluation.started),
+        "files": files.hash_files(folder.path, ["generations.jsonl", "scores.json"]),
     }
     results.write_result(folder.result, result)
     quality, finished = scores["means"]["quality"], scores["means"]["finished"]

@@ -22,7 +22,7 @@ from lora_sweep.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, PackFailed
 from lora_sweep.messages import Failure, Job, Reporter, Runner
 from lora_sweep.runs import files, results
 from lora_sweep.runs.crash_points import crash_point
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from lora_sweep.worker.outcomes import describe_failure, is_disk_error
 from lora_sweep.worker.process import (
     append_output,
@@ -152,15 +152,15 @@ def prepare_job(job: Job, runs: Path, reporter: Reporter, locks: contextlib.Exit
 def lock_trial(locked: LockedJob, runs: Path) -> str | None:
     """Lock a trial and make its folder ready. Returns the job's status when there is nothing to run."""
     job, folder = locked.job, locked.folder
-    if not locked.lock.enter_context(claim(files.trial_lock(runs, job.trial_id))):
+    if not locked.lock.enter_context(hold_lock(files.trial_lock(runs, job.trial_id))):
         return "busy"
     crash_point("claimed")
-    files.remove_leftovers(folder.path)
+    files.remove_temporary_files(folder.path)
     if results.is_trained(folder):
         shutil.rmtree(folder.checkpoints, ignore_errors=True)  # the worker that trained it died before it could
-    if results.is_settled(runs, job.trial_id, job.eval_id):  # another sweep ran it in between
+    if results.has_final_outcome(runs, job.trial_id, job.eval_id):  # another sweep ran it in between
         return str(results.read_outcome(runs, job.trial_id, job.eval_id).status)
-    results.forget_failure(folder, job.eval_id)
+    results.remove_failures(folder, job.eval_id)
     return None
 
 

@@ -22,7 +22,7 @@ from lora_sweep.messages import Failure, Job, Reporter
 from lora_sweep.model.device import Device, is_out_of_memory, pick_device, reset_peak_memory
 from lora_sweep.model.load import quiet_libraries
 from lora_sweep.runs import files
-from lora_sweep.runs.provenance import now
+from lora_sweep.runs.provenance import utc_now
 from lora_sweep.training.packed import train_pack
 from lora_sweep.worker.evaluation import (
     Evaluation,
@@ -206,7 +206,7 @@ class PackRunner:
 
 def evaluate_single(evaluation: Evaluation) -> None:
     """Generate with PEFT for one trial, and write its evaluation."""
-    evaluation = dataclasses.replace(evaluation, started=now())
+    evaluation = dataclasses.replace(evaluation, started=utc_now())
     write_evaluation(evaluation, generate_single(evaluation))
 
 

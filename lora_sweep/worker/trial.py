@@ -21,7 +21,7 @@ from lora_sweep.model.device import Device, read_peak_memory
 from lora_sweep.model.load import stored_bits
 from lora_sweep.multi_lora.peft_format import attach_adapter, create_adapter, save_adapter
 from lora_sweep.runs import files, results
-from lora_sweep.runs.provenance import now, provenance
+from lora_sweep.runs.provenance import collect_provenance, utc_now
 from lora_sweep.training.member import PackMember
 from lora_sweep.training.packed import find_trl_reason
 from lora_sweep.training.progress import Trained
@@ -90,7 +90,7 @@ def plan_training(task: TrialTask, base: Any) -> PackTraining | SingleTraining:
     Raises:
         RuntimeError: the adapter has another size than planning said.
     """
-    config, reporter, started = task.job.config, task.reporter, now()
+    config, reporter, started = task.job.config, task.reporter, utc_now()
     trl_reason = find_trl_reason(config.train, config.lora, base, task.train_rows)
     trl_reason = trl_reason or task.resident.find_pack_problem(task.train_rows)
     if trl_reason:
@@ -186,7 +186,7 @@ def write_baseline(task: TrialTask) -> None:
     """Write the result of a baseline, which has nothing to train."""
     config = task.job.config
     fields = {"trainable_params": 0, "template": config.data.template}
-    write_result(task, fields, config.eval_bits(), now(), ["config.json"])
+    write_result(task, fields, config.eval_bits(), utc_now(), ["config.json"])
 
 
 def write_result(task: TrialTask, fields: ResultFields, bits: int | None, started: str, names: list[str]) -> None:
@@ -209,8 +209,8 @@ def write_result(task: TrialTask, fields: ResultFields, bits: int | None, starte
         **fields,
         "setbacks": job.failed_attempts,
         "halved": job.halvings.get("train", 0),
-        "provenance": provenance(device.name, str(device.compute_dtype), started),
-        "files": files.file_hashes(task.folder.path, names),
+        "provenance": collect_provenance(device.name, str(device.compute_dtype), started),
+        "files": files.hash_files(task.folder.path, names),
     }
     results.write_result(task.folder.result, result)
     shutil.rmtree(task.folder.checkpoints, ignore_errors=True)

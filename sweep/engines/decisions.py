@@ -3,7 +3,7 @@
 import time
 
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import holder
+from lora_sweep.runs.locks import describe_holder
 from sweep.engines import policy
 from sweep.engines.event_log import EventLog
 from sweep.engines.pending import PendingTrial
@@ -61,13 +61,13 @@ def write_outcome(outcome: WriteOutcome, trial: PlannedTrial, queue: TrialQueue,
 def wait_for_other(pending: PendingTrial, queue: TrialQueue, log: EventLog, screen: Screen) -> None:
     """Another sweep runs the trial: take over its result, or look again later."""
     trial = pending.trial
-    if results.is_settled(log.runs, *trial.key):
+    if results.has_final_outcome(log.runs, *trial.key):
         status = str(results.read_outcome(log.runs, *trial.key).status)
         log.set_status(trial, status)
         log.append_event("found", trial, status=status)
         return
     if not pending.not_before:
-        owner = holder(files.trial_lock(log.runs, trial.trial_id))
+        owner = describe_holder(files.trial_lock(log.runs, trial.trial_id))
         screen.print_line(f"{trial.label}: waits for {owner}, which runs it")
     pending.not_before = time.monotonic() + policy.BUSY_SECONDS
     queue.put_last(pending)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_sweep.runs import files, results
 from lora_sweep.runs.crash_points import crash_point
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from sweep.engines.job import list_facts
 from sweep.status.progress import SweepProgress
 from sweep.store import trial_state
@@ -59,10 +59,10 @@ class EventLog:
             The status and the reason that the trial then has; None where another sweep runs it.
         """
         ids = {"trial_id": trial.trial_id, "eval_id": trial.eval_id, "kind": trial.kind}
-        with claim(files.trial_lock(self.runs, trial.trial_id)) as is_ours:
+        with hold_lock(files.trial_lock(self.runs, trial.trial_id)) as is_ours:
             if not is_ours:
                 return None
-            if not results.is_settled(self.runs, *trial.key):
+            if not results.has_final_outcome(self.runs, *trial.key):
                 config = dataclasses.asdict(trial.config)
                 results.write_failure(self.runs, ids, config, list_facts(trial), status, reason)
         outcome = results.read_outcome(self.runs, *trial.key)

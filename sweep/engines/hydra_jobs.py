@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_sweep.config.schema import config_from_json
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import is_claimed
+from lora_sweep.runs.locks import is_locked
 from sweep.engines.engine import SweepStopped
 from sweep.engines.event_log import EventLog
 from sweep.engines.local.engine import assign_slots
@@ -83,7 +83,7 @@ def run_point(config: DictConfig) -> float | None:
 def run_trials(trials: list[PlannedTrial], runs: Path, sweep: str) -> None:
     """Run in one worker what is left of these trials, without baselines that another job runs at this moment."""
     lock_paths = {trial.key: files.trial_lock(runs, trial.trial_id) for trial in trials}
-    free = [trial for trial in trials if trial.kind != "baseline" or not is_claimed(lock_paths[trial.key])]
+    free = [trial for trial in trials if trial.kind != "baseline" or not is_locked(lock_paths[trial.key])]
     pending = list_pending(free, {trial.key: trial_state.read_trial_state(trial, runs) for trial in free}, runs)
     if not pending:
         return

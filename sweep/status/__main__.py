@@ -53,7 +53,7 @@ def print_status(runs: Path, name: str) -> None:
 
 def list_next_steps(trials: list[TrialStatus], lock_sentence: str, command: str) -> list[str]:
     """Lines about a sweep that does not run: what is left, and the command that resumes it."""
-    left = sum(trial.status not in results.SETTLED for trial in trials)
+    left = sum(trial.status not in results.FINAL_STATUSES for trial in trials)
     if not trials:
         return [f"{lock_sentence}; it has no trials"]
     if not left:

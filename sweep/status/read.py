@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_sweep.runs import files
-from lora_sweep.runs.locks import holder, is_claimed
+from lora_sweep.runs.locks import describe_holder, is_locked
 from lora_sweep.runs.records import read_number
 from sweep.status.progress import RunningTrial, SweepProgress
 from sweep.store.sweep_file import SweepEntry
@@ -57,8 +57,8 @@ def read_lock(runs: Path, name: str) -> tuple[bool, str]:
     """Whether a process runs the sweep, and a sentence about it."""
     lock = files.sweep_lock(runs, name)
     try:
-        if is_claimed(lock):
-            return True, f"it runs: {fit_one_line(holder(lock), MAX_HOLDER_CHARACTERS)}"
+        if is_locked(lock):
+            return True, f"it runs: {fit_one_line(describe_holder(lock), MAX_HOLDER_CHARACTERS)}"
     except OSError as error:
         return False, f"whether it runs is unknown ({error.strerror})"
     return False, "it does not run"

@@ -86,7 +86,7 @@ def format_drift_notes(
 
     Args:
         name: of the sweep; its file can list rows of earlier runs that are not in the plan.
-        now: ``provenance.versions_and_code()`` of this process, where the caller has it already.
+        now: ``provenance.collect_versions()`` of this process, where the caller has it already.
     """
     return [*format_source_notes(plan, runs, name), *format_code_notes(plan, states, runs, now)]
 
@@ -121,9 +121,9 @@ def format_code_notes(
     """A line on the trials of the plan that are done, and were made by other code; none where there are none."""
     done = [trial for trial in plan.trials if states[trial.key].name in ("done", "trained")]
     if done and now is None:
-        from lora_sweep.runs.provenance import versions_and_code  # imported here: a report must not load it
+        from lora_sweep.runs.provenance import collect_versions  # imported here: a report must not load it
 
-        now = versions_and_code()
+        now = collect_versions()
     present, count = Provenance.from_json(now), 0
     versions_before: dict[str, dict[str, None]] = {}  # as ordered sets
     versions_now: dict[str, str] = {}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_sweep.runs import files
-from lora_sweep.runs.locks import remove_stale
+from lora_sweep.runs.locks import remove_stale_locks
 
 
 def has_leftovers(runs: Path, sweep: str) -> bool:
@@ -14,10 +14,10 @@ def has_leftovers(runs: Path, sweep: str) -> bool:
     return bool(locks or temporary) or files.progress_file(runs, sweep).exists()
 
 
-def remove_leftovers(runs: Path, sweep: str) -> None:
+def remove_temporary_files(runs: Path, sweep: str) -> None:
     """Remove what a killed orchestrator of this sweep left behind. The caller holds the sweep's lock."""
-    remove_stale(runs / "locks")
-    files.remove_leftovers(files.report_folder(runs, sweep))
+    remove_stale_locks(runs / "locks")
+    files.remove_temporary_files(files.report_folder(runs, sweep))
     for path in list_temporary_sweep_files(runs, sweep):
         path.unlink(missing_ok=True)
     files.progress_file(runs, sweep).unlink(missing_ok=True)

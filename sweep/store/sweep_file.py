@@ -205,8 +205,8 @@ def record_sweep(plan: Plan, runs: Path, name: str, command: str, provenance: Ma
     together. ``sources`` and ``provenance`` are those of this run; older rows of the sweep can differ from both.
 
     Args:
-        provenance: ``made_with()`` where the run has work to do. None where it has none: the file then keeps the
-            provenance of the run before, and is not written at all if nothing else changed.
+        provenance: ``collect_code_state()`` where the run has work to do. None where it has none: the file then keeps
+            the provenance of the run before, and is not written at all if nothing else changed.
     """
     before = read_sweep_file(runs, name) or SweepFile(name)
     entries = list_entries(plan)

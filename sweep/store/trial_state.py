@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from sweep.store.sweep_file import is_recorded
 from sweep.trials import Key, Plan, PlannedTrial
 
@@ -48,7 +48,7 @@ def read_trial_state(trial: PlannedTrial, runs: Path) -> TrialState:
     folder = files.trial_folder(runs, trial.trial_id)
     evaluation = folder.evaluation(trial.eval_id)
     for path in (folder.result, evaluation.result):
-        reason = results.broken(path)
+        reason = results.find_damage(path)
         if reason:
             return TrialState("broken", reason)
     outcome = results.read_outcome(runs, *trial.key)
@@ -59,7 +59,7 @@ def read_trial_state(trial: PlannedTrial, runs: Path) -> TrialState:
             return TrialState("broken", "its evaluation is of another adapter")
         return TrialState("done", is_settled=True)
     if outcome.status is not None:
-        return TrialState(outcome.status, outcome.reason, is_settled=outcome.status in results.SETTLED)
+        return TrialState(outcome.status, outcome.reason, is_settled=outcome.status in results.FINAL_STATUSES)
     if trial.kind == "trial" and folder.result.exists():
         return TrialState("trained")
     return TrialState("saved" if any(folder.checkpoints.glob("checkpoint-*")) else "new")
@@ -77,17 +77,17 @@ def prepare_trial(trial: PlannedTrial, state: TrialState, runs: Path, retry_fail
         return None
     folder = files.trial_folder(runs, trial.trial_id)
     evaluation = folder.evaluation(trial.eval_id)
-    with claim(files.trial_lock(runs, trial.trial_id)) as is_ours:
+    with hold_lock(files.trial_lock(runs, trial.trial_id)) as is_ours:
         if not is_ours:
             return None
         state = read_trial_state(trial, runs)  # again: another sweep may have repaired it before we had the lock
         if state.name == "broken":
-            path = folder.path if results.broken(folder.result) else evaluation.path
-            quarantined = files.quarantine(runs, path, str(state.reason))
+            path = folder.path if results.find_damage(folder.result) else evaluation.path
+            quarantined = files.quarantine_folder(runs, path, str(state.reason))
             return f"{trial.label}: {state.reason}; kept as {quarantined.relative_to(runs)}, and run again"
         if retry_failed and state.needs_work(retry_failed):
             folder.setbacks.unlink(missing_ok=True)
-            results.forget_failure(folder, trial.eval_id)
+            results.remove_failures(folder, trial.eval_id)
     return None
 
 
@@ -101,7 +101,7 @@ def hash_result(trial: PlannedTrial, runs: Path) -> str | None:
     folder = files.trial_folder(runs, trial.trial_id)
     for path in (folder.evaluation(trial.eval_id).result, folder.result):
         if path.exists():
-            return files.file_hashes(path.parent, [path.name])[path.name]
+            return files.hash_files(path.parent, [path.name])[path.name]
     return None
 
 

@@ -33,10 +33,10 @@ LATER = [
     ("failed attempt recorded", 3),
     ("outcome heard", 3),
     ("before job", 3),
-    ("before claim is freed", 3),
+    ("before unlock", 3),
 ]
 LATER += [("written", 9), ("before rename", 8), ("renamed", 4), ("before append", 4), ("appended", 5)]
-MANY = ("written", "before rename", "renamed", "before append", "appended", "claim written", "before claim is freed")
+MANY = ("written", "before rename", "renamed", "before append", "appended", "lock written", "before unlock")
 SLOW = [(name, k) for name in MANY for k in range(2, 40) if (name, k) not in LATER]
 
 

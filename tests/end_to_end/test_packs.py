@@ -15,7 +15,7 @@ from support.scripted import STEPS, plan_of
 
 import sweep.engines.local.worker_process
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from lora_sweep.runs.records import EvaluationResult, TrialResult
 from sweep.engines.local.engine import LocalEngine
 from sweep.launch import launch
@@ -83,7 +83,7 @@ def test_as_many_run_together_as_are_asked_for(runs: Path, pack: int | str, foun
 
 @pytest.mark.slow
 def test_a_trial_that_another_sweep_runs_joins_later(runs: Path) -> None:
-    with claim(files.trial_lock(runs, folder(runs, 1).path.name)):
+    with hold_lock(files.trial_lock(runs, folder(runs, 1).path.name)):
         process = start(runs, "s", 3, pack=3)
         poll(lambda: statuses(runs) == ["complete", None, "complete"])
     assert ended(process).code == 0

@@ -17,7 +17,7 @@ from support.scripted import STEPS, plan_of
 
 import sweep.engines.local.worker_process
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from lora_sweep.runs.records import EvaluationResult, TrialResult
 from sweep.engines.local.engine import LocalEngine
 from sweep.launch import launch
@@ -286,7 +286,7 @@ def test_what_another_sweep_is_writing_is_left_alone(runs: Path) -> None:
     half = files.report_folder(runs, "other") / ".progress.json.1234.tmp"
     half.parent.mkdir(parents=True)
     half.write_text("{")
-    with claim(files.sweep_lock(runs, "other")) as ours:
+    with hold_lock(files.sweep_lock(runs, "other")) as ours:
         assert ours
         assert run(runs, "s", 1).code == 0
     assert half.exists()

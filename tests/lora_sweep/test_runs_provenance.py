@@ -38,24 +38,26 @@ ROOT = Path(__file__).parents[2]
 )
 def test_only_statements_count(old: str, new: str, same: bool) -> None:
     assert old in SOURCE
-    before = provenance.fingerprint_of({"a": SOURCE, "b": "x = 1\n"})
-    after = provenance.fingerprint_of({"a": SOURCE.replace(old, new), "b": "x = 1\n"})
+    before = provenance.fingerprint_sources({"a": SOURCE, "b": "x = 1\n"})
+    after = provenance.fingerprint_sources({"a": SOURCE.replace(old, new), "b": "x = 1\n"})
     assert (before == after) == same
 
 
 def test_a_string_that_is_no_docstring_counts_and_so_does_the_module_it_is_in() -> None:
     one, other = "x = 1\n'a'\n", "x = 1\n'b'\n"
-    assert provenance.fingerprint_of({"a": one}) != provenance.fingerprint_of({"a": other})
-    assert provenance.fingerprint_of({"a": one, "b": other}) != provenance.fingerprint_of({"a": other, "b": one})
+    assert provenance.fingerprint_sources({"a": one}) != provenance.fingerprint_sources({"a": other})
+    assert provenance.fingerprint_sources({"a": one, "b": other}) != provenance.fingerprint_sources(
+        {"a": other, "b": one}
+    )
 
 
 def test_the_fingerprint_of_the_code_is_short_and_of_every_listed_source(monkeypatch: pytest.MonkeyPatch) -> None:
     found = provenance.code_fingerprint()
     assert len(found) == 16
-    assert found == provenance.code_fingerprint() == provenance.fingerprint_of(provenance.SOURCES)
+    assert found == provenance.code_fingerprint() == provenance.fingerprint_sources(provenance.SOURCES)
     for name in provenance.SOURCES:
         changed = {**provenance.SOURCES, name: provenance.SOURCES[name] + "\nunheard_of = 1\n"}
-        assert provenance.fingerprint_of(changed) != found, name
+        assert provenance.fingerprint_sources(changed) != found, name
 
 
 def test_the_code_that_counts_is_that_of_the_rooms_that_make_numbers() -> None:
@@ -67,16 +69,17 @@ def test_the_code_that_counts_is_that_of_the_rooms_that_make_numbers() -> None:
 
 
 def test_a_result_says_what_any_process_knows_and_what_only_the_worker_does() -> None:
-    made = provenance.provenance("a device", "torch.bfloat16", "then")
-    assert {key: made[key] for key in provenance.made_with()} == provenance.made_with()
-    assert set(provenance.made_with()) == {"versions", "git_commit", "git_dirty", "code"}
+    made = provenance.collect_provenance("a device", "torch.bfloat16", "then")
+    assert {key: made[key] for key in provenance.collect_code_state()} == provenance.collect_code_state()
+    assert set(provenance.collect_code_state()) == {"versions", "git_commit", "git_dirty", "code"}
     assert (made["device"], made["dtype"], made["started"]) == ("a device", "bfloat16", "then")
     assert made["code"] == provenance.code_fingerprint()
 
 
 def test_asking_for_it_loads_no_torch_and_is_quick(tmp_path: Path) -> None:
     code = (
-        "import sys, time; t = time.perf_counter(); from lora_sweep.runs.provenance import made_with; made_with(); "
+        "import sys, time; t = time.perf_counter(); from lora_sweep.runs import provenance; "
+        "provenance.collect_code_state(); "
         "assert time.perf_counter() - t < 3; print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

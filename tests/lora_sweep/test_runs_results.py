@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_sweep.runs.files import (
-    file_hashes,
+    hash_files,
     read_json,
     read_jsonl,
     report_folder,
@@ -27,7 +27,7 @@ from lora_sweep.runs.files import (
     write_jsonl,
 )
 from lora_sweep.runs.records import MAX_NUMBER, EvaluationResult, EvaluationScores, TrialResult
-from lora_sweep.runs.results import SETTLED, STATUSES, is_settled, load_record
+from lora_sweep.runs.results import FINAL_STATUSES, STATUSES, has_final_outcome, load_record
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -161,10 +161,10 @@ def test_hashes_are_of_the_content_of_files_and_of_all_files_of_a_folder(tmp_pat
     files = {"config.json": b"{}", "adapter/a.safetensors": b"weights", "adapter/deep/b.json": b""}
     for name, content in {**files, "other": b"not asked for"}.items():
         write_atomic(tmp_path / name, content)
-    hashes = file_hashes(tmp_path, ["config.json", "adapter"])
+    hashes = hash_files(tmp_path, ["config.json", "adapter"])
     assert hashes == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     with pytest.raises(FileNotFoundError):
-        file_hashes(tmp_path, ["missing"])
+        hash_files(tmp_path, ["missing"])
 
 
 # --- a trial -----------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_torn_files_count_as_absent(tmp_path: Path) -> None:
     assert (row.evaluation, row.scores) == (EvaluationResult(), EvaluationScores())
     folder.result.write_text("{")
     assert load_record(tmp_path, "t1", "e1").training == TrialResult()
-    assert not is_settled(tmp_path, "t1", "e1")
+    assert not has_final_outcome(tmp_path, "t1", "e1")
 
 
 KEPT_TRIALS = Path(__file__).parents[1] / "support" / "kept_runs" / "trials"
@@ -336,24 +336,24 @@ TRAINING_SETTLES = {
 @pytest.mark.parametrize("status", STATUSES)
 def test_which_trainings_need_no_further_work(tmp_path: Path, status: str) -> None:
     fill(tmp_path, training={**TRAINING, "status": status})
-    assert is_settled(tmp_path, "t1", "e1") == TRAINING_SETTLES[status]
-    assert (status in SETTLED) == (TRAINING_SETTLES[status] or status == "complete")
+    assert has_final_outcome(tmp_path, "t1", "e1") == TRAINING_SETTLES[status]
+    assert (status in FINAL_STATUSES) == (TRAINING_SETTLES[status] or status == "complete")
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_trained_trial_is_settled_by_its_evaluation(tmp_path: Path, status: str) -> None:
     fill(tmp_path, training=TRAINING, evaluation={**EVALUATION, "status": status})
-    assert is_settled(tmp_path, "t1", "e1") == (status in SETTLED)
-    assert not is_settled(tmp_path, "t1", "e2")
+    assert has_final_outcome(tmp_path, "t1", "e1") == (status in FINAL_STATUSES)
+    assert not has_final_outcome(tmp_path, "t1", "e2")
 
 
 @pytest.mark.parametrize("status", ["oom", "failed", "preempted"])
 def test_an_old_evaluation_does_not_settle_a_trial_without_a_training(tmp_path: Path, status: str) -> None:
     fill(tmp_path, training={"status": status}, evaluation=EVALUATION)
-    assert not is_settled(tmp_path, "t1", "e1")
+    assert not has_final_outcome(tmp_path, "t1", "e1")
 
 
 def test_nothing_is_not_settled(tmp_path: Path) -> None:
-    assert not is_settled(tmp_path, "t1", "e1")
+    assert not has_final_outcome(tmp_path, "t1", "e1")
     write_json(trial_folder(tmp_path, "t1").result, json.loads("{}"))
-    assert not is_settled(tmp_path, "t1", "e1")
+    assert not has_final_outcome(tmp_path, "t1", "e1")

@@ -15,7 +15,7 @@ from support.scripted import WORKER, ScriptedRunner, job_json, plan_of
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.messages import Failure, Job, Reporter
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from lora_sweep.worker import loop, process
 from sweep.trials import PlannedTrial
 
@@ -103,7 +103,7 @@ def test_what_diverged_stays_so(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_is_claimed_is_left_alone(tmp_path: Path) -> None:
-    with claim(files.trial_lock(tmp_path, trial(tmp_path).trial_id)):
+    with hold_lock(files.trial_lock(tmp_path, trial(tmp_path).trial_id)):
         status, events = run(tmp_path, FailingRunner(tmp_path))
     assert (status, [event["event"] for event in events]) == ("busy", ["end"])
     assert not (tmp_path / "trials").exists()
@@ -327,7 +327,7 @@ def test_a_stop_saves_every_member(tmp_path: Path) -> None:
 def test_what_is_locked_or_settled_does_not_reach_the_runner(tmp_path: Path) -> None:
     run_pack(tmp_path, PackRunner(tmp_path), 1)
     runner = PackRunner(tmp_path)
-    with claim(files.trial_lock(tmp_path, trial(tmp_path, 2).trial_id)):
+    with hold_lock(files.trial_lock(tmp_path, trial(tmp_path, 2).trial_id)):
         statuses, events = run_pack(tmp_path, runner)
     assert statuses == ["complete", "complete", "busy"]
     assert runner.calls == ["train t1", "evaluate t1"]
@@ -346,7 +346,7 @@ def test_an_ended_job_can_be_locked_while_the_others_go_on(tmp_path: Path) -> No
 
     def send_event(event: dict[str, Any]) -> None:
         if event["event"] == "end":
-            with claim(files.trial_lock(tmp_path, event["trial_id"])) as ours:
+            with hold_lock(files.trial_lock(tmp_path, event["trial_id"])) as ours:
                 free.append(ours)
 
     run_pack(tmp_path, PackRunner(tmp_path, train_t0=Diverged("loss is nan")), reporter=Reporter(send_event))

@@ -97,7 +97,7 @@ def test_checksums_are_those_of_the_files(pack: Any) -> None:
     folder = files.trial_folder(runs, jobs[1].trial_id)
     stated = outcome(jobs[1], runs).training.files
     assert {"config.json", "losses.jsonl", "adapter/adapter_model.safetensors"} <= set(stated)
-    assert stated == files.file_hashes(folder.path, stated)
+    assert stated == files.hash_files(folder.path, stated)
 
 
 def test_prompts_are_the_held_out_rows_and_the_fixed_ones(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def check_acknowledged(runs: Path, events: list[Event], free: set[str]) -> None:
         if key[0] not in free:
             assert path.exists(), f"lost: {event}"
             assert hashlib.sha256(path.read_bytes()).hexdigest() == event["sha256"], f"altered: {event}"
-            assert results.broken(path) is None, f"{event}: {results.broken(path)}"
+            assert results.find_damage(path) is None, f"{event}: {results.find_damage(path)}"
 
 
 def check_attempts(runs: Path, plan: Plan, events: list[Event]) -> None:
@@ -141,7 +141,7 @@ def check_contents(runs: Path, plan: Plan) -> None:
     for trial in plan.trials:
         folder = files.trial_folder(runs, trial.trial_id)
         for path in (folder.result, folder.evaluation(trial.eval_id).result):
-            assert results.broken(path) is None, f"{trial.label}: {results.broken(path)}"
+            assert results.find_damage(path) is None, f"{trial.label}: {results.find_damage(path)}"
         if results.read_outcome(runs, *trial.key).status == "complete":
             assert not folder.checkpoints.exists(), f"{trial.label} is complete and has checkpoints"
             assert contents(folder.path) == wanted[trial.trial_id], f"{trial.label} is not as in an undisturbed sweep"

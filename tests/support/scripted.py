@@ -111,7 +111,7 @@ class ScriptedRunner:
                 raise Preempted(f"saved at step {step} of {STEPS}")
         files.write_jsonl(folder.losses, [{"step": step, "loss": 1 / step} for step in range(1, STEPS + 1)])
         files.write_atomic(folder.adapter / "adapter.bin", random.Random(job.config.seed).randbytes(2048))
-        hashes = files.file_hashes(folder.path, ["config.json", "losses.jsonl", "adapter"])
+        hashes = files.hash_files(folder.path, ["config.json", "losses.jsonl", "adapter"])
         result = {"trial_id": job.trial_id, "kind": job.kind, "status": "complete", "reason": None, **job.facts}
         results.write_result(
             folder.result, {**result, "setbacks": job.failed_attempts, "halved": job.halvings, "files": hashes}
@@ -132,7 +132,7 @@ class ScriptedRunner:
         files.write_json(evaluation.scores, scores)
         result = {"eval_id": job.eval_id, "status": "complete", "reason": None, "metrics": scores["means"]}
         result["adapter"] = results.hash_adapter(results.read_trial_result(folder))
-        hashes = files.file_hashes(evaluation.path, ["generations.jsonl", "scores.json"])
+        hashes = files.hash_files(evaluation.path, ["generations.jsonl", "scores.json"])
         results.write_result(evaluation.result, {**result, "files": hashes})
 
     def mirror_failure(self, job: Job, failure: Failure) -> None:

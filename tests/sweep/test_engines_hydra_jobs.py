@@ -31,7 +31,7 @@ def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 def adapters(folder: Path) -> dict[str, str]:
     found = sorted((folder / "runs/trials").glob("*/adapter/adapter_model.safetensors"))
-    return {path.parts[-3]: files.file_hashes(path.parent, [path.name])[path.name] for path in found}
+    return {path.parts[-3]: files.hash_files(path.parent, [path.name])[path.name] for path in found}
 
 
 def snapshot(folder: Path) -> dict[Path, int]:

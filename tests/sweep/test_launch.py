@@ -17,7 +17,7 @@ from support.scripted import WORKER, plan_of
 from lora_sweep.config.schema import Config, Data, Eval, Launch, Lora, Model, Tracking, Train
 from lora_sweep.errors import Refused
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from sweep.engines.local import supervisor
 from sweep.engines.local.engine import LocalEngine
 from sweep.engines.local.worker_process import WorkerProcess
@@ -96,7 +96,7 @@ def test_every_outcome_is_acknowledged_with_the_hash_of_its_result(done: Any) ->
     acknowledged = {event["trial_id"]: event["sha256"] for event in events(runs, "end")}
     for trial in plan.trials:
         path = files.trial_folder(runs, trial.trial_id).evaluation(trial.eval_id).result
-        assert acknowledged[trial.trial_id] == files.file_hashes(path.parent, [path.name])[path.name]
+        assert acknowledged[trial.trial_id] == files.hash_files(path.parent, [path.name])[path.name]
 
 
 def test_a_wider_grid_runs_its_new_points_and_is_the_union(done: Any) -> None:
@@ -200,7 +200,7 @@ def test_a_full_memory_is_an_outcome_of_one_trial_and_half_a_batch_may_fit(tmp_p
 
 def test_a_running_sweep_is_refused_with_its_holders_name(tmp_path: Path) -> None:
     with (
-        claim(files.sweep_lock(tmp_path, "a")),
+        hold_lock(files.sweep_lock(tmp_path, "a")),
         pytest.raises(Refused, match=rf"is run by pid {os.getpid()} on .*since"),
     ):
         launch(plan_of(tmp_path, "a", 1), [], LocalEngine(WORKER))

@@ -11,7 +11,7 @@ import pytest
 
 from lora_sweep.errors import EXIT_REFUSED
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from sweep.report.__main__ import main as report
 from sweep.status.__main__ import main
 from sweep.status.progress import RunningTrial, SweepProgress
@@ -67,7 +67,7 @@ def file_contents(runs: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_sweep_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(tmp_path, ["complete", "new", "new"])
-    with claim(files.sweep_lock(tmp_path, "blog")):
+    with hold_lock(files.sweep_lock(tmp_path, "blog")):
         progress(tmp_path)
         before = file_contents(tmp_path)
         lines = shown(capsys, "--runs", tmp_path)
@@ -167,7 +167,7 @@ def last_word(runs: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_progress_that_is_old_is_called_old(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(tmp_path, ["new", "new"])
-    with claim(files.sweep_lock(tmp_path, "blog")):
+    with hold_lock(files.sweep_lock(tmp_path, "blog")):
         path = progress(tmp_path)
         then = time.time() - 600
         os.utime(path, (then, then))
@@ -179,7 +179,7 @@ def test_progress_of_a_run_before_this_one_is_none(tmp_path: Path, capsys: pytes
     sweep(tmp_path, ["new", "new"])
     path = progress(tmp_path)
     os.utime(path, (time.time() - 600,) * 2)
-    with claim(files.sweep_lock(tmp_path, "blog")):
+    with hold_lock(files.sweep_lock(tmp_path, "blog")):
         assert last_word(tmp_path, capsys) == "which trials run is not written yet"
         path.unlink()
         assert last_word(tmp_path, capsys) == "which trials run is not written yet"
@@ -188,7 +188,7 @@ def test_progress_of_a_run_before_this_one_is_none(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("cut", [0, 1, 60, -2])
 def test_torn_progress(cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(tmp_path, ["new", "new"])
-    with claim(files.sweep_lock(tmp_path, "blog")):
+    with hold_lock(files.sweep_lock(tmp_path, "blog")):
         path = progress(tmp_path)
         path.write_bytes(path.read_bytes()[:cut])
         assert last_word(tmp_path, capsys) == "which trials run cannot be read: progress.json is torn"
@@ -207,7 +207,7 @@ def test_torn_progress(cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[s
 )
 def test_progress_of_another_shape(running: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(tmp_path, ["new", "new"])
-    with claim(files.sweep_lock(tmp_path, "blog")):
+    with hold_lock(files.sweep_lock(tmp_path, "blog")):
         files.write_json(files.progress_file(tmp_path, "blog"), {"running": running, "seconds_left": "soon"})
         lines = shown(capsys, "--runs", tmp_path)
     assert lines[0] == "sweep blog  0 of 2 done, 2 waiting"
@@ -216,7 +216,7 @@ def test_progress_of_another_shape(running: Any, tmp_path: Path, capsys: pytest.
 def test_odd_cells_of_a_row_do_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"trial_id": "t0", "label": "r=0", "device": "cpu", "started": 10**17, "phase": [1], "step": "x", "more": 1}
     sweep(tmp_path, ["new", "new"])
-    with claim(files.sweep_lock(tmp_path, "blog")):
+    with hold_lock(files.sweep_lock(tmp_path, "blog")):
         path = files.progress_file(tmp_path, "blog")
         files.write_json(path, {"running": [row], "seconds_left": 0})
         path.write_text(path.read_text().replace('"x"', "1" + "0" * 400))
@@ -227,7 +227,7 @@ def test_odd_cells_of_a_row_do_no_harm(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_result_is_a_later_word_than_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A trial that has ended since is not shown as running; one that failed before and runs again is."""
     sweep(tmp_path, ["complete", "preempted"])
-    with claim(files.sweep_lock(tmp_path, "blog")):
+    with hold_lock(files.sweep_lock(tmp_path, "blog")):
         progress(tmp_path, labels=("r=0", "r=1"))
         lines = shown(capsys, "--runs", tmp_path)
     assert lines[0] == "sweep blog  1 of 2 done   about 14 min left"
@@ -247,7 +247,7 @@ def test_texts_do_nothing_to_the_terminal(tmp_path: Path, capsys: pytest.Capture
     files.write_json(path, content)
     outcome = {"status": hostile, "reason": hostile}
     results.write_result(files.trial_folder(tmp_path, "t0").result, outcome)
-    with claim(files.sweep_lock(tmp_path, "blog")):
+    with hold_lock(files.sweep_lock(tmp_path, "blog")):
         files.write_json(
             files.progress_file(tmp_path, "blog"),
             {"running": [{"trial_id": "t1", "label": hostile, "device": hostile, "started": 0}]},

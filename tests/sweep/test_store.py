@@ -11,7 +11,7 @@ from support.scripted import ScriptedRunner, job_json, plan_of
 
 from lora_sweep.messages import Job, Reporter
 from lora_sweep.runs import files, results
-from lora_sweep.runs.locks import claim
+from lora_sweep.runs.locks import hold_lock
 from lora_sweep.worker import loop
 from sweep.store import trial_state
 from sweep.store.sweep_file import record_sweep
@@ -123,7 +123,7 @@ def test_an_evaluation_of_another_adapter_is_moved_aside(plan: Plan, tmp_path: P
     folder = files.trial_folder(tmp_path, trial.trial_id)
     value = json.loads(folder.result.read_text())
     files.write_atomic(folder.adapter / "adapter.bin", b"as another machine would have trained it")
-    hashes = files.file_hashes(folder.path, value["files"])
+    hashes = files.hash_files(folder.path, value["files"])
     results.write_result(folder.result, {**{k: v for k, v in value.items() if k != "seal"}, "files": hashes})
     found = trial_state.read_trial_state(trial, tmp_path)
     assert (found.name, found.reason) == ("broken", "its evaluation is of another adapter")
@@ -135,7 +135,7 @@ def test_an_evaluation_of_another_adapter_is_moved_aside(plan: Plan, tmp_path: P
 def test_a_large_file_is_read_again_only_where_its_time_changed(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "LARGE_FILE", 100)
+    monkeypatch.setattr(results, "LARGE_FILE_BYTES", 100)
     trial = plan.trials[0]
     run(trial, tmp_path)
     adapter = files.trial_folder(tmp_path, trial.trial_id).adapter / "adapter.bin"
@@ -159,7 +159,7 @@ def test_a_trial_that_somebody_runs_is_left_alone(plan: Plan, tmp_path: Path) ->
     trial = plan.trials[0]
     run(trial, tmp_path)
     tear(files.trial_folder(tmp_path, trial.trial_id).result)
-    with claim(files.trial_lock(tmp_path, trial.trial_id)):
+    with hold_lock(files.trial_lock(tmp_path, trial.trial_id)):
         assert (
             trial_state.prepare_trial(trial, trial_state.read_trial_state(trial, tmp_path), tmp_path, retry_failed=True)
             is None

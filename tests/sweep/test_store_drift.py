@@ -142,13 +142,13 @@ def test_only_what_both_sides_know_is_compared() -> None:
 
 
 def test_now_is_this_process_where_it_is_not_given(tmp_path: Path) -> None:
-    from lora_sweep.runs.provenance import made_with
+    from lora_sweep.runs.provenance import collect_code_state
 
     plan = plan_of(trial("a"))
     states = {("a", "e"): trial_state.TrialState("done")}
-    finish(tmp_path, plan.trials[0], made_with())
+    finish(tmp_path, plan.trials[0], collect_code_state())
     assert format_drift_notes(plan, states, tmp_path, "s") == []
-    finish(tmp_path, plan.trials[0], {**made_with(), "code": "0ld"})
+    finish(tmp_path, plan.trials[0], {**collect_code_state(), "code": "0ld"})
     assert format_drift_notes(plan, states, tmp_path, "s") == [
         "drift: 1 done trial was made by other code (our code changed)"
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_sweep.config.schema import Launch
 from lora_sweep.runs import results
-from lora_sweep.runs.locks import remove_stale
+from lora_sweep.runs.locks import remove_stale_locks
 from sweep.engines.event_log import EventLog
 from sweep.engines.local.supervisor import Supervisor
 from sweep.engines.local.worker_process import WORKER_COMMAND
@@ -45,7 +45,7 @@ class LocalEngine:
             with open_screen(board) as shown:
                 Supervisor(settings, slots, TrialQueue(pending), log, shown, self.command).run()
         finally:
-            remove_stale(runs / "locks")  # of workers that were killed
+            remove_stale_locks(runs / "locks")  # of workers that were killed
 
 
 def assign_slots(settings: Launch) -> list[Slot]:
