@@ -22,7 +22,7 @@ class Refusals:
         self.by_number: dict[int, Refused] = {}
 
     @contextlib.contextmanager
-    def collect(self, number: int) -> Iterator[None]:
+    def collect_refusal(self, number: int) -> Iterator[None]:
         """Keep a refusal that is raised in the block as that of point ``number``."""
         try:
             yield

@@ -35,7 +35,7 @@ def make_plan(configs: list[Config], strict: bool) -> Plan:
     configs = [settle(config) for config in configs]
     refusals = Refusals(configs)
     for number, config in enumerate(configs):
-        with refusals.collect(number):
+        with refusals.collect_refusal(number):
             config.check()
             check_scorer(config.eval)
     refusals.raise_if_final()
@@ -58,7 +58,7 @@ def draft_trials(
     drafts: dict[int, Draft] = {}
     for number, facts in facts_by_number.items():
         if isinstance(facts, Facts):
-            with refusals.collect(number):
+            with refusals.collect_refusal(number):
                 drafts[number] = drafter.draft_point(configs[number], facts)
     return drafts
 

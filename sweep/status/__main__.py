@@ -53,13 +53,13 @@ def print_status(runs: Path, name: str) -> None:
 
 def list_next_steps(trials: list[TrialStatus], lock_sentence: str, command: str) -> list[str]:
     """Lines about a sweep that does not run: what is left, and the command that resumes it."""
-    left = sum(trial.status not in results.FINAL_STATUSES for trial in trials)
+    remaining = sum(trial.status not in results.FINAL_STATUSES for trial in trials)
     if not trials:
         return [f"{lock_sentence}; it has no trials"]
-    if not left:
+    if not remaining:
         return [f"{lock_sentence}; nothing is left to do"]
     command = fit_one_line(command or "no command was recorded", MAX_COMMAND_CHARACTERS)
-    return [f"{lock_sentence}; {left} of {len(trials)} are left. Go on with:", f"  {command}"]
+    return [f"{lock_sentence}; {remaining} of {len(trials)} are left. Go on with:", f"  {command}"]
 
 
 def list_failures(trials: list[TrialStatus]) -> list[str]:

@@ -30,7 +30,7 @@ class TrialStatus:
     reason: str | None = None
 
     @property
-    def identity(self) -> tuple[str, str]:
+    def row_key(self) -> tuple[str, str]:
         return self.trial_id, self.label
 
 
@@ -101,13 +101,13 @@ def reconcile_trials(progress: SweepProgress, trials: list[TrialStatus]) -> list
 
     The results and progress.json were read at different times. A complete result is the newer of the two.
     """
-    complete = {trial.identity for trial in trials if trial.status == "complete"}
+    complete = {trial.row_key for trial in trials if trial.status == "complete"}
     progress.running = {
         key: trial for key, trial in progress.running.items() if (trial.trial_id, trial.label) not in complete
     }
     running = {(trial.trial_id, trial.label) for trial in progress.running.values()}
     trials = [
-        dataclasses.replace(trial, status="running", reason=None) if trial.identity in running else trial
+        dataclasses.replace(trial, status="running", reason=None) if trial.row_key in running else trial
         for trial in trials
     ]
     progress.counts = dict(Counter(trial.status for trial in trials))
