@@ -17,9 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; left out: the one that was started last")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     parser.add_argument("--png", action="store_true", help="also write the main charts as pictures")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        print(write_report(given.runs, given.name or find_newest_sweep(given.runs), given.png))
+        print(write_report(options.runs, options.name or find_newest_sweep(options.runs), options.png))
     except Refused as refused:
         print(refused, file=sys.stderr)
         return EXIT_REFUSED

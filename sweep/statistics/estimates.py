@@ -145,9 +145,9 @@ def estimate_difference(
 
 def count_wins(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
     """The prompts on which ``a`` scores more than ``b``, the same, and less; both [prompts]."""
-    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    same = np.isclose(left, right, rtol=1e-9, atol=1e-9)
-    return int((~same & (left > right)).sum()), int(same.sum()), int((~same & (left < right)).sum())
+    ours, theirs = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    same = np.isclose(ours, theirs, rtol=1e-9, atol=1e-9)
+    return int((~same & (ours > theirs)).sum()), int(same.sum()), int((~same & (ours < theirs)).sum())
 
 
 def widen_interval(

@@ -1,5 +1,6 @@
 """The report: every number from the files, in every output, the same bytes each time, whatever the files hold."""
 
+import ast
 import base64
 import csv
 import hashlib
@@ -40,6 +41,7 @@ from sweep.report.analysis.analyse import analyse_sweep
 from sweep.report.analysis.comparison import find_baseline
 from sweep.report.analysis.load import load_sweep, score_references
 from sweep.report.analysis.ranking import rank
+from sweep.report.formats.commands import write_merge_script
 from sweep.report.formats.csv_file import write_csv_cell
 from sweep.report.formats.markdown import escape_markdown, fence_code
 from sweep.report.formats.summary import list_summary_columns
@@ -773,3 +775,15 @@ def test_eval_bits_are_a_column_only_where_they_differ_from_the_trainings(runs: 
     evaluation = trial_folder(runs, "t00000000000").evaluation("e0123456789a").result
     evaluation.write_text(json.dumps({**json.loads(evaluation.read_text()), "bits": 32}))
     assert "eval_bits" in [column.key for column in list_summary_columns(analyse_sweep(runs, "demo"))]
+
+
+def test_the_script_that_merges_an_adapter_imports_what_is_there(runs: Path) -> None:
+    row = analyse_sweep(runs, "demo").recommended_trial
+    assert row is not None
+    imports = [node for node in ast.walk(ast.parse(write_merge_script(row))) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if str(node.module).startswith("lora_sweep")]
+    assert len(ours) == 3
+    for node in ours:
+        tree = ast.parse((ROOT / f"{str(node.module).replace('.', '/')}.py").read_text())
+        defined = {item.name for item in tree.body if isinstance(item, ast.FunctionDef | ast.ClassDef)}
+        assert {alias.name for alias in node.names} <= defined, node.module

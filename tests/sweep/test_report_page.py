@@ -193,7 +193,7 @@ def test_every_chart_is_drawn_and_says_what_it_shows(opened: Open) -> None:
     assert "no difference shown" not in effects[1]
     assert "16 against 8: +2.3 [-0.4, 5.1], no difference shown" in effects[0]
     assert page.locator("#losses .picks button").count() == 8
-    assert "1 higher than 5.5 and not drawn" in page.locator("#losses").text_content()
+    assert "1 loss above 5.5 is not drawn" in page.locator("#losses").text_content()
 
 
 def colours(plot: Any) -> int:

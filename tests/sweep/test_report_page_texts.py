@@ -305,7 +305,7 @@ def test_texts_beside_the_page_are_read_when_a_prompt_is_chosen(opened: Open) ->
     assert heads(page) == ["reference", "B1", "B2", "3", "7", "8"]
     page.get_by_role("button", name="Next prompt").click()
     page.wait_for_selector("#texts-shown .failed")
-    assert "report-texts/2.js, which is not beside this page" in page.locator("#texts-shown").inner_text()
+    assert "report-texts/2.js, which is missing or cannot be read" in page.locator("#texts-shown").inner_text()
 
 
 # ---- the blind comparison ----

@@ -96,11 +96,11 @@ def count_by_mark(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> d
     mark_of = {key: mark for mark, trials in keys.items() for key in trials}
     counts = {mark: [0, 0, 0] for mark in keys}
     for vote in votes:
-        left, right = mark_of.get(vote.left), mark_of.get(vote.right)
-        if left is None or right is None or left == right:
+        left_mark, right_mark = mark_of.get(vote.left), mark_of.get(vote.right)
+        if left_mark is None or right_mark is None or left_mark == right_mark:
             continue
-        counts[left][(0, 1, 2)[WINNERS.index(vote.winner)]] += 1
-        counts[right][(1, 0, 2)[WINNERS.index(vote.winner)]] += 1
+        counts[left_mark][(0, 1, 2)[WINNERS.index(vote.winner)]] += 1
+        counts[right_mark][(1, 0, 2)[WINNERS.index(vote.winner)]] += 1
     return counts
 
 
@@ -130,12 +130,18 @@ def parse_vote(line: object) -> Vote | None:
     if not isinstance(line, dict):
         return None
     vote_id, prompt_id, winner = line.get("id"), line.get("prompt_id"), line.get("winner")
-    left, right = parse_key(line.get("left")), parse_key(line.get("right"))
-    if left is None or right is None or left == right or winner not in WINNERS or not isinstance(prompt_id, str):
+    left_key, right_key = parse_key(line.get("left")), parse_key(line.get("right"))
+    if (
+        left_key is None
+        or right_key is None
+        or left_key == right_key
+        or winner not in WINNERS
+        or not isinstance(prompt_id, str)
+    ):
         return None
     if not isinstance(vote_id, str) or not VOTE_ID.fullmatch(vote_id):
         return None
-    return Vote(vote_id, prompt_id, left, right, str(winner))
+    return Vote(vote_id, prompt_id, left_key, right_key, str(winner))
 
 
 def parse_key(value: object) -> Key | None:

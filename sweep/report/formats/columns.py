@@ -28,14 +28,14 @@ class ReportColumn:
     terminal_header: str = ""
 
 
-def number(
+def number_column(
     key: str, header: str = "", digits: int | None = 3, unit: Unit = "", terminal_header: str = ""
 ) -> ReportColumn:
     """A column of numbers."""
     return ReportColumn(key, header or name_header(key), digits, unit, "right", terminal_header)
 
 
-def text(key: str, header: str = "") -> ReportColumn:
+def text_column(key: str, header: str = "") -> ReportColumn:
     """A column of words."""
     return ReportColumn(key, header or name_header(key))
 
@@ -46,56 +46,59 @@ def name_header(key: str) -> str:
 
 
 ONE_DIGIT_METRICS = ("quality", "chrf", "words")  # up to 100 and more; other metrics are at most about 1 and have three
-METRIC_COLUMNS = {name: number(name, name_header(name), 1 if name in ONE_DIGIT_METRICS else 3) for name in METRICS}
+METRIC_COLUMNS = {
+    name: number_column(name, name_header(name), 1 if name in ONE_DIGIT_METRICS else 3) for name in METRICS
+}
 # In the order of report.csv, where further metrics and varied keys follow.
 BEFORE_METRICS = (
-    text("trial_id"),
-    text("kind"),
-    number("r", digits=None),
-    number("alpha", digits=None),
-    text("targets"),
-    text("target_modules"),
-    number("bits", "base bits", digits=None),
-    text("seed"),
-    text("status"),
+    text_column("trial_id"),
+    text_column("kind"),
+    number_column("r", digits=None),
+    number_column("alpha", digits=None),
+    text_column("targets"),
+    text_column("target_modules"),
+    number_column("bits", "base bits", digits=None),
+    text_column("seed"),
+    text_column("status"),
     METRIC_COLUMNS["quality"],
-    number("validation_loss", terminal_header="loss"),
-    number("trainable_params", "trainable", 0, "parameters"),
-    number("train_seconds", "train s", 1, "seconds"),
-    number("tokens_per_second"),
-    number("peak_memory_bytes", "peak memory", 0, "bytes", "peak mem"),
-    number("adapter_bytes", "adapter", 0, "bytes"),
-    text("eval_id"),
-    text("label"),
-    text("reason"),
-    text("drift"),
-    number("dropout", digits=None),
-    number("learning_rate", digits=None),
-    text("base"),
-    text("data"),
-    text("template"),
-    number("eval_bits", digits=None),
-    number("steps", digits=0),
-    number("train_loss"),
-    number("neutral_loss"),
-    number("forgetting", unit="change"),
-    number("quality_ci_low", digits=1),
-    number("quality_ci_high", digits=1),
-    number("delta_baseline", "vs baseline", 1, "change", "vs base"),
-    number("delta_best", "vs best", 1, "change"),
-    text("tied_with_best"),
-    text("verdict"),
+    number_column("validation_loss", terminal_header="loss"),
+    number_column("trainable_params", "trainable", 0, "parameters"),
+    number_column("train_seconds", "train s", 1, "seconds"),
+    number_column("tokens_per_second"),
+    number_column("peak_memory_bytes", "peak memory", 0, "bytes", "peak mem"),
+    number_column("adapter_bytes", "adapter", 0, "bytes"),
+    text_column("eval_id"),
+    text_column("label"),
+    text_column("reason"),
+    text_column("drift"),
+    number_column("dropout", digits=None),
+    number_column("learning_rate", digits=None),
+    text_column("base"),
+    text_column("data"),
+    text_column("template"),
+    number_column("eval_bits", digits=None),
+    number_column("steps", digits=0),
+    number_column("train_loss"),
+    number_column("neutral_loss"),
+    number_column("forgetting", unit="change"),
+    number_column("quality_ci_low", digits=1),
+    number_column("quality_ci_high", digits=1),
+    number_column("delta_baseline", "vs baseline", 1, "change", "vs base"),
+    number_column("delta_best", "vs best", 1, "change"),
+    text_column("tied_with_best"),
+    text_column("verdict"),
 )
 AFTER_METRICS = (
-    text("device"),
-    text("dtype"),
-    number("peak_gpu_memory_bytes", "peak GPU memory", 0, "bytes"),
-    number("gpu_utilization_percent", digits=1),
-    number("generate_seconds", digits=1, unit="seconds"),
-    number("generate_tokens_per_second"),
+    text_column("device"),
+    text_column("dtype"),
+    number_column("peak_gpu_memory_bytes", "peak GPU memory", 0, "bytes"),
+    number_column("gpu_utilization_percent", digits=1),
+    number_column("generate_seconds", digits=1, unit="seconds"),
+    number_column("generate_tokens_per_second"),
 )
 COLUMNS = {
-    column.key: column for column in (text("mark", "row"), *BEFORE_METRICS, *METRIC_COLUMNS.values(), *AFTER_METRICS)
+    column.key: column
+    for column in (text_column("mark", "row"), *BEFORE_METRICS, *METRIC_COLUMNS.values(), *AFTER_METRICS)
 }
 
 # The summary of report.md and of the page, in order; varied settings follow the base bits.
@@ -132,4 +135,4 @@ TERMINAL_KEYS = (
 
 def find_column(key: str) -> ReportColumn:
     """The column of a field, of a metric or of a varied config key."""
-    return COLUMNS.get(key) or text(key)
+    return COLUMNS.get(key) or text_column(key)

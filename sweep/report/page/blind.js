@@ -1,21 +1,22 @@
 "use strict";
 // The blind comparison: two unnamed texts for one prompt, a vote, their names, and the tally of the votes. Votes are
-// kept in this page until they are saved as a file, which the next report reads (sweep/report/votes.py has its format).
+// kept in this page until they are saved as a file, which the next report reads. sweep/report/analysis/votes.py
+// defines the format of the file.
 
 (() => {
   const { data, byMark, el, decimals, texts } = LoraSweep;
-  const MOST_ROWS = 12; // 66 pairs: with more, no pair is seen twice
+  const MAX_ROWS = 12; // 66 pairs; with more, no pair would be seen twice
   const FIRST_TIED = 6;
   const Z = 1.959963984540054; // of a 95 % interval
-  const NOTHING = { count: 0, rows: {}, notes: [] };
+  const NO_VOTES = { count: 0, rows: {}, notes: [] };
   const KEYS = { 1: "left", 2: "right", 0: "tie" };
   const byId = (id) => document.getElementById(id);
-  const saved = data.votes || NOTHING; // of earlier reports: {count, rows: {mark: [wins, losses, ties]}, notes}
+  const saved = data.votes || NO_VOTES; // of earlier reports: {count, rows: {mark: [wins, losses, ties]}, notes}
   const votes = [];
   const seen = new Set(); // "place mark mark" of what was shown, the marks in the table's order
   let rows = firstRows();
   let question = null; // {place, left, right, texts}
-  let turn = 0; // of questions: one that was looked for while the rows changed is not asked
+  let turn = 0; // number of the question: one that was being chosen while the rows changed is dropped
   let unsaved = 0;
 
   // The group tied with the best, the recommended row first, and the baselines.
@@ -23,46 +24,46 @@
     const tied = LoraSweep.trials.filter((row) => row.tied || row.recommended);
     tied.sort((a, b) => b.recommended - a.recommended || b.quality - a.quality);
     const bases = LoraSweep.baselines.filter((row) => row.quality !== null || row.status === "complete");
-    return [...tied.slice(0, FIRST_TIED), ...bases].slice(0, MOST_ROWS).map((row) => row.mark);
+    return [...tied.slice(0, FIRST_TIED), ...bases].slice(0, MAX_ROWS).map((row) => row.mark);
   }
 
   // ---- the next question ----
 
-  function random(below) {
+  function randomBelow(below) {
     return crypto.getRandomValues(new Uint32Array(1))[0] % below;
   }
 
-  function shuffled(list) {
+  function shuffle(list) {
     const copy = [...list];
     for (let at = copy.length - 1; at > 0; at -= 1) {
-      const other = random(at + 1);
+      const other = randomBelow(at + 1);
       [copy[at], copy[other]] = [copy[other], copy[at]];
     }
     return copy;
   }
 
-  // Two baselines are no pair where there are trials: nobody chooses between them.
-  function pairs() {
+  // All pairs of rows, without pairs of two baselines where there are trials.
+  function listPairs() {
     const inOrder = data.rows.filter((row) => rows.includes(row.mark));
     const trials = inOrder.some((row) => row.kind === "trial");
     const all = inOrder.flatMap((first, at) => inOrder.slice(at + 1).map((second) => [first, second]));
-    const asked = all.filter((pair) => !trials || pair.some((row) => row.kind === "trial"));
-    return asked.map((pair) => pair.map((row) => row.mark));
+    const shown = all.filter((pair) => !trials || pair.some((row) => row.kind === "trial"));
+    return shown.map((pair) => pair.map((row) => row.mark));
   }
 
   const timesShown = (pair) => [...seen].filter((key) => key.endsWith(` ${pair.join(" ")}`)).length;
 
   // The pair shown least often, at random among equals, on a prompt that it was not shown on: at random too, but those
   // in the page before those in files beside it. Equal texts are no question. Null when nothing is left.
-  async function next() {
-    const order = shuffled(pairs()).map((pair) => ({ pair, times: timesShown(pair) }));
+  async function chooseQuestion() {
+    const order = shuffle(listPairs()).map((pair) => ({ pair, times: timesShown(pair) }));
     const inPage = (place) => (data.texts[place] ? 0 : 1);
     for (const { pair } of order.sort((a, b) => a.times - b.times)) {
-      const places = shuffled(data.prompts.keys()).sort((a, b) => inPage(a) - inPage(b));
+      const places = shuffle(data.prompts.keys()).sort((a, b) => inPage(a) - inPage(b));
       for (const place of places) {
         if (seen.has([place, ...pair].join(" "))) continue;
         const found = (await texts.of(place)) || {};
-        const [left, right] = shuffled(pair);
+        const [left, right] = shuffle(pair);
         if (canAsk(found[left], found[right])) return { place, left, right, texts: found };
       }
     }
@@ -71,16 +72,16 @@
 
   const canAsk = (left, right) => left && right && !left.elsewhere && !right.elsewhere && left.text !== right.text;
 
-  async function ask() {
+  async function askNext() {
     question = null;
     turn += 1;
-    const mine = turn;
-    const found = await next();
-    if (mine === turn) pose(found);
+    const ownTurn = turn;
+    const found = await chooseQuestion();
+    if (ownTurn === turn) showQuestion(found);
   }
 
-  function pose(asked) {
-    question = asked;
+  function showQuestion(shown) {
+    question = shown;
     byId("blind-stage").hidden = question === null;
     byId("blind-none").hidden = question !== null;
     byId("blind-none").textContent =
@@ -118,15 +119,15 @@
     votes.push({ ...question, winner, line });
     unsaved += 1;
     seen.add(keyOf(question));
-    say();
+    showLastVote();
     tally();
-    ask();
+    askNext();
   }
 
   function skip() {
     if (!question) return;
     seen.add(keyOf(question));
-    ask();
+    askNext();
   }
 
   // Takes the last vote back and asks again. A vote that stands in a file cannot be taken back here.
@@ -136,13 +137,13 @@
     unsaved -= 1;
     turn += 1;
     seen.delete(keyOf(last));
-    say();
+    showLastVote();
     tally();
-    pose(last);
+    showQuestion(last);
   }
 
-  // What the last vote was on: the names, and a way to see both texts again.
-  function say() {
+  // The names of the rows of the last vote, and a button that shows both texts again.
+  function showLastVote() {
     byId("blind-undo").disabled = !unsaved;
     const last = votes[votes.length - 1];
     const side = (mark, label, won) => {
@@ -174,9 +175,9 @@
     const counts = new Map(Object.entries(saved.rows).map(([mark, known]) => [mark, [...known]]));
     for (const { left, right, winner } of votes) {
       for (const mark of [left, right]) {
-        const mine = counts.get(mark) || [0, 0, 0];
-        mine[winner === "tie" ? 2 : (winner === "left") === (mark === left) ? 0 : 1] += 1;
-        counts.set(mark, mine);
+        const cells = counts.get(mark) || [0, 0, 0];
+        cells[winner === "tie" ? 2 : (winner === "left") === (mark === left) ? 0 : 1] += 1;
+        counts.set(mark, cells);
       }
     }
     return counts;
@@ -228,7 +229,7 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
     unsaved = 0;
-    say();
+    showLastVote();
   }
 
   // ---- the section ----
@@ -245,18 +246,18 @@
 
   async function start() {
     byId("blind-start").hidden = true;
-    await ask();
+    await askNext();
     byId("blind-stage").focus({ preventScroll: true });
   }
 
   if (data.prompts.length && data.rows.length > 1) {
-    texts.chooser(byId("blind-choose"), texts.rowItems, {
+    texts.addChooser(byId("blind-choose"), texts.rowItems, {
       label: "Rows to compare",
-      most: MOST_ROWS,
+      most: MAX_ROWS,
       chosen: () => rows,
       change: (marks) => {
         rows = marks;
-        if (byId("blind-start").hidden) ask();
+        if (byId("blind-start").hidden) askNext();
       },
     });
     byId("blind-start").addEventListener("click", start);

@@ -6,24 +6,24 @@
 
 (() => {
   const { el } = LoraSweep;
-  const PAPER = 680; // px of a chart in print
-  const NAMES = "card base ink soft line accent accent-soft tick bad k2 k3 k4 k5".split(" ");
+  const PRINT_WIDTH = 680; // px
+  const COLOUR_NAMES = "card base ink soft line accent accent-soft tick bad k2 k3 k4 k5".split(" ");
   const FONT = getComputedStyle(document.body).fontFamily;
   const drawn = new Map(); // the node of each chart -> its chart, options, and the width it was drawn at
-  let colours = read();
+  let colours = readColours();
 
-  function read() {
+  function readColours() {
     const style = getComputedStyle(document.documentElement);
     return Object.fromEntries(
-      NAMES.map((name) => [name.replace("-", "_"), style.getPropertyValue(`--${name}`).trim()]),
+      COLOUR_NAMES.map((name) => [name.replace("-", "_"), style.getPropertyValue(`--${name}`).trim()]),
     );
   }
 
-  // Text of the sweep inside a chart: no style markup of the library's own, and short.
-  const plain = (text, limit) => LoraSweep.short(text, limit).replaceAll("{", "{\u200b").replaceAll("\n", " ");
+  // A text of the sweep inside a chart: short, and without the library's markup for styles.
+  const plainText = (text, limit) => LoraSweep.short(text, limit).replaceAll("{", "{\u200b").replaceAll("\n", " ");
 
-  // A chart below `parent`: `options(width, colours)` gives the library's options, `numbers()` headers and rows. What
-  // it returns draws it again, with other words for it, or changes its height.
+  // Draws a chart below `parent`. `options(width, colours)` returns the library's options, `numbers()` the headers and
+  // rows of its table. Returns `redraw(label)` and `grow(height)`.
   function chart(parent, { label, height, options, numbers }) {
     const node = el("div", { class: "plot", role: "img", "aria-label": label });
     node.style.height = `${height}px`;
@@ -31,8 +31,8 @@
     if (numbers) parent.append(table(numbers));
     const entry = { node, chart: null, options, wanted: false };
     drawn.set(node, entry);
-    seen.observe(node);
-    sized.observe(node);
+    visibilityObserver.observe(node);
+    sizeObserver.observe(node);
     return { redraw, grow };
 
     function redraw(words) {
@@ -51,11 +51,11 @@
     if (!entry.chart)
       entry.chart = echarts.init(node, null, { devicePixelRatio: Math.max(2, window.devicePixelRatio), width });
     entry.chart.resize({ width: width || "auto" });
-    entry.chart.setOption(base(entry.options(width || node.clientWidth, colours)), true);
+    entry.chart.setOption(completeOptions(entry.options(width || node.clientWidth, colours)), true);
     entry.size = width || node.clientWidth;
   }
 
-  function base(options) {
+  function completeOptions(options) {
     return {
       animation: false,
       textStyle: { fontFamily: FONT, color: colours.ink },
@@ -87,14 +87,14 @@
   }
 
   // The smallest and the largest; the losses of a thousand trials are too many for Math.min's arguments.
-  const ends = (values) =>
+  const findExtremes = (values) =>
     values.reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
 
   // Equal steps around values, so that several charts can share an axis.
   function range(values) {
-    const known = values.filter((value) => value !== null && Number.isFinite(value));
-    if (!known.length) return { min: 0, max: 1 };
-    const [least, most] = ends(known);
+    const finite = values.filter((value) => value !== null && Number.isFinite(value));
+    if (!finite.length) return { min: 0, max: 1 };
+    const [least, most] = findExtremes(finite);
     const rough = (most - least || Math.abs(most) || 1) / 5;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((factor) => power * factor >= rough);
@@ -104,12 +104,12 @@
   // Six colours that are told apart in both themes: those of the classes k0 to k5.
   const palette = ({ accent, tick, k2, k3, k4, k5 }) => [accent, tick, k2, k3, k4, k5];
 
-  // The axis of a cost, and where a value stands on it: parameters by their logarithm, the others in round units.
+  // The axis of a cost, and the place of a value on it: parameters on a logarithmic scale, the others in round units.
   function costAxis(key, values) {
-    const [least, most] = ends(values);
+    const [least, most] = findExtremes(values);
     if (key === "trainable_params") {
       const room = Math.max(0.08, Math.log10(most / least) * 0.08);
-      const ticks = { customValues: rounds(least, most).map(Math.log10) };
+      const ticks = { customValues: roundTicks(least, most).map(Math.log10) };
       const formatter = (value) => LoraSweep.parameters(Number((10 ** value).toPrecision(3)));
       return {
         unit: "",
@@ -132,8 +132,8 @@
     };
   }
 
-  // 1, 2 and 5 times each power of ten between the ends; over more than three powers, the powers alone.
-  function rounds(least, most) {
+  // 1, 2 and 5 times each power of ten between the ends; only the powers where there are more than three.
+  function roundTicks(least, most) {
     const factors = most / least > 1000 ? [1] : [1, 2, 5];
     const found = [];
     for (let power = Math.floor(Math.log10(least)) - 1; power <= Math.log10(most) + 1; power += 1)
@@ -183,18 +183,18 @@
   const text = (value) => (typeof value === "object" ? value.number : value);
   const number = (value, write) => (value === null || value === undefined ? null : { number: write(value) });
 
-  const seen = new IntersectionObserver(
+  const visibilityObserver = new IntersectionObserver(
     (entries) => {
       for (const { target, isIntersecting } of entries) {
         if (!isIntersecting) continue;
-        seen.unobserve(target);
+        visibilityObserver.unobserve(target);
         drawn.get(target).wanted = true;
         draw(drawn.get(target));
       }
     },
     { rootMargin: "400px" },
   );
-  const sized = new ResizeObserver((entries) => {
+  const sizeObserver = new ResizeObserver((entries) => {
     requestAnimationFrame(() => {
       for (const { target } of entries) {
         const entry = drawn.get(target);
@@ -207,7 +207,7 @@
   const isPrinting = () => document.documentElement.classList.contains("printing");
 
   function redrawAll(width) {
-    colours = read();
+    colours = readColours();
     for (const entry of drawn.values()) {
       if (width && entry.node.offsetParent !== null) entry.wanted = true;
       draw(
@@ -221,12 +221,12 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => isPrinting() || redrawAll());
   window.addEventListener("beforeprint", () => {
     document.documentElement.classList.add("printing");
-    redrawAll(PAPER);
+    redrawAll(PRINT_WIDTH);
   });
   window.addEventListener("afterprint", () => {
     document.documentElement.classList.remove("printing");
     redrawAll();
   });
 
-  LoraSweep.charts = { chart, axis, range, costAxis, timeUnit, whisker, highlight, plain, number, palette };
+  LoraSweep.charts = { chart, axis, range, costAxis, timeUnit, whisker, highlight, plainText, number, palette };
 })();

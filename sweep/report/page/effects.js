@@ -1,21 +1,21 @@
 "use strict";
-// What each setting changes: a chart for each setting, and for each pair whose interaction is visible; the other pairs
-// are drawn when they are asked for.
+// What each setting changes: a chart for each setting, and for each pair with a visible interaction. The other pairs
+// are drawn when a reader opens them.
 
 (() => {
   const { el, decimals, interval, signed, data } = LoraSweep;
-  const { chart, axis, range, whisker, plain, number } = LoraSweep.charts;
+  const { chart, axis, range, whisker, plainText, number } = LoraSweep.charts;
   const HEIGHT = 230;
   if (!data.effects.length && !data.interactions.length) return;
 
   const names = new Map(data.factors.map((factor) => [factor.key, factor.name]));
   const nameOf = (key) => names.get(key) ?? key;
-  const one = (value) => decimals(value, 1);
-  const everything = [
+  const formatMean = (value) => decimals(value, 1);
+  const allPoints = [
     ...data.effects.flatMap((effect) => effect.levels),
     ...data.interactions.flatMap((pair) => pair.cells),
   ];
-  const shared = range(everything.flatMap((each) => [each.low, each.mean, each.high]));
+  const qualityRange = range(allPoints.flatMap((each) => [each.low, each.mean, each.high]));
   const section = LoraSweep.show("effects");
   if (data.effects.length) {
     section.append(
@@ -27,11 +27,11 @@
     );
     const cards = el("div", { class: "panels" });
     section.append(cards);
-    data.effects.forEach((effect) => effectCard(cards, effect));
+    data.effects.forEach((effect) => addEffectCard(cards, effect));
   }
   const visible = data.interactions.filter((pair) => pair.visible);
   const others = data.interactions.filter((pair) => !pair.visible);
-  if (visible.length) section.append(el("h3", {}, "Settings that change each other's effect"), pairCards(visible));
+  if (visible.length) section.append(el("h3", {}, "Settings that change each other's effect"), makePairCards(visible));
   if (others.length) {
     const words =
       others.length === 1
@@ -40,44 +40,44 @@
     const details = el("details", { class: "quiet" }, el("summary", {}, words));
     details.addEventListener(
       "toggle",
-      () => details.open && details.children.length === 1 && details.append(pairCards(others)),
+      () => details.open && details.children.length === 1 && details.append(makePairCards(others)),
     );
     section.append(details);
   }
 
-  function card(parent, title, ...children) {
+  function addCard(parent, title, ...children) {
     const node = el("div", { class: "panel" }, el("h4", { dir: "auto" }, title), ...children);
     parent.append(node);
     return node;
   }
 
-  function effectCard(parent, effect) {
+  function addEffectCard(parent, effect) {
     const name = LoraSweep.short(nameOf(effect.factor));
-    const node = card(parent, name);
+    const node = addCard(parent, name);
     const levels = effect.levels.map(
-      (level) => `${level.level}: ${one(level.mean)} ${interval(level.low, level.high)}`,
+      (level) => `${level.level}: ${formatMean(level.mean)} ${interval(level.low, level.high)}`,
     );
     chart(node, {
       label: `Mean quality by ${name}. ${levels.join("; ")}.`,
       height: HEIGHT,
-      options: (_, colours) => levelChart(effect, colours),
+      options: (_, colours) => effectOptions(effect, colours),
     });
     const list = el("ul", { class: "contrasts" });
-    for (const each of effect.contrasts) {
-      const numbers = `${signed(each.value, 1)} ${interval(each.low, each.high)}`;
+    for (const contrast of effect.contrasts) {
+      const numbers = `${signed(contrast.value, 1)} ${interval(contrast.low, contrast.high)}`;
       const words = el(
         "span",
         { dir: "auto" },
-        `${LoraSweep.short(each.level, 24)} against ${LoraSweep.short(each.against, 24)}`,
+        `${LoraSweep.short(contrast.level, 24)} against ${LoraSweep.short(contrast.against, 24)}`,
       );
       list.append(
         el(
           "li",
-          { class: each.shown ? "shown" : "" },
+          { class: contrast.shown ? "shown" : "" },
           words,
           ": ",
           el("b", {}, numbers),
-          each.shown ? "" : ", no difference shown",
+          contrast.shown ? "" : ", no difference shown",
         ),
       );
     }
@@ -91,30 +91,30 @@
     );
   }
 
-  // Levels stand at 0, 1, 2 … of a numeric axis, so that intervals of several lines can stand side by side.
+  // Levels are at 0, 1, 2 … of a numeric axis, so that the intervals of several lines can stand side by side.
   function levelAxis(levels, count) {
     const ticks = { customValues: levels.map((_, place) => place) };
     const axisLabel = {
       ...ticks,
-      formatter: (place) => plain(levels[place] ?? "", 22),
+      formatter: (place) => plainText(levels[place] ?? "", 22),
       width: Math.max(34, 250 / count),
       overflow: "truncate",
     };
     return axis("", { min: -0.5, max: levels.length - 0.5, axisLabel, axisTick: ticks, splitLine: { show: false } });
   }
 
-  function frame(levels, series, tooltip) {
+  function chartOptions(levels, series, tooltip) {
     return {
       grid: { left: 34, right: 14, top: 24, bottom: 26 },
       xAxis: levelAxis(levels, levels.length),
-      yAxis: axis("", { ...shared }),
+      yAxis: axis("", { ...qualityRange }),
       tooltip: { formatter: tooltip },
       series,
     };
   }
 
   // A line through points with their intervals; shift moves it sideways, in levels.
-  function curve(points, colour, { shift = 0, joined = true, words = true, dash = "solid" }) {
+  function drawCurve(points, colour, { shift = 0, joined = true, words = true, dash = "solid" }) {
     const at = (place) => place + shift;
     return [
       {
@@ -141,7 +141,7 @@
               : whisker(x, y(point.low), y(point.high), { stroke: colour, lineWidth: 1.4 });
           const dot = { type: "circle", shape: { cx: x, cy: y(point.mean), r: 4.5 }, style: { fill: colour } };
           const style = {
-            text: one(point.mean),
+            text: formatMean(point.mean),
             x,
             y: y(point.high ?? point.mean) - 6,
             fill: colour,
@@ -159,32 +159,32 @@
     ];
   }
 
-  function levelChart(effect, colours) {
+  function effectOptions(effect, colours) {
     const numeric = data.factors.find((factor) => factor.key === effect.factor)?.numeric;
     const few = effect.levels.length <= 5;
-    const series = curve(effect.levels, colours.accent, { joined: Boolean(numeric), words: few });
-    return frame(
+    const series = drawCurve(effect.levels, colours.accent, { joined: Boolean(numeric), words: few });
+    return chartOptions(
       effect.levels.map((each) => each.level),
       series,
-      ({ dataIndex }) => said(effect.levels[dataIndex]),
+      ({ dataIndex }) => describePoint(effect.levels[dataIndex]),
     );
   }
 
-  const said = (point, before = "") =>
-    `${before}${plain(point.level ?? "", 40)}\nquality ${one(point.mean)} ${interval(point.low, point.high)}`;
+  const describePoint = (point, before = "") =>
+    `${before}${plainText(point.level ?? "", 40)}\nquality ${formatMean(point.mean)} ${interval(point.low, point.high)}`;
 
-  function pairCards(pairs) {
+  function makePairCards(pairs) {
     const cards = el("div", { class: "panels" });
-    for (const pair of pairs) pairCard(cards, pair);
+    for (const pair of pairs) addPairCard(cards, pair);
     return cards;
   }
 
-  function pairCard(parent, pair) {
+  function addPairCard(parent, pair) {
     const [first, second] = [
       [...new Set(pair.cells.map((cell) => cell.a))],
       [...new Set(pair.cells.map((cell) => cell.b))],
     ];
-    const node = card(parent, `${LoraSweep.short(nameOf(pair.a), 30)} × ${LoraSweep.short(nameOf(pair.b), 30)}`);
+    const node = addCard(parent, `${LoraSweep.short(nameOf(pair.a), 30)} × ${LoraSweep.short(nameOf(pair.b), 30)}`);
     const keys = el("p", { class: "swatches" });
     second.forEach((level, place) =>
       keys.append(
@@ -194,33 +194,38 @@
     node.append(keys);
     const numbers = () => [
       [nameOf(pair.a), nameOf(pair.b), "mean", "95 % interval"].map((each) => LoraSweep.short(each)),
-      pair.cells.map((cell) => [cell.a, cell.b, number(cell.mean, one), { number: interval(cell.low, cell.high) }]),
+      pair.cells.map((cell) => [
+        cell.a,
+        cell.b,
+        number(cell.mean, formatMean),
+        { number: interval(cell.low, cell.high) },
+      ]),
     ];
     chart(node, {
       label: LoraSweep.short(pair.text, 200),
       height: HEIGHT,
-      options: (_, colours) => pairChart(pair, first, second, colours),
+      options: (_, colours) => pairOptions(pair, first, second, colours),
       numbers,
     });
     node.insertBefore(el("p", { dir: "auto" }, pair.text), node.lastChild);
   }
 
-  function pairChart(pair, first, second, colours) {
+  function pairOptions(pair, first, second, colours) {
     const cell = (a, b) =>
       pair.cells.find((each) => each.a === a && each.b === b) ?? { mean: null, low: null, high: null };
     const gap = Math.min(0.12, 0.5 / second.length);
     const series = second.flatMap((b, place) => {
       const shift = (place - (second.length - 1) / 2) * gap;
       const points = first.map((a) => ({ ...cell(a, b), level: `${a}, ${b}` }));
-      return curve(points, LoraSweep.charts.palette(colours)[place % 6], {
+      return drawCurve(points, LoraSweep.charts.palette(colours)[place % 6], {
         shift,
         words: false,
         dash: place >= 6 ? "dashed" : "solid",
       });
     });
-    return frame(first, series, ({ seriesIndex, dataIndex }) => {
+    return chartOptions(first, series, ({ seriesIndex, dataIndex }) => {
       const [a, b] = [first[dataIndex], second[Math.floor(seriesIndex / 2)]];
-      return said({ ...cell(a, b), level: `${plain(a, 30)}, ${plain(b, 30)}` });
+      return describePoint({ ...cell(a, b), level: `${plainText(a, 30)}, ${plainText(b, 30)}` });
     });
   }
 })();

@@ -1,30 +1,30 @@
 "use strict";
-// The losses of all trials at each step. A few are told apart by colour, with a button each; many are grey lines, of
-// which a select picks one out.
+// The training loss of all trials at each step. A few trials have a colour and a button each. Many trials are grey
+// lines; a select brings one of them forward.
 
 (() => {
   const { el, decimals, data, rowOf, nameOf } = LoraSweep;
-  const { chart, axis, range, highlight, plain, number, palette } = LoraSweep.charts;
-  const MANY = 30; // curves from which they are grey
+  const { chart, axis, range, highlight, plainText, number, palette } = LoraSweep.charts;
+  const MAX_COLOURED = 30; // curves; more are grey
   const curves = data.curves.filter((curve) => curve.steps.length && rowOf(curve.mark));
   if (!curves.length) return;
 
-  const few = curves.length <= MANY;
+  const areFew = curves.length <= MAX_COLOURED;
   const section = LoraSweep.show("losses");
-  const ofRow = (row) => new Set(curves.map((curve) => curve.mark).filter((mark) => row && rowOf(mark) === row));
-  let picked = ofRow(LoraSweep.trials.find((row) => row.recommended));
-  const pick = (found) => {
-    picked = found;
+  const curvesOfRow = (row) => new Set(curves.map((curve) => curve.mark).filter((mark) => row && rowOf(mark) === row));
+  let picked = curvesOfRow(LoraSweep.trials.find((row) => row.recommended));
+  const pickTrials = (marks) => {
+    picked = marks;
     view.redraw();
   };
-  const controls = few
+  const controls = areFew
     ? el("div", { class: "controls picks", role: "group", "aria-label": "Trials" })
-    : highlight([...new Set(curves.map((curve) => rowOf(curve.mark)))], (row) => pick(ofRow(row)));
-  if (few) curves.forEach((curve, place) => controls.append(chip(curve, place)));
+    : highlight([...new Set(curves.map((curve) => rowOf(curve.mark)))], (row) => pickTrials(curvesOfRow(row)));
+  if (areFew) curves.forEach((curve, place) => controls.append(makeButton(curve, place)));
   section.append(controls);
 
-  // The legend: a button a trial, which picks it out.
-  function chip(curve, place) {
+  // The legend: a button for each trial, which brings its curve forward.
+  function makeButton(curve, place) {
     const node = el(
       "button",
       {
@@ -38,17 +38,21 @@
     );
     node.addEventListener("click", () => {
       const isPicked = node.getAttribute("aria-pressed") === "true";
-      for (const each of controls.querySelectorAll("button"))
-        each.setAttribute("aria-pressed", String(!isPicked && each === node));
-      pick(new Set(isPicked ? [] : [curve.mark]));
+      for (const button of controls.querySelectorAll("button"))
+        button.setAttribute("aria-pressed", String(!isPicked && button === node));
+      pickTrials(new Set(isPicked ? [] : [curve.mark]));
     });
     return node;
   }
 
-  const top = ceiling();
-  const cut = curves.flatMap((curve) => curve.losses).filter((loss) => loss > top.max).length;
-  if (cut) controls.append(el("span", { class: "soft" }, `${cut} higher than ${top.max} and not drawn`));
-  const last = (curve) => curve.losses[curve.losses.length - 1];
+  const lossRange = findLossRange();
+  const hiddenLosses = curves.flatMap((curve) => curve.losses).filter((loss) => loss > lossRange.max).length;
+  if (hiddenLosses) {
+    const words = hiddenLosses === 1 ? "1 loss above" : `${hiddenLosses} losses above`;
+    const verb = hiddenLosses === 1 ? "is" : "are";
+    controls.append(el("span", { class: "soft" }, `${words} ${lossRange.max} ${verb} not drawn`));
+  }
+  const lastLoss = (curve) => curve.losses[curve.losses.length - 1];
   const view = chart(section, {
     label: `Training loss of ${curves.length} trials at each step.`,
     height: 380,
@@ -58,16 +62,16 @@
       curves.map((curve) => [
         curve.mark,
         rowOf(curve.mark).label,
-        number(curve.losses[0], three),
-        number(last(curve), three),
+        number(curve.losses[0], formatLoss),
+        number(lastLoss(curve), formatLoss),
         number(curve.steps[curve.steps.length - 1], String),
       ]),
     ],
   });
-  const three = (value) => decimals(value, 3);
+  const formatLoss = (value) => decimals(value, 3);
 
-  // Room for what trains; a loss that ran away would flatten all others.
-  function ceiling() {
+  // The range of the axis. Losses far above the first ones are left out, because they would flatten all others.
+  function findLossRange() {
     const firsts = curves.map((curve) => curve.losses[0]).sort((a, b) => a - b);
     const all = curves.flatMap((curve) => curve.losses.filter(Number.isFinite));
     const limit = 1.3 * firsts[Math.floor(firsts.length / 2)];
@@ -75,26 +79,27 @@
   }
 
   function options(width, colours) {
-    const shown = curves.filter((curve) => few || picked.has(curve.mark));
-    const series = shown.map((curve) => line(curve, few, colours));
-    if (!few) series.unshift(grey(colours));
+    const shown = curves.filter((curve) => areFew || picked.has(curve.mark));
+    const series = shown.map((curve) => drawCurve(curve, areFew, colours));
+    if (!areFew) series.unshift(drawCrowd(colours));
     return {
       grid: { left: 46, right: 20, top: 14, bottom: 48 },
       xAxis: axis("step", { type: "value", min: "dataMin", max: "dataMax", nameGap: 28, splitLine: { show: false } }),
-      yAxis: axis("loss (nats a token)", { ...top, nameGap: 32 }),
+      yAxis: axis("loss (nats a token)", { ...lossRange, nameGap: 32 }),
       tooltip: {
         trigger: "item",
-        formatter: ({ seriesId, value }) => `${plain(nameOf(seriesId))}\nstep ${value[0]}, loss ${three(value[1])}`,
+        formatter: ({ seriesId, value }) =>
+          `${plainText(nameOf(seriesId))}\nstep ${value[0]}, loss ${formatLoss(value[1])}`,
       },
       series,
     };
   }
 
-  function line(curve, few, colours) {
+  function drawCurve(curve, areFew, colours) {
     const isPicked = picked.has(curve.mark);
     const faded = picked.size > 0 && !isPicked;
     const place = curves.indexOf(curve);
-    const colour = few ? palette(colours)[place % 6] : colours.accent;
+    const colour = areFew ? palette(colours)[place % 6] : colours.accent;
     return {
       id: curve.mark,
       type: "line",
@@ -107,7 +112,7 @@
         color: colour,
         width: isPicked ? 2.6 : 1.4,
         opacity: faded ? 0.4 : 1,
-        type: place >= 6 && few ? (place >= 12 ? "dotted" : "dashed") : "solid",
+        type: place >= 6 && areFew ? (place >= 12 ? "dotted" : "dashed") : "solid",
       },
       itemStyle: { color: colour },
       emphasis: { focus: "series", lineStyle: { width: 2.6, opacity: 1 } },
@@ -116,7 +121,7 @@
     };
   }
 
-  function grey(colours) {
+  function drawCrowd(colours) {
     return {
       type: "lines",
       coordinateSystem: "cartesian2d",

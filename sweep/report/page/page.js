@@ -1,12 +1,12 @@
 "use strict";
-// The ground that the page's scripts share: the data, elements made without markup, numbers as the page writes them.
-// It comes first. Whatever a text holds, it reaches the page as text: no script here writes markup.
+// What all scripts of the page share: the data, elements, and how numbers are written. It is loaded first. No script
+// writes markup: whatever a text holds, it reaches the page as text.
 
 const LoraSweep = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byMark = new Map(data.rows.map((row) => [row.mark, row]));
   const UNKNOWN = "–";
-  const EXACT = 40; // further digits, by which a tie is told from a number near one
+  const EXACT = 40; // further digits, which tell a tie from a number near it
   const LABEL_LIMIT = 60; // characters of a label where space is short; the tables hold all
 
   // el("button", {type: "button", class: "quiet", onclick: save}, "Save"): attributes, handlers, then children.
@@ -45,7 +45,7 @@ const LoraSweep = (() => {
     return letters.length <= limit ? String(text) : `${letters.slice(0, limit - 1).join("")}…`;
   }
 
-  // The row that a mark stands for: an entry's own, or that of one of its seeds (2a, 2b).
+  // The row of a mark: a configuration's own, or one of its seeds (2a, 2b).
   const rowOf = (mark) => byMark.get(mark) ?? byMark.get(mark.replace(/([a-z]|\.\d+)$/, ""));
   const nameOf = (mark) => name({ ...rowOf(mark), mark });
 

@@ -3,7 +3,7 @@
 
 (() => {
   const { data } = LoraSweep;
-  const { chart, costAxis, range, highlight, plain } = LoraSweep.charts;
+  const { chart, costAxis, range, highlight, plainText } = LoraSweep.charts;
   const complete = LoraSweep.trials.filter((row) => row.quality !== null);
   if (complete.length < 2 || !data.factors.length) return;
 
@@ -20,16 +20,16 @@
     ["train_seconds", "train time"],
     ["peak_memory_bytes", "peak memory"],
   ];
-  const axes = [...data.factors.map(levelled), ...costs.flatMap(costly), qualities()];
-  const tall = 74 * axes.length;
+  const axes = [...data.factors.map(levelAxis), ...costs.flatMap(costAxes), qualityAxis()];
+  const uprightHeight = 74 * axes.length;
   const view = chart(section, {
     label: `${complete.length} trials as lines across ${axes.map((each) => each.name).join(", ")}.`,
     height: 360,
     options,
   });
 
-  // An axis: its name, its ends and ticks, and where a row stands on it.
-  function levelled({ key, name, levels }) {
+  // An axis: its name, its ends and ticks, and the place of a row on it.
+  function levelAxis({ key, name, levels }) {
     const ticks = { customValues: levels.map((_, place) => place) };
     const place = (row) => levels.indexOf(String(row.values[key]));
     return {
@@ -42,7 +42,7 @@
     };
   }
 
-  function costly([key, name]) {
+  function costAxes([key, name]) {
     const known = complete.map((row) => row[key]).filter((value) => value > 0);
     if (!known.length) return [];
     const { unit, place, ...rest } = costAxis(key, known);
@@ -51,7 +51,7 @@
     ];
   }
 
-  function qualities() {
+  function qualityAxis() {
     return {
       name: "quality",
       ...range(complete.map((row) => row.quality)),
@@ -63,7 +63,7 @@
 
   function options(width, colours) {
     const upright = width < 620; // on a phone the axes lie, one below the other
-    view.grow(upright ? tall : 360);
+    view.grow(upright ? uprightHeight : 360);
     const frame = upright
       ? { left: 24, right: 24, top: 40, bottom: 30, layout: "vertical" }
       : { left: 40, right: 50, top: 34, bottom: 20, layout: "horizontal" };
@@ -82,8 +82,8 @@
     const crowd = Math.max(0.15, Math.min(0.7, 20 / complete.length));
     return {
       parallel: frame,
-      graphic: upright ? names(frame, colours) : [],
-      parallelAxis: axes.map((each, dim) => one(each, dim, upright ? 0 : (width / axes.length - 8) / 7, colours)),
+      graphic: upright ? drawNames(frame, colours) : [],
+      parallelAxis: axes.map((each, dim) => drawAxis(each, dim, upright ? 0 : (width / axes.length - 8) / 7, colours)),
       tooltip: { show: false },
       series: [
         group(rest, { color: colours.soft, width: 1, opacity: crowd }, 2),
@@ -93,9 +93,9 @@
     };
   }
 
-  // Above each lying axis its name, which the library would set beside it, where a phone has no room.
-  function names({ top, bottom, left }, colours) {
-    const gap = (tall - top - bottom) / (axes.length - 1);
+  // The names above lying axes. The library would set them beside the axes, where a phone has no room.
+  function drawNames({ top, bottom, left }, colours) {
+    const gap = (uprightHeight - top - bottom) / (axes.length - 1);
     return axes.map(({ name }, place) => ({
       type: "text",
       silent: true,
@@ -103,7 +103,7 @@
       x: left - 8,
       y: top + gap * place - 22,
       style: {
-        text: plain(name, 24),
+        text: plainText(name, 24),
         fill: colours.ink,
         fontSize: 12.5,
         fontWeight: 600,
@@ -113,16 +113,16 @@
     }));
   }
 
-  // A long name above the outermost axes begins or ends there.
+  // A long name above the first axis begins there, above the last axis it ends there.
   const side = (name, dim) =>
     name.length < 12 ? {} : dim === 0 ? { align: "left" } : dim === axes.length - 1 ? { align: "right" } : {};
 
-  function one({ name, formatter, ticks, place, ...ends }, dim, letters, colours) {
+  function drawAxis({ name, formatter, ticks, place, ...ends }, dim, letters, colours) {
     return {
       dim,
       type: "value",
       ...ends,
-      name: letters ? plain(name, Math.floor(letters)) : "",
+      name: letters ? plainText(name, Math.floor(letters)) : "",
       nameLocation: "end",
       nameGap: 12,
       nameTextStyle: { color: colours.ink, fontSize: 12.5, fontWeight: 600, ...side(name, dim) },
@@ -133,7 +133,7 @@
         fontSize: 11.5,
         backgroundColor: colours.card,
         padding: [1, 3],
-        formatter: (at) => plain(formatter(at), 14),
+        formatter: (at) => plainText(formatter(at), 14),
         ...ticks,
       },
       areaSelectStyle: { width: 16, borderColor: colours.accent, color: colours.accent_soft, opacity: 0.5 },

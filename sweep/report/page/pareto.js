@@ -1,12 +1,12 @@
 "use strict";
-// Quality against a cost that the reader chooses, with the front: the trials that no other beats at their cost or
-// below it.
+// Quality against a cost that the reader chooses, with the Pareto front: the trials that no other trial beats at the
+// same or a lower cost.
 
 (() => {
   const { el, decimals, interval } = LoraSweep;
-  const { chart, axis, costAxis, range, whisker, plain, number } = LoraSweep.charts;
-  const FEW = 40; // trials up to which each is a numbered disc with its interval; beyond, only those on the front
-  const DODGE = 23; // px between discs of equal cost
+  const { chart, axis, costAxis, range, whisker, plainText, number } = LoraSweep.charts;
+  const MAX_NUMBERED = 40; // trials with a numbered disc and an interval; of more trials, only those on the front
+  const DISC_DISTANCE = 23; // px between discs of equal cost
   const COSTS = {
     trainable_params: ["Trainable parameters", LoraSweep.parameters],
     train_seconds: ["Training time", LoraSweep.seconds],
@@ -20,42 +20,44 @@
 
   let cost = usable[0];
   const section = LoraSweep.show("pareto");
-  const choose = (key) => {
+  const chooseCost = (key) => {
     cost = key;
-    view.redraw(label());
+    view.redraw(describeChart());
   };
   const choices = usable.map((key) => [key, COSTS[key][0].toLowerCase()]);
-  section.append(el("div", { class: "controls" }, LoraSweep.select("Cost", choices, choose)));
-  const view = chart(section, { label: label(), height: 400, options, numbers });
+  section.append(el("div", { class: "controls" }, LoraSweep.select("Cost", choices, chooseCost)));
+  const view = chart(section, { label: describeChart(), height: 400, options, numbers: listNumbers });
 
-  // By rising cost, each better than all that cost less or as much.
-  function front() {
+  // Trials by rising cost, each better than all trials that cost less or the same.
+  function findFront() {
     let best = -Infinity;
-    const on = [];
+    const frontRows = [];
     for (const row of points(cost).sort((a, b) => a[cost] - b[cost] || b.quality - a.quality)) {
-      if (row.quality > best) on.push(row);
+      if (row.quality > best) frontRows.push(row);
       best = Math.max(best, row.quality);
     }
-    return on;
+    return frontRows;
   }
 
-  function label() {
+  function describeChart() {
     const [name, write] = COSTS[cost];
-    const on = front().map((row) => `row ${row.mark} (${decimals(row.quality, 1)} at ${write(row[cost])})`);
-    return `Quality against ${name.toLowerCase()}. On the front: ${on.slice(0, 12).join(", ")}.`;
+    const frontRows = findFront().map((row) => `row ${row.mark} (${decimals(row.quality, 1)} at ${write(row[cost])})`);
+    return `Quality against ${name.toLowerCase()}. On the front: ${frontRows.slice(0, 12).join(", ")}.`;
   }
 
   function options(width, colours) {
-    const [rows, on] = [points(cost), front()];
-    const few = rows.length <= FEW;
-    const isFull = (row) => few || on.includes(row);
+    const [rows, frontRows] = [points(cost), findFront()];
+    const few = rows.length <= MAX_NUMBERED;
+    const isFull = (row) => few || frontRows.includes(row);
     const heights = [...rows.filter(isFull), ...baselines].flatMap((row) => [row.low, row.high]);
-    const across = horizontal(rows);
+    const scale = costScale(rows);
     return {
       grid: { left: 46, right: 20, top: 14, bottom: 50 },
-      xAxis: across.axis,
+      xAxis: scale.axis,
       yAxis: axis("quality", { ...range([...heights, ...rows.map((row) => row.quality)]), nameGap: 32 }),
-      tooltip: { formatter: ({ seriesName, dataIndex }) => (seriesName === "trials" ? said(rows[dataIndex]) : "") },
+      tooltip: {
+        formatter: ({ seriesName, dataIndex }) => (seriesName === "trials" ? describeRow(rows[dataIndex]) : ""),
+      },
       series: [
         {
           type: "line",
@@ -64,7 +66,7 @@
           symbol: "none",
           z: 1,
           lineStyle: { color: colours.accent, width: 1.5, opacity: 0.7 },
-          data: on.map((row) => [across.place(row[cost]), row.quality]),
+          data: frontRows.map((row) => [scale.place(row[cost]), row.quality]),
           markLine: baselineLines(colours),
         },
         {
@@ -72,15 +74,15 @@
           name: "trials",
           z: 3,
           clip: false,
-          data: rows.map((row) => [across.place(row[cost]), row.quality]),
+          data: rows.map((row) => [scale.place(row[cost]), row.quality]),
           renderItem: ({ dataIndex }, api) =>
-            disc(rows[dataIndex], api, { rows, on, full: isFull(rows[dataIndex]), few, colours }),
+            drawDisc(rows[dataIndex], api, { rows, frontRows, full: isFull(rows[dataIndex]), few, colours }),
         },
       ],
     };
   }
 
-  function horizontal(rows) {
+  function costScale(rows) {
     const { unit, place, ticks, formatter, ...ends } = costAxis(
       cost,
       rows.map((row) => row[cost]),
@@ -94,16 +96,16 @@
     return { place, axis: axis(name, { type: "value", ...ends, nameGap: 30, ...look }) };
   }
 
-  // Discs of equal cost stand side by side, the one of the front in its place; many small ones are strewn a little.
-  function offset(row, { rows, on, few }) {
-    if (!few) return on.includes(row) ? 0 : ((rows.indexOf(row) * 7) % 23) - 11;
+  // How far a disc is moved sideways, in px: discs of equal cost stand side by side, and many small ones are spread out.
+  function offset(row, { rows, frontRows, few }) {
+    if (!few) return frontRows.includes(row) ? 0 : ((rows.indexOf(row) * 7) % 23) - 11;
     const equal = rows.filter((other) => other[cost] === row[cost]);
-    equal.sort((a, b) => on.includes(b) - on.includes(a));
+    equal.sort((a, b) => frontRows.includes(b) - frontRows.includes(a));
     const place = equal.indexOf(row);
-    return (place % 2 ? 1 : -1) * Math.ceil(place / 2) * Math.min(DODGE, 140 / equal.length);
+    return (place % 2 ? 1 : -1) * Math.ceil(place / 2) * Math.min(DISC_DISTANCE, 140 / equal.length);
   }
 
-  function disc(row, api, drawing) {
+  function drawDisc(row, api, drawing) {
     const { full, few, colours } = drawing;
     const at = (quality) => api.coord([api.value(0), quality]);
     const [middle, y] = at(row.quality);
@@ -131,7 +133,7 @@
     };
   }
 
-  // A dashed line each; of lines that nearly touch, one name for all.
+  // A dashed line for each baseline; lines that nearly touch share one label.
   function baselineLines(colours) {
     const order = [...baselines].sort((a, b) => a.quality - b.quality);
     const all = [...scored, ...baselines].flatMap((row) => [row.low ?? row.quality, row.high ?? row.quality]);
@@ -151,30 +153,30 @@
         color: colours.tick,
         fontSize: 12,
         position: "insideEndTop",
-        formatter: ({ name }) => plain(name, 12),
+        formatter: ({ name }) => plainText(name, 12),
       },
       data: order.map((row, place) => ({ name: names[place], yAxis: row.quality })),
     };
   }
 
-  function said(row) {
+  function describeRow(row) {
     const [name, write] = COSTS[cost];
-    const lines = [plain(LoraSweep.name(row)), `quality ${decimals(row.quality, 1)} ${interval(row.low, row.high)}`];
+    const lines = [plainText(LoraSweep.name(row)), `quality ${decimals(row.quality, 1)} ${interval(row.low, row.high)}`];
     lines.push(`${name.toLowerCase()} ${write(row[cost])}`);
     const words = [row.verdict, row.tied && "tied with the best", row.recommended && "recommended"].filter(Boolean);
     return [...lines, ...(words.length ? [words.join(", ")] : [])].join("\n");
   }
 
-  function numbers() {
+  function listNumbers() {
     const [name, write] = COSTS[cost];
-    const on = front();
+    const frontRows = findFront();
     const rows = points(cost).map((row) => [
       row.mark,
       row.label,
       number(row.quality, (value) => decimals(value, 1)),
       { number: interval(row.low, row.high) },
       number(row[cost], write),
-      on.includes(row) ? "yes" : "",
+      frontRows.includes(row) ? "yes" : "",
     ]);
     return [["row", "label", "quality", "95 % interval", name.toLowerCase(), "on the front"], rows];
   }

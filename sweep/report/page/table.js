@@ -1,6 +1,6 @@
 "use strict";
-// The summary table: sorted by any column, filtered by status and by words. Its rows stand in the page already, in the
-// sweep's order, which is the third state of every column.
+// Sorts the summary table by any column and filters it by status and words. Its rows are in the page already, in the
+// order of the sweep, to which the third click on a header returns.
 
 (() => {
   const { el, select } = LoraSweep;
@@ -15,27 +15,27 @@
     return row ? ` ${row.label.toLowerCase()}` : "";
   }
 
-  const heads = Array.from(table.tHead.rows[0].cells);
-  heads.forEach((head, column) => {
-    const button = el("button", { type: "button", class: "sort" }, head.textContent.trim());
-    button.addEventListener("click", () => turn(head, column));
-    head.replaceChildren(button);
+  const headerCells = Array.from(table.tHead.rows[0].cells);
+  headerCells.forEach((headerCell, column) => {
+    const button = el("button", { type: "button", class: "sort" }, headerCell.textContent.trim());
+    button.addEventListener("click", () => cycleSort(headerCell, column));
+    headerCell.replaceChildren(button);
   });
 
-  function turn(head, column) {
-    const order = BEST_FIRST.includes(head.dataset.key) ? ["descending", "ascending"] : ["ascending", "descending"];
-    const next = order[order.indexOf(head.getAttribute("aria-sort")) + 1];
-    heads.forEach((each) => each.removeAttribute("aria-sort"));
-    if (next) head.setAttribute("aria-sort", next);
-    body.append(...(next ? sorted(column, next === "descending") : rows));
+  function cycleSort(headerCell, column) {
+    const order = BEST_FIRST.includes(headerCell.dataset.key) ? ["descending", "ascending"] : ["ascending", "descending"];
+    const next = order[order.indexOf(headerCell.getAttribute("aria-sort")) + 1];
+    headerCells.forEach((cell) => cell.removeAttribute("aria-sort"));
+    if (next) headerCell.setAttribute("aria-sort", next);
+    body.append(...(next ? sortRows(column, next === "descending") : rows));
   }
 
-  function sorted(column, descending) {
+  function sortRows(column, descending) {
     const values = rows.map((row) => value(row.cells[column]));
     const places = rows.map((_, place) => place);
     places.sort((a, b) => {
       if (values[a] === "" || values[b] === "") return (values[a] === "") - (values[b] === "") || a - b;
-      const least = compare(values[a], values[b]);
+      const least = compareValues(values[a], values[b]);
       return (descending ? -least : least) || a - b;
     });
     return places.map((place) => rows[place]);
@@ -45,7 +45,7 @@
     return cell.dataset.value ?? cell.textContent.trim();
   }
 
-  function compare(a, b) {
+  function compareValues(a, b) {
     const [x, y] = [Number(a), Number(b)];
     if (!Number.isNaN(x) && !Number.isNaN(y)) return x - y;
     return a.localeCompare(b, "en", { numeric: true });
@@ -54,10 +54,10 @@
   let status = "";
   const search = el("input", { type: "search", placeholder: "r=16, attn, …", oninput: filter });
   const count = el("output", { class: "soft", "aria-live": "polite" });
-  const found = new Map();
-  for (const row of rows) found.set(row.dataset.status, (found.get(row.dataset.status) || 0) + 1);
+  const statusCounts = new Map();
+  for (const row of rows) statusCounts.set(row.dataset.status, (statusCounts.get(row.dataset.status) || 0) + 1);
   const statuses = [["", `any (${rows.length})`]];
-  for (const [each, amount] of found) statuses.push([each, `${each} (${amount})`]);
+  for (const [name, count] of statusCounts) statuses.push([name, `${name} (${count})`]);
 
   function filter() {
     const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);

@@ -4,42 +4,43 @@
 
 (() => {
   const { data, byMark, el, decimals, words } = LoraSweep;
-  const MOST_ROWS = 6;
-  const MOST_PROMPTS = 10; // at once: 90 cards take 0.2 s
+  const MAX_ROWS = 6;
+  const MAX_PROMPTS = 10; // at once: 90 cards take 0.2 s
   const FIRST_ROWS = 3;
-  const REPEATS_MUCH = 0.2; // the share of repeated 4-grams from which a note warns, as in report.md
+  const HIGH_REPETITION = 0.2; // share of repeated 4-grams from which a note warns, as in report.md
   const byId = (id) => document.getElementById(id);
   const chosen = { prompts: [0], rows: firstRows() };
 
-  // ---- the texts of a prompt, wherever they stand ----
+  // ---- the texts of a prompt, from the page or from a file ----
 
-  const asked = new Map(); // a prompt's place -> a promise of mark -> text; null where its file is missing
-  const arrived = new Map();
+  const requests = new Map(); // index of the prompt -> a promise of mark -> text; null where the file is missing
+  const loadedTexts = new Map();
 
-  window.loraSweepTexts = (place, texts) => arrived.set(Number(place), texts);
+  window.loraSweepTexts = (place, texts) => loadedTexts.set(Number(place), texts);
 
-  function textsOf(place) {
-    if (!asked.has(place)) asked.set(place, data.texts[place] ? Promise.resolve(data.texts[place]) : load(place));
-    return asked.get(place);
+  function loadTexts(place) {
+    if (!requests.has(place))
+      requests.set(place, data.texts[place] ? Promise.resolve(data.texts[place]) : loadShard(place));
+    return requests.get(place);
   }
 
-  function load(place) {
+  function loadShard(place) {
     if (!data.shards[place]) return Promise.resolve({});
-    return new Promise((settle) => {
+    return new Promise((resolve) => {
       const script = document.createElement("script");
-      script.onload = () => settle(arrived.get(place) || null);
-      script.onerror = () => settle(null);
+      script.onload = () => resolve(loadedTexts.get(place) || null);
+      script.onerror = () => resolve(null);
       script.src = data.shards[place];
       document.head.append(script);
     });
   }
 
-  const missing = (place) =>
-    `The texts of this prompt are in the file ${data.shards[place]}, which is not beside this page or cannot be read.`;
+  const describeMissingFile = (place) =>
+    `The texts of this prompt are in the file ${data.shards[place]}, which is missing or cannot be read.`;
 
   // ---- choosing ----
 
-  // What a reader sees first: the recommended row, then others tied with the best, then by quality.
+  // The rows shown at first: the recommended one, then others tied with the best, then by quality.
   function firstRows() {
     const trials = LoraSweep.trials.filter((row) => row.quality !== null);
     const rank = (row) => [row.recommended ? 0 : 1, row.tied ? 0 : 1, -row.quality];
@@ -57,9 +58,9 @@
 
   // A list of checkboxes with a search field, made when it is first opened: a sweep can have a thousand rows.
   // settings: {label, most, chosen() -> array of keys, change(keys)}. Returns what brings it up to date.
-  function chooser(details, items, settings) {
+  function addChooser(details, items, settings) {
     const list = el("ul", { "aria-label": settings.label });
-    const said = el("p", { class: "legend", role: "status" });
+    const status = el("p", { class: "legend", role: "status" });
     details.addEventListener("toggle", () => {
       if (details.open && !list.isConnected) build();
       refresh();
@@ -70,8 +71,8 @@
         const box = el("input", { type: "checkbox", value: item.key, onchange: () => set(item.key, box.checked) });
         list.append(el("li", {}, el("label", {}, box, " ", ...item.content)));
       }
-      if (list.children.length > 12) details.append(searchOf(list, settings.label));
-      details.append(list, said);
+      if (list.children.length > 12) details.append(makeSearch(list, settings.label));
+      details.append(list, status);
     }
 
     function set(key, isIn) {
@@ -88,13 +89,13 @@
         box.checked = now.has(box.value);
         box.disabled = full && !box.checked;
       }
-      said.textContent = `${now.size} chosen${full ? ", which is the most: remove one to choose another" : ""}.`;
+      status.textContent = `${now.size} chosen${full ? ", which is the most: remove one to choose another" : ""}.`;
     }
 
     return refresh;
   }
 
-  function searchOf(list, label) {
+  function makeSearch(list, label) {
     const search = el("input", { type: "search", placeholder: "Search", "aria-label": `Search in: ${label}` });
     search.addEventListener("input", () => {
       const wanted = search.value.toLowerCase().split(/\s+/);
@@ -107,12 +108,12 @@
   // ---- one text ----
 
   // The pieces of a text with marks on what repeats and on what differs from `others` (null: no comparison).
-  function pieces(text, others, repetition) {
+  function markText(text, others, repetition) {
     const found = words.split(text);
     const theirs = others === null ? [] : words.split(others);
     const again = repetition ? words.repeated(found) : [];
     const { fresh, gone } = others === null ? { fresh: [], gone: [] } : words.differences(theirs, found);
-    const lostAt = new Map(gone.map((run) => [run.at, lost(others, theirs.slice(run.from, run.to))]));
+    const missingAt = new Map(gone.map((run) => [run.at, showMissingWords(others, theirs.slice(run.from, run.to))]));
     const parts = [];
     let written = 0;
     const upTo = (end, dress = (piece) => piece) => {
@@ -121,34 +122,34 @@
     };
     for (let at = 0; at < found.length; ) {
       upTo(found[at].start);
-      if (lostAt.has(at)) parts.push(lostAt.get(at), " ");
+      if (missingAt.has(at)) parts.push(missingAt.get(at), " ");
       let end = at + 1;
-      while (end < found.length && fresh[end] === fresh[at] && again[end] === again[at] && !lostAt.has(end)) end += 1;
-      upTo(found[end - 1].end, (piece) => dressed(piece, fresh[at], again[at]));
+      while (end < found.length && fresh[end] === fresh[at] && again[end] === again[at] && !missingAt.has(end)) end += 1;
+      upTo(found[end - 1].end, (piece) => markPiece(piece, fresh[at], again[at]));
       at = end;
     }
     upTo(text.length);
-    if (lostAt.has(found.length)) parts.push(" ", lostAt.get(found.length));
+    if (missingAt.has(found.length)) parts.push(" ", missingAt.get(found.length));
     const counts = { fresh: fresh.filter(Boolean).length, gone: gone.reduce((sum, run) => sum + run.to - run.from, 0) };
     return { parts, ...counts };
   }
 
-  // Of a long run its ends: the whole of it stands beside, and a text must stay readable.
-  function lost(others, run) {
+  // Only the ends of a long run: the whole text is in the card beside it, and this text must stay readable.
+  function showMissingWords(others, run) {
     const between = (from, to) => others.slice(run[from].start, run[to].end);
     const last = run.length - 1;
     const shown = last < 10 ? between(0, last) : `${between(0, 2)} … ${between(last - 2, last)}`;
-    return el("del", { title: `${run.length} words missing here` }, shown);
+    return el("del", { title: `${run.length} words describeMissingFile here` }, shown);
   }
 
-  function dressed(piece, isFresh, isAgain) {
+  function markPiece(piece, isFresh, isAgain) {
     const inner = isAgain ? el("mark", { class: "again" }, piece) : piece;
     return isFresh ? el("ins", {}, inner) : inner;
   }
 
   // {box, fresh, gone}: the element with the text and its end, and how many words differ.
   function body(text, others = null, repetition = false) {
-    const { parts, fresh, gone } = pieces(text.text, others, repetition);
+    const { parts, fresh, gone } = markText(text.text, others, repetition);
     const box = el("div", { class: "words", dir: "auto" });
     if (!text.text.trim()) box.append(el("em", { class: "soft" }, "(nothing)"));
     box.append(...parts);
@@ -160,12 +161,12 @@
 
   function notes(text, row, difference) {
     const line = el("p", { class: "notes" });
-    const note = (tone, said) => line.append(el("span", { class: `note ${tone}` }, said));
+    const note = (tone, status) => line.append(el("span", { class: `note ${tone}` }, status));
     if (text.ended === true) note("good", "■ ended by itself");
     if (text.ended === false) note("bad", "✂ cut off");
     if (text.quality !== null) note("plain", `quality ${decimals(text.quality, 1)}`);
     if (text.repetition !== null)
-      note(text.repetition >= REPEATS_MUCH ? "bad" : "plain", `repetition ${decimals(text.repetition, 3)}`);
+      note(text.repetition >= HIGH_REPETITION ? "bad" : "plain", `repetition ${decimals(text.repetition, 3)}`);
     if (text.tokens !== null) note("plain", `${decimals(text.tokens, 0)} tokens`);
     if (difference) note("plain", difference);
     if (row.trial_ids.length > 1) note("plain", `trial ${(text.of || 0) + 1} of ${row.trial_ids.length}`);
@@ -189,15 +190,15 @@
     return [...rows.filter((row) => row.kind === "baseline"), ...rows.filter((row) => row.kind !== "baseline")];
   }
 
-  function cardOf(row, texts, prompt, show) {
+  function makeCard(row, texts, prompt, show) {
     const text = texts[row.mark];
     const head = el("p", { class: "head" }, ...name(row));
     if (row.recommended) head.append(" ", el("span", { class: "note good" }, "recommended"));
     const kind = row.kind === "baseline" ? "card base" : row.recommended ? "card recommended" : "card";
     if (!text || text.elsewhere) {
       const none = row.status === "complete" ? "No text for this prompt." : `No text: ${row.status}.`;
-      const why = text ? "It was asked about something else under this number." : none;
-      return el("div", { class: kind }, head, el("p", { class: "notes" }), el("p", { class: "legend" }, why));
+      const reason = text ? "This row has another prompt under this number." : none;
+      return el("div", { class: kind }, head, el("p", { class: "notes" }), el("p", { class: "legend" }, reason));
     }
     const others = { reference: prompt.reference, baseline: baselineText(row, texts) }[show.against] ?? null;
     const { box, fresh, gone } = body(text, others, show.repetition);
@@ -216,7 +217,7 @@
     return el("div", { class: "card reference" }, el("p", { class: "head" }, "reference"), line, box);
   }
 
-  function article(place, show) {
+  function makeArticle(place, show) {
     const prompt = data.prompts[place];
     const kind = prompt.reference === null ? "Fixed prompt" : "Held-out prompt";
     const summary = el("summary", {}, `${kind} `, el("code", {}, prompt.id), ", as the model reads it");
@@ -224,15 +225,15 @@
     const label = `Texts for ${prompt.title}, side by side`;
     const cards = el("div", { class: "cards", role: "group", "aria-label": label });
     cards.append(el("p", { class: "legend" }, "Reading the texts of this prompt …"));
-    textsOf(place).then((texts) => {
-      if (texts === null) cards.replaceChildren(el("p", { class: "legend failed" }, missing(place)));
-      else fill(cards, texts, prompt, show);
+    loadTexts(place).then((texts) => {
+      if (texts === null) cards.replaceChildren(el("p", { class: "legend failed" }, describeMissingFile(place)));
+      else fillCards(cards, texts, prompt, show);
     });
     return el("article", { class: "prompt" }, el("h3", { dir: "auto" }, prompt.title), quiet, cards);
   }
 
-  function fill(cards, texts, prompt, show) {
-    const rows = shownRows(show.baseline).map((row) => cardOf(row, texts, prompt, show));
+  function fillCards(cards, texts, prompt, show) {
+    const rows = shownRows(show.baseline).map((row) => makeCard(row, texts, prompt, show));
     cards.replaceChildren(...(show.reference && prompt.reference !== null ? [referenceCard(prompt)] : []), ...rows);
     cards.classList.toggle("by-3", ![4, 7, 8].includes(cards.children.length)); // lines as full as can be
     if (!cards.children.length) cards.append(el("p", { class: "legend" }, "No row is chosen."));
@@ -241,7 +242,7 @@
 
   // ---- the section ----
 
-  function chips() {
+  function showChosenRows() {
     const remove = (mark) => {
       chosen.rows = chosen.rows.filter((other) => other !== mark);
       show();
@@ -258,36 +259,36 @@
   }
 
   function key(shown) {
-    const whom = shown.against === "reference" ? "the reference" : "the row's baseline";
+    const other = shown.against === "reference" ? "the reference" : "the row's baseline";
     const parts = [];
     if (shown.repetition)
       parts.push([el("mark", { class: "again" }, "hatched"), ": in a run of four words that stood in the text before"]);
-    if (shown.against) parts.push([el("ins", {}, "underlined"), `: not in ${whom}`]);
-    if (shown.against) parts.push([el("del", {}, "struck"), `: in ${whom} alone`]);
+    if (shown.against) parts.push([el("ins", {}, "underlined"), `: not in ${other}`]);
+    if (shown.against) parts.push([el("del", {}, "struck"), `: in ${other} alone`]);
     byId("texts-key").replaceChildren(...parts.map((part) => el("span", {}, ...part)));
   }
 
   function show() {
     const shown = settings();
     const places = [...chosen.prompts].sort((a, b) => a - b);
-    chips();
+    showChosenRows();
     key(shown);
     refresh.forEach((each) => each());
     byId("texts-prompt").value = String(places[0] ?? 0);
     byId("texts-previous").disabled = !places.length || places[0] === 0;
     byId("texts-next").disabled = !places.length || places[places.length - 1] >= data.prompts.length - 1;
-    byId("texts-shown").replaceChildren(...places.map((place) => article(place, shown)));
+    byId("texts-shown").replaceChildren(...places.map((place) => makeArticle(place, shown)));
   }
 
-  function turnTo(place) {
+  function showPrompt(place) {
     chosen.prompts = [place];
     show();
   }
 
   // Shows these rows on this prompt, and goes there.
   function open(place, marks) {
-    chosen.rows = marks.slice(0, MOST_ROWS);
-    turnTo(place);
+    chosen.rows = marks.slice(0, MAX_ROWS);
+    showPrompt(place);
     byId("generations").scrollIntoView({ block: "start" });
     byId("texts-prompt").focus({ preventScroll: true });
   }
@@ -298,42 +299,42 @@
       return { key: String(place), content };
     });
 
-  function listen() {
+  function addListeners() {
     const options = data.prompts.map((prompt, place) => {
       const title = LoraSweep.short(prompt.title);
       return el("option", { value: place }, `${place + 1} of ${data.prompts.length} · ${title}`);
     });
     byId("texts-prompt").append(...options);
-    byId("texts-prompt").addEventListener("change", (event) => turnTo(Number(event.target.value)));
-    byId("texts-previous").addEventListener("click", () => turnTo(Math.min(...chosen.prompts) - 1));
-    byId("texts-next").addEventListener("click", () => turnTo(Math.max(...chosen.prompts) + 1));
+    byId("texts-prompt").addEventListener("change", (event) => showPrompt(Number(event.target.value)));
+    byId("texts-previous").addEventListener("click", () => showPrompt(Math.min(...chosen.prompts) - 1));
+    byId("texts-next").addEventListener("click", () => showPrompt(Math.max(...chosen.prompts) + 1));
     for (const part of ["against", "reference", "baseline", "repetition"])
       byId(`texts-${part}`).addEventListener("change", show);
   }
 
-  const changeTo = (what, keys) => {
-    chosen[what] = keys;
+  const changeTo = (list, keys) => {
+    chosen[list] = keys;
     show();
   };
   const refresh = [
-    chooser(byId("texts-choose-rows"), rowItems, {
+    addChooser(byId("texts-choose-rows"), rowItems, {
       label: "Rows to show",
-      most: MOST_ROWS,
+      most: MAX_ROWS,
       chosen: () => chosen.rows,
       change: (marks) => changeTo("rows", marks),
     }),
-    chooser(byId("texts-choose-prompts"), promptItems, {
+    addChooser(byId("texts-choose-prompts"), promptItems, {
       label: "Prompts to show",
-      most: MOST_PROMPTS,
+      most: MAX_PROMPTS,
       chosen: () => chosen.prompts.map(String),
       change: (places) => changeTo("prompts", places.map(Number)),
     }),
   ];
 
-  LoraSweep.texts = { of: textsOf, missing, name, rowItems, chooser, body, open };
+  LoraSweep.texts = { of: loadTexts, describeMissingFile, name, rowItems, addChooser, body, open };
   byId(data.prompts.length ? "texts" : "texts-none").hidden = false;
   if (data.prompts.length) {
-    listen();
+    addListeners();
     show();
   }
 })();

@@ -1,15 +1,15 @@
 "use strict";
-// Words of a text, which of them repeat, and how two texts differ: LoraSweep.words. Pure: knows no page and no data.
+// LoraSweep.words: the words of a text, which of them repeat, and how two texts differ. Uses neither page nor data.
 
 (() => {
-  // As lora_sweep/score.py: a run of letters, marks, digits and pictures is a word; in scripts that put no space
+  // As lora_sweep/scoring/score.py: a run of letters, marks, digits and pictures is a word; in scripts that put no space
   // between words, each character is.
   const UNSPACED = "\\p{sc=Han}\\p{sc=Hiragana}\\p{sc=Katakana}\\p{sc=Thai}\\p{sc=Lao}\\p{sc=Khmer}\\p{sc=Myanmar}";
   const LETTER = "\\p{L}\\p{M}\\p{N}\\p{So}";
   const WORD = new RegExp(`(?=[${LETTER}])[${UNSPACED}]|(?:(?![${UNSPACED}])[${LETTER}])+`, "gu");
-  const COMPARED = 3000; // words: a table of 9 million cells takes 0.1 s
+  const MAX_COMPARED_WORDS = 3000; // a table of 9 million cells takes 0.1 s
 
-  // [{start, end, key}]: where each word stands, and what it is compared by.
+  // [{start, end, key}] for each word; words with equal keys are equal.
   function split(text) {
     return Array.from(text.matchAll(WORD), (found) => ({
       start: found.index,
@@ -18,7 +18,7 @@
     }));
   }
 
-  // For each word whether it stands in a run of four that stood before in the text.
+  // For each word, whether it is in a run of four words that occurred earlier in the text.
   function repeated(words) {
     const seen = new Set();
     const flags = new Array(words.length).fill(false);
@@ -30,11 +30,11 @@
     return flags;
   }
 
-  // How `words` came out of `others`: fresh[i] says that words[i] is not in `others` at this place; gone is
-  // [{at, from, to}]: others[from..to) are missing in front of words[at].
+  // How `words` differs from `others`: fresh[i] says that words[i] is not in `others` at this place; gone is a list of
+  // {at, from, to}: others[from..to) are missing in front of words[at].
   function differences(others, words) {
-    const before = others.slice(0, COMPARED);
-    const after = words.slice(0, COMPARED);
+    const before = others.slice(0, MAX_COMPARED_WORDS);
+    const after = words.slice(0, MAX_COMPARED_WORDS);
     const end = { a: before.length, b: after.length, size: 0 };
     const fresh = new Array(words.length).fill(false).fill(true, 0, after.length);
     const gone = [];
@@ -76,8 +76,8 @@
     return runs;
   }
 
-  // Without runs of one or two words between changes as long, such as "of the" amid other words: two texts share many
-  // by chance, and a text in which they stay is confetti.
+  // Drop runs of one or two words between changes of the same length, such as "of the": two texts share many of them
+  // by chance, and with them the marked text is hard to read.
   function meaningful(runs, start, end) {
     const change = (left, right) => Math.max(right.a - left.a - left.size, right.b - left.b - left.size);
     const kept = [start];
