@@ -184,7 +184,7 @@ def test_a_full_memory_is_an_outcome_of_one_trial_and_half_a_batch_may_fit(tmp_p
         "pack.train_pack = hungry\n"
         "loop.main()\n"
     )
-    outcomes = launch(plan, [], [sys.executable, str(script)], LocalEngine())
+    outcomes = launch(plan, [], LocalEngine([sys.executable, str(script)]))
     by_batch = {t.config.train.per_device_train_batch_size: outcomes[t.key].status for t in plan.trials[1:]}
     assert by_batch == {4: "complete", 8: "oom"}
     again = real_plan(config(tmp_path, train=huge, launch=Launch(on_oom="halve_batch")))
