@@ -1,10 +1,8 @@
 """The summary as a terminal shows it: one line for each configuration, at most WIDTH characters wide."""
 
-import io
 import textwrap
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +11,7 @@ from sweep.report.analysis.ranking import count_trials
 from sweep.report.analysis.rows import ReportRow
 from sweep.report.formats.cells import format_cell
 from sweep.report.formats.columns import TERMINAL_KEYS, find_column
+from sweep.tables import render_text
 from sweep.text import UNKNOWN, count_noun, escape_controls, format_count
 
 WIDTH = 119  # characters; fixed, so that a pipe gets what a terminal shows
@@ -48,10 +47,7 @@ def draw_table(rows: list[ReportRow]) -> str:
         )
     for line in [headers, ["-" * width for width in widths], *lines]:
         table.add_row(*(Text(cell) for cell in line))
-    output = io.StringIO()
-    console = Console(file=output, width=10 * WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in output.getvalue().rstrip("\n").split("\n"))
+    return render_text(table)
 
 
 def write_line(row: ReportRow) -> list[str]:
