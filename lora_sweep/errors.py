@@ -1,12 +1,12 @@
 """The error tree, and the exit codes of every command.
 
     SweepError
-    ├── Refused     wrong input, found before any weight is loaded    exit 78
-    ├── Diverged    a loss or gradient stopped being a finite number  the trial's status
-    ├── Preempted   a signal asked to stop: what is done is saved     the trial goes on later
-    └── PackFailed  the common work of a pack failed                  each trial of it runs again, alone
+    ├── Refused     wrong input, found before any weight is loaded    exit code 78
+    ├── Diverged    a loss or a gradient is not a finite number       the trial's status is ``diverged``
+    ├── Preempted   a signal asked to stop, and progress was saved    the trial resumes later
+    └── PackFailed  the common work of a pack failed                  each of its trials runs again, alone
 
-Anything else that a trial raises is caught by the worker and becomes that trial's status and reason.
+The worker catches every other exception of a trial and turns it into the trial's status and reason.
 """
 
 import difflib
@@ -14,20 +14,27 @@ from collections.abc import Iterable
 
 EXIT_COMPLETE = 0
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on from here
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command resumes
 EXIT_REFUSED = 78  # EX_CONFIG
 
 
 class SweepError(Exception):
-    """Root of everything that lora-sweep raises on purpose."""
+    """The base class of all errors that lora-sweep raises on purpose."""
 
 
 class Refused(SweepError):
-    """Input that cannot work, in one sentence: where, what, what is allowed, and the nearest right spelling."""
+    """Input that cannot work. The message is one sentence: where, what, the nearest correct spelling, what is allowed.
+
+    Args:
+        where: the key, file or argument.
+        what: what is wrong with it.
+        allowed: the allowed words.
+        word: the wrong word, where a similar allowed word is worth naming.
+    """
 
     def __init__(self, where: str, what: str, allowed: Iterable[str] = (), word: str | None = None) -> None:
         names = [str(name) for name in allowed]
-        near = nearest(word, names) if word is not None else None
+        near = find_nearest(word, names) if word is not None else None
         parts = [f"{where}: {what}" if where else what]
         if near:
             parts.append(f"did you mean {near!r}?")
@@ -41,14 +48,14 @@ class Diverged(SweepError):
 
 
 class Preempted(SweepError):
-    """A trial stopped because a signal asked for it. The message says where it will go on."""
+    """A trial stopped because a signal asked for it. The message says where it will resume."""
 
 
 class PackFailed(SweepError):
     """The common work of a pack failed. No member is known to be the cause, so each runs again, alone."""
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """The allowed spelling closest to ``word``, or None when nothing is close."""
+def find_nearest(word: str, allowed: Iterable[str]) -> str | None:
+    """The allowed word that is most similar to ``word``; None when none is similar."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return close[0] if close else None

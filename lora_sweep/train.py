@@ -1,7 +1,7 @@
-"""Hydra's door: ``python -m lora_sweep.train [-m] [KEY=VALUE ...]``. Imports no torch itself.
+"""The command ``python -m lora_sweep.train [-m] [KEY=VALUE ...]``. Imports no torch.
 
-Every command is a sweep, a single trial a sweep of one: conf/base.yaml chooses Hydra's multirun, our sweeper plans
-the trials and our launcher runs them. Only composition happens here, and its errors become one sentence.
+Every command is a sweep; a single trial is a sweep with one trial. conf/base.yaml chooses Hydra's multirun, our sweeper
+plans the trials and our launcher runs them. This module composes the configuration and explains errors in one sentence.
 """
 
 import os
@@ -13,30 +13,32 @@ import hydra
 from omegaconf import DictConfig
 
 from lora_sweep.config.conf_folder import find_conf_folder
-from lora_sweep.config.hydra_errors import as_refused
+from lora_sweep.config.hydra_errors import explain_hydra_error
 from lora_sweep.config.schema import register_schema
 from lora_sweep.errors import EXIT_INTERRUPTED, EXIT_REFUSED, Refused
 
 
 def run_trial(config: DictConfig) -> None:
-    """What Hydra calls under another sweeper than ours, whose points nobody has planned.
+    """Refuse to run. Hydra calls this only with a foreign sweeper, and then no trial has been planned.
 
-    Ours gives its launchers something else to call: ``sweep.engines.hydra_jobs.run_point``.
+    Our own sweeper makes its launchers call ``sweep.engines.hydra_jobs.run_point`` instead.
     """
     raise Refused("hydra/sweeper", "trials are planned by our own sweeper", ("grid",))
 
 
-def interrupt(number: int, frame: object) -> None:
+def raise_interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> None:
-    """Compose, and hand over to the sweeper. Exit codes: see ``lora_sweep.errors``."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants it first
+    """Compose the configuration and start the sweeper. The exit codes are in ``lora_sweep.errors``."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra raises its errors instead of printing them
+    # argparse accepts -m only in front.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     register_schema()
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # as Ctrl+C; while trials run, the crew listens
-        signal.signal(number, interrupt)
+    # These signals act like Ctrl+C. While trials run, the engine handles them.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, raise_interrupt)
     try:
         hydra.main(version_base="1.3", config_path=str(find_conf_folder()), config_name="base")(run_trial)()
     except KeyboardInterrupt:
@@ -44,7 +46,7 @@ def main() -> None:
         print(f"\ninterrupted; finished trials are kept. Go on with:\n  {command}", flush=True)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        refused = error if isinstance(error, Refused) else as_refused(error)
+        refused = error if isinstance(error, Refused) else explain_hydra_error(error)
         if refused is None:
             raise
         print(f"refused: {refused}", file=sys.stderr)

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.config.schema import Tracking, check_sweep_name
+from lora_sweep.config.checks import check_sweep_name
+from lora_sweep.config.schema import Tracking
 from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED, Refused
 from lora_sweep.tracking.run import is_logged_in
 from lora_sweep.tracking.tables import COSTS, make_charts

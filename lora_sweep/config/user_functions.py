@@ -1,4 +1,4 @@
-"""Functions of the user's own, by their names."""
+"""Scorers that the user wrote, by their names."""
 
 import functools
 import hashlib
@@ -13,49 +13,49 @@ from typing import Any
 from lora_sweep.config.schema import BUILT_IN_SCORERS
 from lora_sweep.errors import Refused
 
-GROUP = "lora_sweep.scorers"  # of entry points: functions of one's own, by name
+ENTRY_POINT_GROUP = "lora_sweep.scorers"  # the group of entry points through which a package offers scorers
 
 
 @functools.cache
-def installed() -> dict[str, EntryPoint]:
-    """The scorers that installed packages offer, by name. They stay while this process does."""
-    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+def list_installed_scorers() -> dict[str, EntryPoint]:
+    """The scorers that installed packages offer, by name. Read once in a process."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
 
 
-def entry_point(name: str) -> EntryPoint | None:
-    """What ``name`` stands for: the object reference ``module:function``, or an installed entry point."""
+def find_entry_point(name: str) -> EntryPoint | None:
+    """The entry point for ``module:function``, or for the name of an installed scorer; None for another name."""
     if re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
-        return EntryPoint(name, name, GROUP)
-    return installed().get(name)
+        return EntryPoint(name, name, ENTRY_POINT_GROUP)
+    return list_installed_scorers().get(name)
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Import what ``name`` stands for.
+    """Import the scorer ``name``.
 
     Raises:
-        Refused: there is no such thing, its import fails, or it cannot be called.
+        Refused: no scorer has this name, its import fails, or it cannot be called.
     """
-    point = entry_point(name)
+    point = find_entry_point(name)
     if point is None:
         raise Refused(f"eval.scorer = {name}", "is not installed")
     try:
         function = point.load()
     except (Exception, SystemExit) as error:
-        raise Refused(f"eval.scorer = {name}", f"cannot be loaded ({in_words(error)})") from error
+        raise Refused(f"eval.scorer = {name}", f"cannot be loaded ({describe_error(error)})") from error
     if not callable(function):
         raise Refused(f"eval.scorer = {name}", f"is no function but a {type(function).__name__}")
     return function  # type: ignore[no-any-return]
 
 
-def function_fingerprint(name: str) -> str | None:
-    """What names the function behind ``name``: where it is, and the sha256 of its module's source, read on the spot.
+def fingerprint_function(name: str) -> str | None:
+    """A text that changes with the scorer ``name``: its module and function, and a hash of the module's present source.
 
-    None for a built-in scorer and for what is not there. What the module itself imports is not looked at.
+    None for a built-in scorer and for one that does not exist. Modules that it imports are not part of the hash.
     """
-    point = None if name in BUILT_IN_SCORERS else entry_point(name)
+    point = None if name in BUILT_IN_SCORERS else find_entry_point(name)
     if point is None:
         return None
-    source = source_file(point.value.partition(":")[0].strip())
+    source = find_source_file(point.value.partition(":")[0].strip())
     try:
         content = source.read_bytes() if source else b""
     except OSError:
@@ -63,13 +63,13 @@ def function_fingerprint(name: str) -> str | None:
     return f"{point.value}@{hashlib.sha256(content).hexdigest()[:16]}"
 
 
-def source_file(module: str) -> Path | None:
-    """The file that an import of the dotted ``module`` would read. Runs none of it, nor of its packages."""
+def find_source_file(module: str) -> Path | None:
+    """The file that an import of the dotted ``module`` would read. Runs no code of it or of its packages."""
     path: Sequence[str] | None = None
     name, origin = "", None
     for part in module.split("."):
         if name and path is None:
-            return None  # what stands before the dot is no package
+            return None  # the name before the dot is not a package
         name = f"{name}.{part}" if name else part
         specs = (finder.find_spec(name, path) for finder in sys.meta_path)
         spec = next((spec for spec in specs if spec is not None), None)
@@ -79,7 +79,7 @@ def source_file(module: str) -> Path | None:
     return Path(origin) if origin else None
 
 
-def in_words(error: BaseException) -> str:
-    """An error as its type and the first line of what it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0][:300]}" if said else type(error).__name__
+def describe_error(error: BaseException) -> str:
+    """The type of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_sweep.config.identity import short_hash
 from lora_sweep.config.schema import Config
-from lora_sweep.config.user_functions import function_fingerprint
+from lora_sweep.config.user_functions import fingerprint_function
 from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import read_json
 
@@ -152,7 +152,7 @@ def facts_key(config: Config, strict: bool) -> str:
         "data": dataclasses.asdict(config.data),
         "max_length": config.train.max_length,
         "held_out": [config.eval.split, config.eval.prompts, config.eval.validation_rows],
-        "scorer": [scorer, config.eval.pattern, config.eval.labels, function_fingerprint(scorer)],  # it checks the rows
+        "scorer": [scorer, config.eval.pattern, config.eval.labels, fingerprint_function(scorer)],  # it checks the rows
         "fixed_prompts": [dataclasses.asdict(prompt) for prompt in config.eval.fixed_prompts],
         "templates": config.eval.baseline_templates,
         "files": stats,

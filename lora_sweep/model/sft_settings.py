@@ -7,7 +7,7 @@ import torch
 from trl import SFTConfig
 
 from lora_sweep.config.schema import Train
-from lora_sweep.errors import Refused, nearest
+from lora_sweep.errors import Refused, find_nearest
 from lora_sweep.model.device import Device
 
 
@@ -57,5 +57,5 @@ def check_sft_keys(train: Train) -> None:
     keys = {field.name for field in dataclasses.fields(SFTConfig)}
     for key in train.sft:
         if key not in keys:
-            suggestion = nearest(key, keys)
+            suggestion = find_nearest(key, keys)
             raise Refused(f"train.sft.{key}", "is no key of TRL's SFTConfig", [suggestion] if suggestion else [])

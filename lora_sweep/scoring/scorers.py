@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Any, NoReturn, TypeAlias
 
 from lora_sweep.config.schema import Eval
-from lora_sweep.config.user_functions import entry_point, in_words, installed, load_function
+from lora_sweep.config.user_functions import describe_error, find_entry_point, list_installed_scorers, load_function
 from lora_sweep.errors import Refused
 
 # Each built-in scorer, and its main metric: quality is 100 times that. ``text`` is the formula of ``score``.
@@ -84,9 +84,9 @@ def check_scorer(settings: Eval) -> None:
         Refused: an unknown scorer, a setting that the scorer does not read, a pattern that is no regular expression.
     """
     name, pattern = settings.scorer, settings.pattern
-    if name not in MAIN_METRICS and entry_point(name) is None:
+    if name not in MAIN_METRICS and find_entry_point(name) is None:
         fault = "is unknown (a function of your own is written module:function)"
-        raise Refused(f"eval.scorer = {name}", fault, (*MAIN_METRICS, *installed()), name)
+        raise Refused(f"eval.scorer = {name}", fault, (*MAIN_METRICS, *list_installed_scorers()), name)
     if name == "regex" and not pattern:
         raise Refused("eval.scorer = regex", "needs eval.pattern")
     for key, reader in (("pattern", "regex"), ("labels", "label")):
@@ -260,7 +260,7 @@ def score_by_user_function(row: GenerationRow, name: str, function: Callable[...
     try:
         result = function(row["text"], row.get("reference"), row.get("product") or "", row.get("category"))
     except (Exception, SystemExit) as error:
-        raise RuntimeError(f"{where} raised {in_words(error)}") from error
+        raise RuntimeError(f"{where} raised {describe_error(error)}") from error
     values = result if isinstance(result, dict) else {"quality": result}
     if "quality" not in values:
         raise RuntimeError(f"{where} gave a dict without 'quality'")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_sweep.config.identity import canonical
+from lora_sweep.config.identity import to_canonical_json
 from lora_sweep.generation.losses import RowLoss, compute_member_losses, tokenize_neutral_text
 from lora_sweep.generation.packed import GenerationRequest, generate_pack
 from lora_sweep.generation.packed_base import infer_with_adapters
@@ -143,7 +143,7 @@ class PackRunner:
                 single_evaluations.append(evaluation)
             else:
                 decoding = {key: getattr(task.job.eval_settings, key) for key in DECODING_SETTINGS}
-                groups.setdefault(canonical(decoding), []).append(evaluation)
+                groups.setdefault(to_canonical_json(decoding), []).append(evaluation)
         for group in groups.values():
             with self.drop_base_on_error():
                 generated = generate_together(base, group, self.device)

@@ -6,7 +6,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from lora_sweep.config.identity import canonical
+from lora_sweep.config.identity import to_canonical_json
 from lora_sweep.config.schema import Config, Data, Quant
 from lora_sweep.data.prompts import Example, make_examples
 from lora_sweep.data.splits import Splits, load_splits
@@ -34,7 +34,7 @@ class Resident:
 
     def tokenize_rows(self, split: str, data: Data, max_length: int) -> list[Example]:
         """The rows of a split as token ids. They are made once for each form of the prompt."""
-        key = canonical([split, data.template, data.end_marker, max_length])
+        key = to_canonical_json([split, data.template, data.end_marker, max_length])
         if key not in self._examples:
             self._examples[key] = make_examples(getattr(self.split, split), data, self.tokenizer, max_length)
         return self._examples[key]
@@ -74,4 +74,4 @@ class Resident:
 def make_resident_key(config: Config) -> str:
     """A text that is equal for configurations that can use one :class:`Resident`. Prompts may have different forms."""
     data = dataclasses.replace(config.data, template="alpaca", end_marker=None)
-    return canonical([dataclasses.asdict(config.model), dataclasses.asdict(data)])
+    return to_canonical_json([dataclasses.asdict(config.model), dataclasses.asdict(data)])

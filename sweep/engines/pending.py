@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_sweep.config.identity import base_identity, canonical
+from lora_sweep.config.identity import base_identity, to_canonical_json
 from lora_sweep.messages import STAGES
 from sweep.store.failed_attempts import read_failed_attempts
 from sweep.store.trial_state import TrialState
@@ -66,5 +66,5 @@ def name_bases(trial: PlannedTrial) -> tuple[str, str]:
         config = dataclasses.replace(trial.config, quant=quant)
         base = base_identity(config, trial.facts.model.fingerprint, trial.facts.data.fingerprint)
         base["data"].pop("template")  # another form of the prompt needs no other base
-        names.append(canonical([base, dataclasses.asdict(config.model)]))
+        names.append(to_canonical_json([base, dataclasses.asdict(config.model)]))
     return names[0], names[1]

@@ -68,13 +68,13 @@ def parse_overrides(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Print the plan, or one sentence that refuses the command."""
-    from lora_sweep.config.hydra_errors import as_refused
+    from lora_sweep.config.hydra_errors import explain_hydra_error
 
     register_schema()
     try:
         print_plan(sys.argv[1:])
     except Exception as error:
-        refused = error if isinstance(error, Refused) else as_refused(error)
+        refused = error if isinstance(error, Refused) else explain_hydra_error(error)
         if refused is None:
             raise
         print(f"refused: {refused}", file=sys.stderr)

@@ -6,7 +6,8 @@ training anything. Nothing here imports torch: a child process looks at the mode
 
 from dataclasses import dataclass, field
 
-from lora_sweep.config.schema import Config, settle
+from lora_sweep.config.checks import check_config
+from lora_sweep.config.schema import Config, apply_typed_paths
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import Facts
 from lora_sweep.scoring.scorers import check_scorer
@@ -32,11 +33,11 @@ def make_plan(configs: list[Config], strict: bool) -> Plan:
             ``launch.strict`` is on. The message is that of the first such point.
     """
     check_shared_settings(configs)
-    configs = [settle(config) for config in configs]
+    configs = [apply_typed_paths(config) for config in configs]
     refusals = Refusals(configs)
     for number, config in enumerate(configs):
         with refusals.collect_refusal(number):
-            config.check()
+            check_config(config)
             check_scorer(config.eval)
     refusals.raise_if_final()
     numbers = refusals.list_accepted()

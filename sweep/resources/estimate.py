@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_sweep.config.identity import canonical
+from lora_sweep.config.identity import to_canonical_json
 from lora_sweep.config.schema import Launch
 from lora_sweep.runs.files import EvalFolder, TrialFolder, trial_folder
 from lora_sweep.runs.results import read_evaluation_result, read_trial_result
@@ -90,7 +90,7 @@ class TimeEstimate:
 
 def identify_base(identity: Mapping[str, Any]) -> str:
     """A name for the base in the identity of a trial or a baseline."""
-    return canonical([identity.get(part) for part in ("model", "quant", "data")])
+    return to_canonical_json([identity.get(part) for part in ("model", "quant", "data")])
 
 
 def read_finished_trials(runs: Path) -> list[FinishedTrial]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.config.identity import short_hash
-from lora_sweep.errors import Refused, nearest
+from lora_sweep.errors import Refused, find_nearest
 from lora_sweep.runs import files
 from sweep.trials import Key, Plan, hash_invalid_trial
 
@@ -111,7 +111,7 @@ def load_sweep_file(runs: Path, name: str) -> SweepFile:
     sweep = read_sweep_file(runs, name) if name in names else None
     if sweep is not None:
         return sweep
-    shown, closest = names[:MAX_LISTED_SWEEPS], nearest(name, names)
+    shown, closest = names[:MAX_LISTED_SWEEPS], find_nearest(name, names)
     if closest is not None and closest not in shown:
         shown.append(closest)
     raise Refused(f"sweep {name!r}", "is not there", shown, name)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support.commands import ask_inspect_here, run_command
 
+from lora_sweep.config.checks import check_config, check_train
 from lora_sweep.config.schema import Config, Data, Model, Train, config_from_json
 from lora_sweep.data.sources import make_tiny_records
 from lora_sweep.errors import Refused
@@ -385,11 +386,11 @@ def test_every_key_that_we_give_the_trainer_is_refused_by_name() -> None:
     assert "logging_nan_inf_filter" in given
     for key in given:
         with pytest.raises(Refused, match=rf"^train\.sft\.{key}: is set by lora-sweep; use "):
-            Train(sft={key: 1}).check()
+            check_train(Train(sft={key: 1}))
 
 
 def test_these_checks_pass_what_is_right() -> None:
-    Config(model=Model(name="x", tiny="llama"), data=Data(name="x", tiny=9)).check()
+    check_config(Config(model=Model(name="x", tiny="llama"), data=Data(name="x", tiny=9)))
 
 
 def test_rows_longer_than_the_model_has_positions_are_refused(weightless: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from lora_sweep import train
-from lora_sweep.config.hydra_errors import as_refused, key_elsewhere, keys_below
+from lora_sweep.config.hydra_errors import explain_hydra_error, find_key_elsewhere, list_keys_below
 from sweep.plan import __main__, facts
 
 ROOT = Path(__file__).parents[2]
@@ -210,20 +210,20 @@ def test_so_says_the_real_command(command: str, argument: str, sentence: str, tm
 
 
 def test_an_error_of_another_kind_is_none_of_ours() -> None:
-    assert as_refused(ValueError("a bug")) is None
-    assert as_refused(AssertionError("another")) is None
+    assert explain_hydra_error(ValueError("a bug")) is None
+    assert explain_hydra_error(AssertionError("another")) is None
 
 
 def test_keys_below_a_place_of_the_schema() -> None:
-    assert keys_below("quant") == ["bits", "double_quant", "materialize"]
-    assert keys_below("data.columns") == ["product", "category", "description", "split"]
-    assert keys_below("model.wheel") == ["requirement", "sha256", "file"]
-    assert keys_below("train.sft") == []
-    assert keys_below("nowhere.at.all") == []
+    assert list_keys_below("quant") == ["bits", "double_quant", "materialize"]
+    assert list_keys_below("data.columns") == ["product", "category", "description", "split"]
+    assert list_keys_below("model.wheel") == ["requirement", "sha256", "file"]
+    assert list_keys_below("train.sft") == []
+    assert list_keys_below("nowhere.at.all") == []
 
 
 @pytest.mark.parametrize(
     ("word", "key"), [("max_step", "train.max_steps"), ("r", "lora.r"), ("lr", None), ("zzzz", None)]
 )
 def test_the_same_key_in_another_group(word: str, key: str | None) -> None:
-    assert key_elsewhere(word) == key
+    assert find_key_elsewhere(word) == key

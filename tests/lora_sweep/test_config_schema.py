@@ -12,24 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import ConfigKeyError, ValidationError
 
+from lora_sweep.config.checks import check_config, check_sweep_name, check_template, refuse_unless
 from lora_sweep.config.identity import (
     base_identity,
     baseline_identity,
-    canonical,
     eval_identity,
     short_hash,
+    to_canonical_json,
     trial_identity,
 )
-from lora_sweep.config.schema import (
-    Config,
-    FixedPrompt,
-    WheelFile,
-    check_sweep_name,
-    check_template,
-    config_from_json,
-    refuse_unless,
-    settle,
-)
+from lora_sweep.config.schema import Config, FixedPrompt, WheelFile, apply_typed_paths, config_from_json
 from lora_sweep.errors import Refused
 
 
@@ -221,20 +213,20 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 
 def test_the_config_that_the_refusals_start_from_is_fine() -> None:
-    good().check()
+    check_config(good())
 
 
 @pytest.mark.parametrize(("path", "value", "sentence"), REFUSED, ids=[f"{p}={v}" for p, v, _ in REFUSED])
 def test_a_value_that_cannot_work_is_refused_in_one_sentence(path: str, value: Any, sentence: str) -> None:
     with pytest.raises(Refused) as caught:
-        changed(good(), path, value).check()
+        check_config(changed(good(), path, value))
     assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize("group", ["model", "data"])
 def test_a_group_without_a_source_is_refused(group: str) -> None:
     with pytest.raises(Refused) as caught:
-        changed(good(), f"{group}.tiny", None).check()
+        check_config(changed(good(), f"{group}.tiny", None))
     sources = ", ".join(f"{group}.{name}" for name in ("path", "hub_id", "wheel", "tiny"))
     assert str(caught.value) == f"{group}: has no source; allowed: {sources}"
 
@@ -270,7 +262,7 @@ def test_a_group_without_a_source_is_refused(group: str) -> None:
     ],
 )
 def test_values_at_the_edge_of_what_works_are_taken(path: str, value: Any) -> None:
-    changed(good(), path, value).check()
+    check_config(changed(good(), path, value))
 
 
 def test_every_group_is_checked() -> None:
@@ -568,11 +560,12 @@ def test_a_trial_is_never_taken_for_its_baseline() -> None:
 
 def test_the_canonical_form_has_one_spelling() -> None:
     assert (
-        canonical({"b": 8.0, "a": [1e-4, (1, None)], "c": {2: True}}) == '{"a":[0.0001,[1,null]],"b":8,"c":{"2":true}}'
+        to_canonical_json({"b": 8.0, "a": [1e-4, (1, None)], "c": {2: True}})
+        == '{"a":[0.0001,[1,null]],"b":8,"c":{"2":true}}'
     )
-    assert canonical(0.0001) == canonical(1e-4) == "0.0001"
-    assert canonical("8") != canonical(8)
-    assert canonical(True) != canonical(1)
+    assert to_canonical_json(0.0001) == to_canonical_json(1e-4) == "0.0001"
+    assert to_canonical_json("8") != to_canonical_json(8)
+    assert to_canonical_json(True) != to_canonical_json(1)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -616,10 +609,10 @@ def test_a_typed_path_replaces_the_source_of_its_group_and_names_it() -> None:
     config.model.path, config.model.hub_id = "/models/mine/", "a/b"
     config.data.path, config.data.licence, config.data.default_rows = "rows/mine.csv", "theirs", 64
     config.data.columns.product = "title"
-    settled = settle(config)
+    settled = apply_typed_paths(config)
     assert (settled.model.name, settled.model.hub_id, settled.model.tiny) == ("mine", None, None)
     assert (settled.data.name, settled.data.licence, settled.data.tiny) == ("mine.csv", None, None)
     assert settled.data.default_rows is None, "the embedded subset's size would cut one's own rows"
     assert settled.data.columns.product == "title"
     assert config.data.name == "tiny", "the original changed"
-    assert settle(good()) == good()
+    assert apply_typed_paths(good()) == good()

@@ -10,7 +10,7 @@ from lora_sweep.errors import (
     Diverged,
     Refused,
     SweepError,
-    nearest,
+    find_nearest,
 )
 
 
@@ -36,7 +36,7 @@ def test_names_may_come_from_a_generator() -> None:
     [("q_prj", "q_proj"), ("qproj", "q_proj"), ("upproj", "up_proj"), ("zzz", None), ("", None)],
 )
 def test_nearest_finds_what_is_close_and_nothing_else(word: str, found: str | None) -> None:
-    assert nearest(word, ["q_proj", "k_proj", "up_proj"]) == found
+    assert find_nearest(word, ["q_proj", "k_proj", "up_proj"]) == found
 
 
 def test_everything_raised_on_purpose_has_one_root() -> None:

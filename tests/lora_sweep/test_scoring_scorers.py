@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lora_sweep.config import user_functions
 from lora_sweep.config.identity import eval_identity, short_hash
 from lora_sweep.config.schema import BUILT_IN_SCORERS, Config, Data, Eval, FixedPrompt, Model
-from lora_sweep.config.user_functions import function_fingerprint, source_file
+from lora_sweep.config.user_functions import find_source_file, fingerprint_function
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import facts_key
 from lora_sweep.model.data_facts import list_prompts
@@ -414,20 +414,20 @@ def test_an_installed_function_goes_by_its_entry_point_s_name(write: Write, tmp_
     (tmp_path / "judges-1.0.dist-info/entry_points.txt").write_text(
         "[lora_sweep.scorers]\npoliteness = pack.mine:score\njson = pack.mine:score\n"
     )
-    user_functions.installed.cache_clear()
+    user_functions.list_installed_scorers.cache_clear()
     try:
         check_scorer(Eval(scorer="politeness"))
-        before = function_fingerprint("politeness")
+        before = fingerprint_function("politeness")
         assert "pack.mine" not in sys.modules, "it was imported to be named"
         assert own("politeness") == {"quality": 25}
         assert own("json", "{}", "{}")["quality"] == 100, "a built-in scorer keeps its name"
-        assert function_fingerprint("json") is None
+        assert fingerprint_function("json") is None
         with pytest.raises(Refused, match="did you mean 'politeness'"):
             check_scorer(Eval(scorer="politness"))
         write("return 0.5", "pack.mine")
-        assert function_fingerprint("politeness") != before
+        assert fingerprint_function("politeness") != before
     finally:
-        user_functions.installed.cache_clear()
+        user_functions.list_installed_scorers.cache_clear()
 
 
 def test_a_function_s_source_names_the_evaluation_and_is_not_run_for_it(write: Write, tmp_path: Path) -> None:
@@ -440,8 +440,8 @@ def test_a_function_s_source_names_the_evaluation_and_is_not_run_for_it(write: W
     name = write("return 1", "pack.mine", head=raising)
     (tmp_path / "pack/__init__.py").write_text(raising)
     one = names(name)
-    assert source_file("pack.mine") == tmp_path / "pack/mine.py"
-    assert source_file("pack") == tmp_path / "pack/__init__.py"
+    assert find_source_file("pack.mine") == tmp_path / "pack/mine.py"
+    assert find_source_file("pack") == tmp_path / "pack/__init__.py"
     assert names(name) == one
     write("return 0", "pack.mine", head=raising)
     other = names(name)
@@ -454,13 +454,13 @@ def test_a_function_s_source_names_the_evaluation_and_is_not_run_for_it(write: W
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.at.all", "sys", "json.decoder.mine"])
 def test_a_module_that_is_not_there_has_no_source_and_can_be_named(name: str, write: Write) -> None:
     write("return 1")  # which is no part of json.decoder
-    assert source_file(name) is None
-    assert (function_fingerprint(f"{name}:f") or "").startswith(f"{name}:f@")
+    assert find_source_file(name) is None
+    assert (fingerprint_function(f"{name}:f") or "").startswith(f"{name}:f@")
 
 
 def test_built_in_scorers_have_no_source_and_settings_of_their_own_in_the_identity() -> None:
     assert set(scorers.MAIN_METRICS) == set(BUILT_IN_SCORERS)
-    assert {function_fingerprint(name) for name in BUILT_IN_SCORERS} == {None}
+    assert {fingerprint_function(name) for name in BUILT_IN_SCORERS} == {None}
     chosen = [Eval(), Eval(split="test"), Eval(scorer="json"), Eval(scorer="label"), Eval(scorer="label", labels=["a"])]
     chosen += [Eval(scorer="regex", pattern=pattern) for pattern in ("a", "b")]
     ids = {short_hash(eval_identity(Config(eval=each))) for each in chosen}

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_sweep.config.checks import check_tracking
 from lora_sweep.config.schema import Tracking
 from lora_sweep.errors import Refused
 from lora_sweep.runs.records import EvaluationResult, TrialResult
@@ -196,10 +197,10 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_command(
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     if sentence is None:
-        Tracking(backend=backend).check()
+        check_tracking(Tracking(backend=backend))
         return
     with pytest.raises(Refused) as caught:
-        Tracking(backend=backend).check()
+        check_tracking(Tracking(backend=backend))
     assert str(caught.value) == sentence
 
 
