@@ -22,7 +22,7 @@ COMMANDS = [
 
 
 def test_it_has_commands() -> None:
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 7
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])
