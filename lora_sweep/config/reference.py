@@ -51,14 +51,18 @@ def read_field_comments(source: str) -> dict[str, dict[str, str]]:
 
 
 def write_type(annotation: Any) -> str:
-    """A field's type as a reader of YAML knows it: ``int or null``."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    if "|" in str(annotation) or "[" in str(annotation):
-        text = str(annotation)
+    """A field's type as a reader of YAML knows it: ``whole number or null``."""
+    text = str(getattr(annotation, "__name__", annotation) if "|" not in str(annotation) else annotation)
+    text = str(annotation) if "[" in str(annotation) else text
     words = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "None": "null"}
-    parts = [part.strip().rpartition(".")[2] for part in text.replace("typing.", "").split("|")]
-    named = [words.get(part, "list" if part.startswith("list") else part) for part in parts]
-    return " or ".join("map" if part.startswith("dict") else "" if part == "Any" else part for part in named)
+    words["Any"] = "text, number or list"
+    names = []
+    for part in (part.strip() for part in text.split("|")):
+        if part.startswith("list"):
+            names.append("list")
+        else:  # a dict, or a dataclass that may be null
+            names.append(words.get(part.rpartition(".")[2], "map"))
+    return " or ".join(names)
 
 
 def read_defaults(conf: Path) -> dict[str, Any]:
