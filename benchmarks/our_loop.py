@@ -32,7 +32,7 @@ from lora_sweep.data.prompts import choose_end_marker, tokenize_prompt  # noqa: 
 from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noqa: E402
 from lora_sweep.messages import Reporter  # noqa: E402
 from lora_sweep.model.device import Device, pick_device, read_peak_memory, reset_peak_memory  # noqa: E402
-from lora_sweep.model.load import quiet_libraries  # noqa: E402
+from lora_sweep.model.load import silence_libraries  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter, load_adapter  # noqa: E402
 from lora_sweep.training import pack_step  # noqa: E402
 from lora_sweep.training.member import PackMember  # noqa: E402
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--float32", action="store_true")
     args = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     device = pick_device()
     if args.float32:
         device = dataclasses.replace(device, compute_dtype=torch.float32)

@@ -33,7 +33,7 @@ from lora_sweep.config.schema import Eval, Lora, Train  # noqa: E402
 from lora_sweep.data.prompts import Example  # noqa: E402
 from lora_sweep.generation.packed import GenerationRequest, generate_pack  # noqa: E402
 from lora_sweep.model.device import Device, pick_device, read_peak_memory, reset_peak_memory  # noqa: E402
-from lora_sweep.model.load import quiet_libraries  # noqa: E402
+from lora_sweep.model.load import silence_libraries  # noqa: E402
 from lora_sweep.multi_lora.adapter import Adapter  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
 from lora_sweep.training.member import PackMember  # noqa: E402
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--to", type=Path, help="a file for what was measured")
     args = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     device = pick_device()
     base = random_base(args.model, device)
     rows = rows_of(base.config.vocab_size, 4 * args.steps)

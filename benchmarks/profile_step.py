@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from benchmarks.fast import planned  # noqa: E402
 from lora_sweep.messages import Reporter  # noqa: E402
 from lora_sweep.model.device import pick_device  # noqa: E402
-from lora_sweep.model.load import quiet_libraries  # noqa: E402
+from lora_sweep.model.load import silence_libraries  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
 from lora_sweep.training.member import PackMember  # noqa: E402
 from lora_sweep.training.packed import train_pack  # noqa: E402
@@ -41,7 +41,7 @@ def main(overrides: list[str]) -> None:
     plan = planned([[*overrides, "tracking=none"]])
     trial = next(trial for trial in plan.trials if trial.kind == "trial")
     config, device = trial.config, pick_device()
-    quiet_libraries()
+    silence_libraries()
     resident = Resident(config, device)
     base = resident.provide_base(config.quant, Reporter(lambda event: None))
     rows = resident.tokenize_rows("train", config.data, config.train.max_length)

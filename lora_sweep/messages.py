@@ -1,4 +1,4 @@
-"""The messages between an orchestrator and its workers, and the two sides of a worker: its process and its runner.
+"""The messages between an orchestrator and its workers, and what a worker's process asks of its runner.
 
 A worker reads one JSON line for each pack, ``{"jobs": [job, ...]}``, and ``{"end": true}`` after the last. It writes
 one JSON line for each event; an event about a trial holds ``trial_id`` and ``eval_id``. Imports no torch.
@@ -20,13 +20,13 @@ Event = dict[str, str | int | float | None]
 class PlannedFacts(TypedDict):
     """What planning knows about a trial. The trial's result.json repeats it."""
 
-    identity: dict[str, object]  # the hash of it names the trial's folder
+    identity: dict[str, object]  # its hash names the trial's folder
     fingerprints: dict[str, str]  # of the model and the data
     targets: str | list[str] | None  # lora.targets, as configured; None for a baseline
     target_modules: list[str]
     trainable_params: int
     total_params: int
-    data: dict[str, object]  # how many rows and tokens, and the hash of the rows
+    data: dict[str, object]  # the numbers of rows and tokens, and the hash of the rows
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Job:
     """One trial to run, with what planning knows about it.
 
     Attributes:
-        stages: those of STAGES to run now, in this order. A stage that already has a result is skipped.
-        halvings: stage: how often its batch size is halved because memory ran out.
+        stages: the names from STAGES to run now, in this order. A stage that already has a result is skipped.
+        halvings: stage: how often its batch size was halved because memory ran out.
         failed_attempts: how many workers died while they ran this trial.
     """
 
@@ -101,9 +101,9 @@ class Reporter:
     """How a running trial reports its progress, and learns that it has to stop.
 
     Attributes:
-        send_event: sends an event to the orchestrator, for which every event is a sign of life.
-        is_stop_requested: whether a signal asked the worker to stop. A trial then saves, and raises Preempted.
-        capture_output: a context in which everything that the process prints goes to the log of the trial.
+        send_event: sends an event to the orchestrator. Any event tells it that the worker is alive.
+        is_stop_requested: tells whether a signal asked the worker to stop. The trial then saves and raises Preempted.
+        capture_output: makes a context in which everything that the process prints goes to the log of the trial.
     """
 
     send_event: Callable[[Event], None]
@@ -130,7 +130,7 @@ class Reporter:
 
 
 class Runner(Protocol):
-    """What a worker does with a pack of jobs: ``lora_sweep.worker.pack`` trains models, a test runs a script.
+    """Runs the stages of a pack of jobs. ``lora_sweep.worker.pack`` trains models; in a test, a script takes its place.
 
     ``train`` and ``evaluate`` run one stage. They yield each job once, as soon as its stage has ended: with None when
     its result.json is written, else with its failure. An exception that leaves the iterator is a failure of the work
@@ -144,7 +144,7 @@ class Runner(Protocol):
     def mirror_failure(self, job: Job, failure: Failure) -> None:
         """Show a failure in the tracker. Called once, after the failure is written.
 
-        A job whose pack was split has no result yet: it is mirrored as ``preempted`` and goes on in another process.
+        A job of a pack that was split has no result yet: it is shown as ``preempted`` and runs in another process.
         """
 
     def is_out_of_memory(self, error: BaseException) -> bool: ...

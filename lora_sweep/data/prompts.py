@@ -25,8 +25,8 @@ PLACEHOLDER = "\ufdd0"  # stands for the message in a chat template; a noncharac
 
 def write_instruction(product: str, category: str | None) -> str:
     """The instruction of the blog "Efficient Fine-Tuning with LoRA"."""
-    belonging = f", belonging to category: {category}" if category else ""
-    return f"Create a detailed description for the following product: {product}{belonging}"
+    category_part = f", belonging to category: {category}" if category else ""
+    return f"Create a detailed description for the following product: {product}{category_part}"
 
 
 def choose_end_marker(data: Data, template: str) -> str:
@@ -78,7 +78,7 @@ def tokenize_prompt(template: str, product: str, category: str | None, tokenizer
 
 
 def tokenize_text(text: str, tokenizer: Any) -> list[int]:
-    """The token ids of a text that goes on: with the bos token that the tokenizer may add, without an eos token."""
+    """The token ids of a text that the model continues: with a bos token if the tokenizer adds one, without eos."""
     ids = _tokenize_plain(text, tokenizer, add_special_tokens=True)
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
@@ -89,6 +89,7 @@ def tokenize_response(row: Row, marker: str, tokenizer: Any) -> list[int]:
 
 
 def _tokenize_plain(text: str, tokenizer: Any, add_special_tokens: bool) -> list[int]:
+    """The token ids of ``text``. Names of special tokens inside it, such as ``<|im_end|>``, are read as plain text."""
     return list(tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True)["input_ids"])
 
 
@@ -97,9 +98,9 @@ class Example:
     """One row as the model sees it.
 
     Attributes:
-        input_ids: of the prompt and the response.
-        prompt_length: how many of them are the prompt.
-        is_cut: the end of the response is missing, since it did not fit.
+        input_ids: the token ids of the prompt, then those of the response.
+        prompt_length: the number of tokens of the prompt.
+        is_cut: whether the end of the response was cut off because it did not fit.
     """
 
     input_ids: list[int]
@@ -145,5 +146,5 @@ def make_examples(rows: Sequence[Row], data: Data, tokenizer: Any, max_length: i
 
 
 def count_tokens(examples: Iterable[Example]) -> int:
-    """The tokens of the examples, without padding."""
+    """The number of tokens in the examples, without padding."""
     return sum(len(example.input_ids) for example in examples)

@@ -1,4 +1,4 @@
-"""Rows: records reduced to the three texts that a prompt and its response are made of, checked and cleaned."""
+"""Rows: the three texts of each record that make its prompt and its response, checked and cleaned."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ class Row:
 
 @dataclass(frozen=True)
 class CleanRows:
-    """The usable rows of a source in its order.
+    """The usable rows of a source, in the order of the source.
 
     Attributes:
         rows: without repeats and without empty texts.
-        split_names: for each row the value of its split column, ``""`` where no column says it.
-        dropped: how many records were left out, by the reason.
+        split_names: for each row, the value of its split column; ``""`` where ``data.columns`` names no such column.
+        dropped: reason: how many records were left out for it.
     """
 
     rows: list[Row]
@@ -39,7 +39,7 @@ class CleanRows:
 
 
 def clean_records(records: Sequence[Record], data: Data) -> CleanRows:
-    """Rows of ``records`` under ``data.columns``, without those that are empty or repeated.
+    """The rows that ``data.columns`` selects from ``records``, without empty and repeated ones.
 
     Raises:
         Refused: a column that ``data.columns`` names is missing.
@@ -47,7 +47,7 @@ def clean_records(records: Sequence[Record], data: Data) -> CleanRows:
     columns = data.columns
     check_columns(records, data)
     rows, split_names = [], []
-    seen: set[tuple[Row, str]] = set()  # with the split: the same row in two splits is a leak, which must be refused
+    seen: set[tuple[Row, str]] = set()  # by split: a row in two splits is a leak, which splits.py refuses
     dropped: Counter[str] = Counter()
     for record in records:
         product, description = clean_text(record.get(columns.product)), clean_text(record.get(columns.description))
@@ -76,7 +76,7 @@ def check_columns(records: Sequence[Record], data: Data) -> None:
 
 
 def clean_text(value: object) -> str:
-    """A value as text without white space around it; ``""`` for None and NaN."""
+    """The value as text, without white space around it; ``""`` for None and NaN."""
     text = "" if value is None or value != value else str(value).strip()
     # JSON can spell half a surrogate pair, which no UTF-8 file can hold and no tokenizer takes: it becomes "?".
     return text.encode("utf-8", "replace").decode()

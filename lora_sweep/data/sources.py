@@ -1,7 +1,6 @@
 """Sources of records: a file, the hub, a wheel of the package index, or made-up products.
 
-A record is one row of the source as a dict with a value for each column. Its content is not checked here; ``rows``
-does that.
+A record is one row of the source, as a dict with a value for each column. ``rows`` checks its content.
 """
 
 import csv
@@ -19,13 +18,13 @@ from lora_sweep.errors import Refused
 
 Record: TypeAlias = Mapping[str, object]  # column -> value, of any JSON type
 
-# The catalogue's rule (see read_catalogue).
+# The records of the catalogue that are kept (see read_catalogue).
 CATALOGUE_WORDS = range(20, 121)  # words of a description
 CATALOGUE_NAME_CHARACTERS = range(80)
 
 
 def read_records(data: Data) -> list[Record]:
-    """All records of the source that ``data`` names, in its order.
+    """All records of the source that ``data`` names, in the order of the source.
 
     Raises:
         Refused: there is no such file, it cannot be read, the hub does not answer, or the source is empty.
@@ -45,7 +44,7 @@ def read_records(data: Data) -> list[Record]:
 
 
 def sample_records(records: list[Record], data: Data) -> list[Record]:
-    """``data.sample`` of the records, drawn as ``pandas.DataFrame.sample`` draws; all where there are no more."""
+    """``data.sample`` records, drawn as ``pandas.DataFrame.sample`` draws them; all if there are not more."""
     if data.sample is None or data.sample >= len(records):
         return records
     import pandas
@@ -54,8 +53,8 @@ def sample_records(records: list[Record], data: Data) -> list[Record]:
     return [records[index] for index in indices]
 
 
-def source_fingerprint(data: Data) -> str:
-    """An identifier of the source that needs no reading of records.
+def fingerprint_source(data: Data) -> str:
+    """An identifier of the source, made without parsing its records.
 
     ``file:`` and the sha256 of the file, ``wheel:`` and the sha256 of the wheel, ``repository@revision``, or ``tiny:``
     and the number of rows.
@@ -118,7 +117,7 @@ def read_jsonl(path: Path) -> list[Record]:
 
 
 def read_csv(path: Path) -> list[Record]:
-    # strict: without it a quote that is never closed takes in all rows after it
+    # Without strict, a quote that is never closed would swallow all rows after it.
     reader = csv.DictReader(io.StringIO("\n".join(decode_lines(path))), strict=True)
     records: list[Record] = []
     try:
@@ -156,7 +155,7 @@ def read_hub(data: Data) -> list[Record]:
 
     try:
         dataset = datasets.load_dataset(data.hub_id, revision=data.revision, split="train")
-    except Exception as error:  # the hub's client raises dozens of types, and a person needs the same line for all
+    except Exception as error:  # the hub's client raises dozens of types; all get the same message
         fault = f"could not be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
         raise Refused(f"data {data.hub_id}", fault) from error
     return [dict(record) for record in dataset]
@@ -170,14 +169,14 @@ def read_catalogue(path: Path) -> list[Record]:
     records: list[Record] = []
     for record in json.loads(path.read_text(encoding="utf-8")).values():
         name, keywords, description = record["name"], record.get("keywords"), record.get("description") or ""
-        has_length = len(description.split()) in CATALOGUE_WORDS and len(name) in CATALOGUE_NAME_CHARACTERS
-        if keywords and has_length:
+        has_right_length = len(description.split()) in CATALOGUE_WORDS and len(name) in CATALOGUE_NAME_CHARACTERS
+        if keywords and has_right_length:
             records.append({"product": name, "category": keywords[0], "description": description})
     return records
 
 
 def make_tiny_records(count: int) -> list[dict[str, str]]:
-    """``count`` made-up products with short descriptions; fewer of them are the first of more."""
+    """``count`` made-up products with short descriptions. A larger count only adds products after these."""
     generator = random.Random(0)
     colours, things = ("red", "blue", "green", "grey"), ("lamp", "chair", "mouse", "kettle", "clock")
     uses = ("the office", "the kitchen", "a small room", "long journeys")

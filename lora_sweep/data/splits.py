@@ -1,4 +1,4 @@
-"""The train, validation and test split of a data set, and the fingerprint that changes with any of their rows."""
+"""The train, validation and test splits of a data set, and a fingerprint of their rows."""
 
 import hashlib
 import json
@@ -15,11 +15,13 @@ SPLIT_NAMES = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of the three splits, each in the order of their hashes or, with a split column, of the source.
+    """The rows of the three splits.
+
+    The rows of a split are in the order of their hashes or, with a split column, in the order of the source.
 
     Attributes:
-        rows_read: records of the source.
-        dropped: how many of them are in no split, by the reason.
+        rows_read: the number of records in the source.
+        dropped: reason: how many of these records are in no split because of it.
     """
 
     train: list[Row]
@@ -65,16 +67,16 @@ def load_splits(data: Data) -> Splits:
 
 
 def hash_share(row: Row, seed: int) -> float:
-    """A number in [0, 1) that depends on the row's prompt and the seed alone: rows with one prompt stay together."""
+    """A number in [0, 1) from the row's prompt and the seed: rows with the same prompt get the same number."""
     text = "\x1f".join((str(seed), *row.prompt_fields))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
 def split_by_hash(rows: Sequence[Row], data: Data) -> dict[str, list[Row]]:
-    """The rows by ``data.test_fraction`` and ``data.validation_fraction``, in the order of their hashes.
+    """Split the rows by ``data.test_fraction`` and ``data.validation_fraction``, in the order of their hashes.
 
-    A row's split depends on its own hash, so that rows that are added to the source move no other row.
+    The split of a row depends on its hash alone. So rows that are added to the source move no other row.
     """
     splits: dict[str, list[Row]] = {name: [] for name in SPLIT_NAMES}
     shares = {row: hash_share(row, data.split_seed) for row in rows}
@@ -86,10 +88,10 @@ def split_by_hash(rows: Sequence[Row], data: Data) -> dict[str, list[Row]]:
 
 
 def split_by_column(rows: Sequence[Row], split_names: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows by the split that the source itself gives them.
+    """Split the rows by the names in their split column.
 
     Raises:
-        Refused: a name that is no split, or a prompt that is in two splits.
+        Refused: a name is not one of SPLIT_NAMES, or a prompt is in two splits.
     """
     splits: dict[str, list[Row]] = {name: [] for name in SPLIT_NAMES}
     for row, split_name in zip(rows, split_names, strict=True):

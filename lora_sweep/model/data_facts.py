@@ -6,10 +6,10 @@ from typing import Any
 from lora_sweep.config.schema import Config
 from lora_sweep.data.prompts import count_tokens, make_examples, tokenize_prompt
 from lora_sweep.data.rows import Row
-from lora_sweep.data.sources import source_fingerprint
+from lora_sweep.data.sources import fingerprint_source
 from lora_sweep.data.splits import Splits, load_splits
 from lora_sweep.errors import Refused
-from lora_sweep.facts.facts import DataFacts, is_lasting
+from lora_sweep.facts.facts import DataFacts, is_cacheable
 from lora_sweep.scoring.scorers import GenerationRow
 
 NO_LIMIT = 1 << 30  # tokens: longer than any row
@@ -69,12 +69,12 @@ def inspect_data(config: Config, splits: Splits | None, strict: bool) -> DataFac
         splits: None where only the hub has them: all facts but the fingerprint stay unknown then.
         strict: refuse a tokenizer that cannot be loaded; otherwise the lengths in tokens stay unknown.
     """
-    fingerprint = source_fingerprint(config.data)
+    fingerprint = fingerprint_source(config.data)
     tokenizer = load_tokenizer_or_none(config, strict)
     if splits is None:
         return DataFacts(fingerprint)
     rows_fingerprint = splits.compute_fingerprint()
-    if not is_lasting(config) and config.data.hub_id and not config.data.path:
+    if not is_cacheable(config) and config.data.hub_id and not config.data.path:
         fingerprint = f"{config.data.hub_id}@rows:{rows_fingerprint}"
     facts = DataFacts(
         fingerprint,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lora_sweep.config.schema import Config, Train, config_from_json
 from lora_sweep.errors import Refused
-from lora_sweep.facts.facts import Facts, facts_file, is_lasting, read_cached_facts
+from lora_sweep.facts.facts import Facts, facts_file, is_cacheable, read_cached_facts
 from lora_sweep.model.data_facts import inspect_data, list_prompts, load_splits_or_none
 from lora_sweep.model.model_facts import inspect_model
 from lora_sweep.runs.files import write_json
@@ -42,7 +42,7 @@ def inspect_trial(config: Config, strict: bool) -> Facts:
     from lora_sweep.model.device import pick_device
 
     facts = Facts(inspect_model(config), data, pick_device().compute_bytes)
-    if is_lasting(config) and data.longest_row is not None:
+    if is_cacheable(config) and data.longest_row is not None:
         write_json(facts_file(config, strict), facts.to_json())
     return facts
 

@@ -208,7 +208,7 @@ def first_line_of(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Turn off the progress bars and the advice of the libraries in a worker's output; errors still appear."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

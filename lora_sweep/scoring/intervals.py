@@ -1,8 +1,8 @@
 """95 % intervals of means and shares over prompts.
 
-Uses numpy and scipy alone, and knows nothing of rows, files or sweeps: a tracker's run, a report and the comparisons
-of a sweep all take their intervals from here, so they show the same numbers. The random draws have a fixed seed, and
-the order of the values does not matter: the same values always give the same interval.
+A tracker's run, a report and the comparisons of a sweep all take their intervals from here, so they show the same
+numbers. The random draws have a fixed seed, and the order of the values does not matter: the same values always give
+the same interval. This module uses numpy and scipy only, and reads no rows, files or sweeps.
 
 The interval of a mean is the percentile interval of a bootstrap over prompts, expanded for small samples (Hesterberg
 2014, "What Teachers Should Know about the Bootstrap", arXiv 1411.5279, section 4.3). It does not leave out 2.5 % of
@@ -43,8 +43,8 @@ def mean_interval(values: Sequence[float], scale: float = 1.0, is_share: bool = 
     Returns:
         The interval in the unit of the values; None for fewer than two values.
 
-        Where all values are 0 or ``scale``, it is Wilson's interval of a share, which has a width even where all
-        values agree. Zeros alone are taken for a share only with ``is_share``: the quality of a text can be 0 too.
+        If all values are 0 or ``scale``, it is Wilson's interval of a share, which is wider than 0 even if all values
+        are equal. If all values are 0, they count as a share only with ``is_share``: the quality of a text can be 0.
     """
     data = np.sort(np.asarray(values, dtype=np.float64))
     if data.size < 2:
@@ -56,7 +56,7 @@ def mean_interval(values: Sequence[float], scale: float = 1.0, is_share: bool = 
 
 
 def clip_to_scale(values: Array, low: float, high: float, scale: float) -> Interval:
-    """The interval of the mean of ``values``, cut to 0 to ``scale`` where all the values lie in that range."""
+    """The interval from ``low`` to ``high``, cut to the range from 0 to ``scale`` if all ``values`` lie in it."""
     if values.min() >= 0.0 and values.max() <= scale:
         return max(low, 0.0), min(high, scale)
     return low, high
@@ -65,9 +65,9 @@ def clip_to_scale(values: Array, low: float, high: float, scale: float) -> Inter
 def bootstrap_interval(values: ArrayLike, draws: int = BOOTSTRAP_DRAWS) -> Interval:
     """The expanded percentile interval of the mean of two or more values, in any order.
 
-    With fewer than SMALL_SAMPLE_VALUES values, each side is Student's interval where that one is wider. The mean of
-    a resample lies between the smallest and the largest value; of a symmetric distribution, a share of 2^(1 - n) of
-    all samples has the true mean outside of these two.
+    The mean of a resample always lies between the smallest and the largest value. But in a share of 2^(1 - n) of all
+    samples from a symmetric distribution, the true mean lies outside of these two. So with fewer than
+    SMALL_SAMPLE_VALUES values, Student's interval replaces each side where it is wider.
     """
     data = np.sort(np.asarray(values, dtype=np.float64))
     n = data.size
@@ -91,7 +91,7 @@ def expand_tail(n: int) -> tuple[float, float]:
 def outer_quantiles(values: Array, tail: float) -> Interval:
     """The quantiles of ``values`` at ``tail`` and at 1 - ``tail``, equal to those of numpy.quantile.
 
-    numpy.quantile takes 0.5 ms longer for 10,000 values.
+    For 10,000 values it is 0.5 ms faster than numpy.quantile.
     """
     index = int(tail * (values.size - 1))
     fraction = tail * (values.size - 1) - index

@@ -1,6 +1,6 @@
 """The names of the metrics and their meaning, in the order in which people read them. ``score`` computes them."""
 
-# Name -> (unit and meaning, whether higher is better or None for neither), in the order of display.
+# Name -> (unit and meaning, whether higher is better), in the order of display. None: neither is better.
 METRICS: dict[str, tuple[str, bool | None]] = {
     "quality": ("0-100: ROUGE-L F1 with each repeated 4-gram as four more words, halved if cut off", True),
     "chrf": ("0-100: sacrebleu's sentence chrF2 against the reference; prefers long texts", True),

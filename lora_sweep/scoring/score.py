@@ -1,7 +1,7 @@
-"""From generated texts to metrics: for each prompt, their means, and the means of the references as a scale.
+"""The metrics of generated texts: for each prompt, their means, and the means of the references for comparison.
 
 The same rows give the same numbers, in any order. Reads no file and knows no model and no trial. A number that cannot
-be computed is None, never NaN. A scorer of ``scorers`` is a function that replaces ``quality`` and adds further
+be computed is None, never NaN. A scorer (see ``scorers``) is a function that replaces ``quality`` and adds further
 metrics; the other metrics stay.
 
 Without a scorer, ``quality`` is **the F1 of ROUGE-L against the reference, where each 4-gram that the text repeats
@@ -10,17 +10,17 @@ itself**:
 
     quality = rouge_l * size / (size + 4 * repeats) * (1 if finished else 0.5),   size = words + reference's words
 
-A text equal to its reference has 100, an empty one 0. Further words that are not in the reference can only lower
-it: they add to ``size`` in an F1 whose matches stay the same, and since the repeats are a count and not a share, more
-words do not dilute them.
+A text equal to its reference has 100, an empty one 0. More words that are not in the reference can only lower it:
+they add to ``size``, while the matches of the F1 stay the same. And they do not dilute the repeats, which are a count
+and not a share.
 
 Two other formulas were measured on 48 catalogue prompts, with SmolLM2-135M with and without an adapter.
 
-* rouge_l * (1 - repetition_4gram): 20 made-up words after the rambling texts of the baseline raised it for 39 of 48
-  prompts. They raised the present formula for none.
-* chrF (beta 1) beside ROUGE-L: after the first sentence of a tuned text, 40 words of an unrelated record raised it for
-  35 of 48, by 2.0 points on average, because any two English texts share letters. The present formula fell by 1.8 on
-  average, and common words raised it for 18.
+* rouge_l * (1 - repetition_4gram): 20 made-up words, added to the long texts of the baseline, raised it for 39 of 48
+  prompts. They raised the formula above for none.
+* chrF (beta 1) combined with ROUGE-L: 40 words of an unrelated record, added to the first sentence of a tuned text,
+  raised it for 35 of 48 prompts, by 2.0 points on average, because any two English texts share letters. The formula
+  above fell by 1.8 points on average; it rose for 18 prompts, because of common words.
 """
 
 import math
@@ -39,8 +39,8 @@ from lora_sweep.scoring.scorers import GenerationRow, MetricValues, Scorer
 
 Scores: TypeAlias = dict[str, Any]  # the content of scores.json: see score_generations
 
-# Of longer texts only the beginnings are compared: ROUGE-L's table grows with the product of the lengths (a million
-# cells take 0.2 s), chrF with the characters. Evaluations write far shorter texts.
+# Of longer texts only the beginnings are compared. The table of ROUGE-L grows with the product of the two lengths (a
+# million cells take 0.2 s), the work of chrF with the characters. Evaluations write far shorter texts.
 COMPARED_WORDS = 1_000
 COMPARED_CHARACTERS = 20_000
 
@@ -58,17 +58,17 @@ def score_generations(generations: Sequence[GenerationRow], scorer: Scorer | Non
 
     Args:
         generations: rows with ``prompt_id``, ``text``, ``finished`` and, where known, ``product``, ``reference`` and
-            ``response_nll``. A reference without a word counts as none, except for ``scorer``.
+            ``response_nll``. A reference without a word counts as no reference, except for ``scorer``.
         scorer: gives quality and further metrics; None for the formula of this module.
 
     Returns:
         ``{"prompts": [{"prompt_id", <metric>: number or None}], "means": {<metric>: ...}, "references": {...}}``.
         Prompts are in the order of ``generations``. A mean is over the prompts that have the metric, and None where
         none has it. ``references`` are the means of the references, scored as texts. All three have every name of
-        METRICS, and those names of the scorer that any prompt has.
+        METRICS, and each further name that the scorer gives for any prompt.
 
     Raises:
-        RuntimeError: a scorer of the user fails on a text or on a reference.
+        RuntimeError: a user's function fails on a text or on a reference.
     """
     references = [
         {**row, "text": row["reference"], "finished": True, "response_nll": None}
@@ -154,7 +154,7 @@ def split_words(text: str) -> list[str]:
 
 @lru_cache(maxsize=10_000)
 def space_character(character: str) -> str:
-    """The character itself where it belongs to a word, with spaces around it where it is a word, else a space."""
+    """The character, if it is part of a word; with spaces around it, if it is a word; a space otherwise."""
     category = unicodedata.category(character)
     if category[0] not in "LMN" and category != "So":
         return " "
@@ -162,7 +162,7 @@ def space_character(character: str) -> str:
 
 
 def list_ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
-    """All runs of ``n`` tokens, in order; [] when there are fewer tokens."""
+    """All sequences of ``n`` adjacent tokens, in order; [] when there are fewer tokens."""
     return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
@@ -173,7 +173,7 @@ def count_repeats(tokens: list[str]) -> int:
 
 
 def average_metrics(rows: list[MetricValues], names: list[str]) -> MetricValues:
-    """The mean of each metric over the rows that have it; exact, so that the order of the rows changes no digit."""
+    """The mean of each metric over the rows that have it. It is exact: the order of the rows changes no digit."""
     columns = {name: [value for row in rows if (value := row.get(name)) is not None] for name in names}
     return {name: float(statistics.mean(values)) if values else None for name, values in columns.items()}
 

@@ -1,8 +1,8 @@
-"""The scorers of ``eval.scorer`` that replace ``quality``: comparisons with the reference, and functions of the user.
+"""The scorers that ``eval.scorer`` can name instead of ``text``: comparisons with the reference, and user functions.
 
-Also checks the settings of a scorer, and that its references make sense to it. ``score`` computes the metrics that
-every text has. Planning never imports a function of the user: ``model.inspect`` tries it in a process of its own, and
-then the worker calls it. Imports no torch.
+A scorer replaces ``quality`` and adds metrics; ``score`` computes the metrics that every text has. This module also
+checks the settings of a scorer, and whether the references suit it. Planning never imports a user's function:
+``model.inspect`` tries it in a separate process, and later the worker calls it. Imports no torch.
 """
 
 import functools
@@ -18,7 +18,7 @@ from lora_sweep.config.schema import Eval
 from lora_sweep.config.user_functions import describe_error, find_entry_point, list_installed_scorers, load_function
 from lora_sweep.errors import Refused
 
-# Each built-in scorer, and its main metric: quality is 100 times that. ``text`` is the formula of ``score``.
+# Each built-in scorer and its main metric: quality is 100 times that metric. ``text`` is the formula of ``score``.
 MAIN_METRICS: dict[str, str | None] = {
     "text": None,
     "exact_match": "exact_match",
@@ -26,7 +26,7 @@ MAIN_METRICS: dict[str, str | None] = {
     "json": "json_values",
     "regex": "regex_match",
 }
-USER_METRIC_PREFIX = "score_"  # before the names that a user's function gives, so that none equals another column's
+USER_METRIC_PREFIX = "score_"  # before each name that a user's function gives, so that it equals no other column
 MAX_JSON_DEPTH = 100  # levels; deeper JSON counts as invalid, so that a text cannot exhaust the stack
 REFERENCE_FAULTS = {
     "label": "are not among eval.labels",
@@ -37,19 +37,19 @@ REFERENCE_FAULTS = {
 MetricValues: TypeAlias = dict[str, float | None]  # quality is 0-100, the other metrics of a built-in scorer are 0-1
 GenerationRow: TypeAlias = Mapping[str, Any]  # a row of generations.jsonl
 Scorer: TypeAlias = Callable[[GenerationRow], MetricValues]
-Comparison: TypeAlias = Callable[[str, str | None], MetricValues]  # of a text and its reference, None for no reference
+Comparison: TypeAlias = Callable[[str, str | None], MetricValues]  # arguments: a text, and its reference or None
 JsonPath: TypeAlias = tuple[str | int, ...]  # keys and list indices from the root
-JsonLeaves: TypeAlias = dict[JsonPath, tuple[bool, object]]  # whether it is true or false; its value
+JsonLeaves: TypeAlias = dict[JsonPath, tuple[bool, object]]  # path -> (whether the leaf is a boolean, its value)
 
 
 def make_scorer(settings: Eval, references: Sequence[str]) -> Scorer | None:
     """The scorer that ``settings`` name; None for ``text``.
 
     Args:
-        references: of the prompts; they are the labels where ``eval.labels`` is empty.
+        references: of the prompts. They are the labels if ``eval.labels`` is empty.
 
     Raises:
-        Refused: a function of the user cannot be loaded.
+        Refused: a user's function cannot be loaded.
     """
     name = settings.scorer
     if name not in MAIN_METRICS:
@@ -78,10 +78,10 @@ def score_against_reference(row: GenerationRow, compare: Comparison, main: str) 
 
 
 def check_scorer(settings: Eval) -> None:
-    """Refuse a scorer's name and settings that cannot be right. A function of the user is not imported.
+    """Refuse a wrong scorer name and wrong settings of a scorer. Does not import a user's function.
 
     Raises:
-        Refused: an unknown scorer, a setting that the scorer does not read, a pattern that is no regular expression.
+        Refused: the scorer is unknown, does not read a setting, or has a pattern that is no regular expression.
     """
     name, pattern = settings.scorer, settings.pattern
     if name not in MAIN_METRICS and find_entry_point(name) is None:
@@ -91,7 +91,7 @@ def check_scorer(settings: Eval) -> None:
         raise Refused("eval.scorer = regex", "needs eval.pattern")
     for key, reader in (("pattern", "regex"), ("labels", "label")):
         if getattr(settings, key) and name != reader:
-            raise Refused(f"eval.{key}", f"is read by eval.scorer={reader} alone, and the scorer is {name}")
+            raise Refused(f"eval.{key}", f"is only read by eval.scorer={reader}, but the scorer is {name}")
     try:
         re.compile(pattern or "")
     except (re.error, RecursionError, OverflowError) as error:
@@ -100,24 +100,24 @@ def check_scorer(settings: Eval) -> None:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Refuse a label that is empty or equals another one, when written as :func:`normalize_label` writes it."""
+    """Refuse a label that :func:`normalize_label` makes empty, or equal to an earlier label."""
     normalized = [normalize_label(label) for label in labels]
     for index, label in enumerate(normalized):
         if not label or label in normalized[:index]:
-            fault = "spells a label that is there already" if label else "holds no character that counts"
+            fault = "is the same label as an earlier one" if label else "has only white space and punctuation"
             raise Refused(f"eval.labels: {labels[index]!r}", fault)
 
 
 def check_references(settings: Eval, prompts: Sequence[GenerationRow]) -> None:
-    """Refuse references that the scorer cannot use: scored as a text, each reference must have full marks.
+    """Refuse references that the scorer cannot use: a reference that is scored as a text must get full marks.
 
-    A function of the user is tried on a reference, on an empty text and on a prompt without a reference.
+    A user's function is tried on a reference, on an empty text and on a prompt without a reference.
 
     Args:
         prompts: rows of generations.jsonl, without their texts.
 
     Raises:
-        Refused: references of another kind; a function that cannot be loaded, or that fails.
+        Refused: a reference does not get full marks, or a user's function cannot be loaded or fails.
     """
     with_reference = [row for row in prompts if row["reference"] is not None]
     scorer = make_scorer(settings, [row["reference"] for row in with_reference])
@@ -137,7 +137,7 @@ def check_references(settings: Eval, prompts: Sequence[GenerationRow]) -> None:
 
 
 def try_user_function(scorer: Scorer, prompts: Sequence[GenerationRow]) -> None:
-    """Refuse a scorer that fails on the reference of one of the prompts, or on an empty text."""
+    """Refuse a scorer that fails for one of the prompts, on its reference or on an empty text."""
     for row in prompts:
         for text in (row["reference"] or "", ""):
             try:
@@ -147,6 +147,7 @@ def try_user_function(scorer: Scorer, prompts: Sequence[GenerationRow]) -> None:
 
 
 def has_full_marks(values: MetricValues) -> bool:
+    """Whether each metric of a built-in scorer is 1."""
     return all(value == 1.0 for name, value in values.items() if name != "quality")
 
 
@@ -166,14 +167,14 @@ def score_label(text: str, reference: str | None, labels: AbstractSet[str]) -> M
 
 
 def normalize_label(text: str) -> str:
-    """A label in lower case, without punctuation around it: ``Positive.`` is ``positive``, but C is not C++."""
+    """The label in lower case, without punctuation around it: ``Positive.`` becomes ``positive``, C++ stays c++."""
     return " ".join(text.casefold().split()).strip(" .,;:!?\"'`")
 
 
 def score_regex(text: str, reference: str | None, pattern: re.Pattern[str]) -> MetricValues:
     """Whether the first match of the pattern is the same in text and reference, and whether the text has one.
 
-    A reference without a match counts as none.
+    A reference without a match counts as no reference.
     """
     match = find_match(pattern, text)
     reference_match = None if reference is None else find_match(pattern, reference)
@@ -182,7 +183,7 @@ def score_regex(text: str, reference: str | None, pattern: re.Pattern[str]) -> M
 
 
 def find_match(pattern: re.Pattern[str], text: str) -> str | None:
-    """The first match: its first group where the pattern has one that took part, else the whole; None for no match."""
+    """The first group of the first match, or the whole match if it has no first group; None for no match."""
     match = pattern.search(text)
     if match is None:
         return None
@@ -190,9 +191,9 @@ def find_match(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def score_json(text: str, reference: str | None) -> MetricValues:
-    """Whether the text is JSON, the F1 of its keys' paths, and the share of the reference's leaves that it has.
+    """Whether the text is JSON, the F1 of the paths of its keys, and the share of the reference's leaves that it has.
 
-    A reference that is no JSON counts as none.
+    A reference that is no JSON counts as no reference.
     """
     leaves = read_json_leaves(text)
     reference_leaves = None if reference is None else read_json_leaves(reference)
@@ -209,7 +210,7 @@ def score_json(text: str, reference: str | None) -> MetricValues:
 def read_json_leaves(text: str) -> JsonLeaves | None:
     """Every leaf of a JSON text; an empty object or list is a leaf too. None where the text is no JSON by RFC 8259.
 
-    With each leaf stands whether it is a boolean: Python's ``True == 1``, but ``true`` is not 1. 1 equals 1.0.
+    A flag tells whether the leaf is a boolean: ``true`` is not 1 in JSON, but True == 1 in Python. 1 equals 1.0.
     """
     try:
         root = json.loads(text, parse_constant=refuse_constant)
@@ -244,7 +245,7 @@ def f1_score(paths: set[JsonPath], reference_paths: set[JsonPath]) -> float:
     return 2 * len(paths & reference_paths) / total if total else 1.0
 
 
-# --- functions of the user -------------------------------------------------------------------------------------------
+# --- user functions --------------------------------------------------------------------------------------------------
 
 
 def score_by_user_function(row: GenerationRow, name: str, function: Callable[..., object]) -> MetricValues:

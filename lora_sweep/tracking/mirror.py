@@ -1,4 +1,4 @@
-"""What a tracker's module has to offer: the words that ``run`` and the modules wandb, mlflow and trackio share."""
+"""The types that ``run`` and the modules of the trackers share: ``Mirror`` is what a tracker's module implements."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class RunInfo:
     """How a run is filed in a tracker.
 
     Attributes:
-        group: the sweep.
-        run_id: the same id is the same run, so that a trial that is trained again replaces its earlier run.
+        group: the name of the sweep.
+        run_id: runs with the same id are the same run: a trial that is trained again replaces its earlier run.
         job_type: ``trial``, ``baseline`` or ``sweep``.
     """
 
@@ -39,9 +39,9 @@ class Mirror(Protocol):
     def log_table(self, key: str, columns: list[str], rows: list[list[object]]) -> None: ...
 
     def log_chart(self, kind: str, key: str, title: str, columns: list[str], rows: list[list[object]]) -> None:
-        """A chart of the first two columns; ``kind`` is ``scatter`` or ``bar``."""
+        """Add a chart of the first two columns; ``kind`` is ``scatter`` or ``bar``."""
 
     def log_files(self, name: str, paths: list[Path]) -> None: ...
 
     def end_run(self, failure: str | None) -> None:
-        """``failure``: the status and the reason of a run that failed, else None."""
+        """End the run. ``failure`` is the status and the reason of a run that failed, else None."""

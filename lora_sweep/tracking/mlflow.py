@@ -1,4 +1,4 @@
-"""MLflow: keeps runs in the file ``runs_dir/mlflow.db``, and their tables and files below ``runs_dir/mlflow``.
+"""MLflow: runs are in the file ``runs_dir/mlflow.db``, their tables and files below ``runs_dir/mlflow``.
 
 The run of a sweep contains the runs of its trials. Imports mlflow only when it is used; mlflow-skinny with sqlalchemy
 and alembic is enough to write. Methods may raise; ``run`` catches.
@@ -20,7 +20,7 @@ from typing import Any
 from lora_sweep.config.schema import Tracking
 from lora_sweep.tracking.mirror import RunInfo, Values, Warn
 
-# Names of MLflow's tags.
+# Names of tags of a run: ours, and the one that tells MLflow which run contains it.
 RUN_ID, GROUP, JOB_TYPE, TAGS = "lora_sweep.run_id", "lora_sweep.sweep", "lora_sweep.kind", "lora_sweep.tags"
 PARENT = "mlflow.parentRunId"
 
@@ -41,7 +41,7 @@ class MlflowRun:
         self._client.log_batch(self._id, make_metrics(point, step))
 
     def log_summary(self, values: Values) -> None:
-        """Numbers become metrics, by which MLflow's table can be sorted; texts become tags."""
+        """Numbers become metrics, because MLflow can sort its table by metrics; texts become tags."""
         from mlflow.entities import RunTag
 
         numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
@@ -52,8 +52,8 @@ class MlflowRun:
     def log_table(self, key: str, columns: list[str], rows: list[list[object]]) -> None:
         """A file in the format of ``mlflow.log_table``: MLflow shows the tables of several runs side by side.
 
-        ``mlflow.log_table`` itself would import pandas, use what pandas 3 deprecates, and add the rows of a resumed
-        sweep to its earlier rows.
+        ``mlflow.log_table`` itself would import pandas, use functions that pandas 3 deprecates, and append the rows of
+        a resumed sweep to its earlier rows.
         """
         from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
@@ -63,7 +63,7 @@ class MlflowRun:
         self._client.set_tag(self._id, MLFLOW_LOGGED_ARTIFACTS, json.dumps(list(self._tables.values())))
 
     def log_chart(self, kind: str, key: str, title: str, columns: list[str], rows: list[list[object]]) -> None:
-        """The numbers of the chart as a table: MLflow cannot show it, and the report has it."""
+        """A table of the chart's numbers. MLflow cannot show the chart, but the report has it."""
         self.log_table(key, columns, rows)
 
     def log_files(self, name: str, paths: list[Path]) -> None:
@@ -93,11 +93,11 @@ def closing_line(tracking: Tracking, runs_dir: Path) -> str | None:
     database = runs_dir / "mlflow.db"
     if not database.exists():
         return None
-    line = f"to look at it: mlflow ui --backend-store-uri {shlex.quote(write_address(database))}"
+    line = f"to see the runs: mlflow ui --backend-store-uri {shlex.quote(write_address(database))}"
     if importlib.util.find_spec("flask") is None:  # mlflow-skinny can write runs but not show them
         from importlib.metadata import version
 
-        line += f" (with mlflow=={version('mlflow-skinny')}, best in an environment of its own)"
+        line += f" (with mlflow=={version('mlflow-skinny')}, best in a separate environment)"
     return line
 
 
@@ -126,7 +126,7 @@ def find_experiment(client: Any, project: str, runs_dir: Path) -> str:
 
 
 def find_or_create_sweep(client: Any, experiment: str, sweep: str) -> str:
-    """MLflow's id of the sweep's run, which contains its trials: the first worker makes it."""
+    """MLflow's id of the run of the sweep, which contains the runs of its trials. The first worker makes it."""
     info = RunInfo(sweep, f"sweep {sweep}", f"sweep-{sweep}", "sweep", config={}, tags=[])
     run_ids = find_runs(client, experiment, info.run_id)
     return run_ids[0] if run_ids else create_run(client, experiment, info, {})
@@ -173,7 +173,7 @@ def flatten_tree(value: object, prefix: str = "") -> dict[str, object]:
 
 
 def clean_name(key: str) -> str:
-    """``key`` with ``_`` for each character that MLflow allows in no name of a metric, parameter, tag or file."""
+    """``key`` with ``_`` for each character that MLflow forbids in names of metrics, parameters, tags and files."""
     return re.sub(r"[^\w./: -]", "_", key, flags=re.ASCII)[:MAX_KEY_CHARACTERS].strip("/. ") or "_"
 
 
@@ -183,7 +183,7 @@ def write_address(database: Path) -> str:
 
 @contextlib.contextmanager
 def hold_database(runs_dir: Path) -> Iterator[None]:
-    """Hold a lock on the database: workers that start together must make its tables and the sweep's run only once."""
+    """Hold a lock on the database, so that workers that start together make its tables and the sweep's run once."""
     folder = runs_dir / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,4 +1,4 @@
-"""Names of runs: labels whose numbers have equal widths, because trackers sort names as text."""
+"""Names of runs: labels with zeros before their numbers, because trackers sort names as text."""
 
 import re
 from decimal import Decimal
@@ -10,7 +10,7 @@ MAX_DIGITS = 12  # a number with more digits is not padded
 def name_run(label: str, labels: list[str]) -> str:
     """``label`` with its numbers padded to the widest of ``labels``: ``r=8 attn 4bit`` becomes ``r=08 attn 04bit``.
 
-    Numbers are compared within their key; 1e-05 becomes 0.00001.
+    The widest is found for each key, such as ``r=``; 1e-05 becomes 0.00001.
     """
     widths: dict[tuple[str, str], int] = {}
     for word in " ".join([label, *labels]).split():

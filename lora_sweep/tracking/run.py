@@ -1,8 +1,8 @@
 """A run in a tracker: each trial, each baseline and each sweep has one.
 
-The tracker's copy is for people, and nothing is ever read from it. An error of a tracker never reaches a trial: it is
-printed as one line, the run gets no further points, and the trial goes on. What a tracker does its own way is in
-``wandb``, ``mlflow`` and ``trackio``, which import their library when they are used.
+A tracker shows a copy of the results to people; no code reads it. An error of a tracker never ends a trial: it is
+printed as one line, the run gets no further points, and the trial goes on. What differs between trackers is in
+``wandb``, ``mlflow`` and ``trackio``. Each of these imports its library when it is used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ FIRST_COLUMNS = (
 
 
 class Run:
-    """One run of a tracker; with None for its mirror it does nothing. No method raises."""
+    """One run of a tracker. Without a mirror it does nothing. No method raises."""
 
     def __init__(self, mirror: Mirror | None, backend: str = "none") -> None:
         self._mirror, self._backend = mirror, backend
@@ -51,7 +51,7 @@ class Run:
             self._try(lambda mirror: mirror.log_point(point, step))
 
     def log_table(self, key: str, rows: Sequence[Values]) -> None:
-        """``rows`` as a table with every column that any of them has."""
+        """Add a table of ``rows``, with every column that any of them has."""
         present = list(dict.fromkeys(column for row in rows for column in row))
         columns = [column for column in FIRST_COLUMNS if column in present]
         columns += [column for column in present if column not in columns]
@@ -74,7 +74,7 @@ class Run:
             summary: its final numbers.
             generations: rows of the table of written texts.
         """
-        # Each part is tried even if an earlier one failed: the tracker would show an open run as running.
+        # Try each part even if an earlier one failed: the tracker shows a run that is not ended as running.
         self._log_summary({"status": "complete", "reason": None, **summary})
         if generations:
             self.log_table("generations", generations)
@@ -132,17 +132,17 @@ def open_run(
 
 
 def closing_line(tracking: Tracking, runs_dir: Path) -> str | None:
-    """The line that a sweep ends with: the command that uploads or shows its runs; None where there is none."""
+    """The line that a sweep ends with: the command that uploads or shows its runs; None if there is nothing to show."""
     backend = BACKENDS.get(tracking.backend)
     try:
         line = backend.closing_line(tracking, runs_dir) if backend else None
     except Exception as error:  # noqa: BLE001 - an error of a tracker must not end the sweep
-        line = f"cannot be asked: {shorten_error(error)}"
+        line = f"cannot tell where its runs are: {shorten_error(error)}"
     return f"{BACKEND_NAMES[tracking.backend]}: {line}" if line else None
 
 
 def is_logged_in(tracking: Tracking) -> bool:
-    """Whether runs go to W&B's server. Contacts no server and asks nobody."""
+    """Whether runs go to W&B's server. Contacts no server and asks the user nothing."""
     return tracking.backend == "wandb" and wandb.choose_mode(tracking) == "online"
 
 

@@ -22,11 +22,11 @@ def log_sweep(
     rows: Sequence[Values],
     charts: PageData | None = None,
 ) -> None:
-    """Make the sweep's run, complete from its start to its end.
+    """Open the sweep's run, write everything to it, and end it.
 
     Args:
-        rows: of report.csv; reads ``kind``, ``status``, ``quality``, ``label`` and ``drift``.
-        charts: the data of the report's page (``page_data``); parts that are missing are left out.
+        rows: the rows of report.csv. ``kind``, ``status``, ``quality``, ``label`` and ``drift`` are read.
+        charts: the data of the report's page (``page_data``). Missing parts are left out.
     """
     page = charts or {}
     run = open_run(
@@ -52,7 +52,7 @@ def log_sweep(
 
 
 def summarize_recommended(page: PageData) -> dict[str, object]:
-    """The label, the quality and its interval of the row that the report recommends; {} where it recommends none."""
+    """The label, quality and interval of the row that the report recommends; {} if it recommends none."""
     recommended = next((row for row in page.get("rows", []) if row.get("recommended")), None)
     if recommended is None:
         return {}
@@ -63,7 +63,7 @@ def summarize_recommended(page: PageData) -> dict[str, object]:
 def summarize_rows(rows: Sequence[Values]) -> dict[str, object]:
     """How many rows there are, how many are complete, and the highest quality of a trial and of a baseline.
 
-    Rows made from another base model or other data than the sweep's present ones (``drift``) cannot be the best.
+    A row cannot be the best if its base model or data have changed since (``drift``).
     """
     complete = [row for row in rows if row.get("status") == "complete"]
     summary: dict[str, object] = {"trials": len(rows), "complete": len(complete)}

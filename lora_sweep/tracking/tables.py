@@ -1,7 +1,7 @@
 """The tables and charts of a sweep's run, made from the data of the report's page.
 
-Knows the names in that data (``page_data``) and no tracker. A part that is missing in the data is left out: a tracker
-may show less than the report, but never something else.
+Knows the names in that data (``page_data``), but no tracker. Parts that are missing in the data are left out: a
+tracker may show less than the report, but nothing that differs from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the first two columns; the other columns are in its table only.
+    """A chart of the first two columns. The other columns appear in its table only.
 
     Attributes:
         kind: ``scatter`` or ``bar``.
@@ -52,7 +52,7 @@ def list_ranking(page: PageData) -> TableRows:
 
 
 def list_texts_side_by_side(page: PageData) -> TableRows:
-    """The texts that the page itself holds: a row for each prompt, a column for each configuration."""
+    """The texts that are inside the page: a row for each prompt, a column for each configuration."""
     headings = {str(row.get("mark")): write_heading(row) for row in page.get("rows", [])}
     texts = page.get("texts", {})
     rows: TableRows = []
@@ -78,7 +78,7 @@ def draw_pareto(page: PageData, cost: str) -> Chart:
 
 
 def draw_main_effects(page: PageData) -> list[Chart]:
-    """For each factor the mean quality of its levels, over the other factors, with its interval."""
+    """For each factor, the mean quality at each of its levels, over the other factors, with its interval."""
     names = {factor.get("key"): factor.get("name") for factor in page.get("factors", [])}
     charts = []
     for effect in page.get("effects", []):

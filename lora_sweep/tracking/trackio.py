@@ -1,4 +1,4 @@
-"""Trackio: keeps runs in files below ``runs_dir/trackio``, which ``trackio show`` shows. Nothing leaves the machine.
+"""Trackio: runs are in files below ``runs_dir/trackio``; ``trackio show`` shows them. Nothing leaves the machine.
 
 Imports trackio only when it is used. Methods may raise; ``run`` catches.
 """
@@ -35,7 +35,7 @@ class TrackioRun:
         self._run.log({key: self._trackio.Table(columns=columns, data=rows)}, step=self._step)
 
     def log_chart(self, kind: str, key: str, title: str, columns: list[str], rows: list[list[object]]) -> None:
-        """The numbers of the chart as a table: Trackio draws lines only, and the report has the chart."""
+        """A table of the chart's numbers. Trackio draws lines only, but the report has the chart."""
         self.log_table(key, columns, rows)
 
     def log_files(self, name: str, paths: list[Path]) -> None:
@@ -66,7 +66,7 @@ def open_run(tracking: Tracking, runs_dir: Path, info: RunInfo, warn: Warn) -> T
 
     class LocalRun(trackio.Run):  # type: ignore[misc, name-defined]
         def _get_username(self) -> None:
-            """None: Trackio would ask the server of Hugging Face who is logged in."""
+            """Return None. Trackio itself would ask the server of Hugging Face who is logged in."""
 
     filing = {"kind": info.job_type, "tags": ", ".join(info.tags), "run_id": info.run_id}
     run = LocalRun(
@@ -89,11 +89,11 @@ def closing_line(tracking: Tracking, runs_dir: Path) -> str | None:
     if not folder.is_dir():
         return None
     project = shlex.quote(tracking.project)
-    return f"to look at it: TRACKIO_DIR={shlex.quote(str(folder.absolute()))} trackio show --project {project}"
+    return f"to see the runs: TRACKIO_DIR={shlex.quote(str(folder.absolute()))} trackio show --project {project}"
 
 
 def import_trackio(runs_dir: Path) -> Any:
-    """The module trackio, set to write to ``runs_dir``. It reads its folder once, when it is imported.
+    """The module trackio, set to write to ``runs_dir``. It reads the path only once, when it is imported.
 
     Raises:
         RuntimeError: this process imported it for another runs folder.
@@ -104,7 +104,7 @@ def import_trackio(runs_dir: Path) -> Any:
     trackio = importlib.import_module("trackio")
     present: Path = trackio.TRACKIO_DIR
     if present != folder:
-        raise RuntimeError(f"this process keeps Trackio's files in {present}")
+        raise RuntimeError(f"this process already writes Trackio's files to {present}")
     return trackio
 
 
@@ -118,7 +118,7 @@ def list_runs(trackio: Any, project: str) -> list[Any]:
 
 @contextlib.contextmanager
 def silence_trackio() -> Iterator[None]:
-    """Keep the lines off that Trackio prints when a run ends, and turn its warnings into a RuntimeError."""
+    """Hide the lines that Trackio prints when a run ends, and turn its warnings into a RuntimeError."""
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("always")
         yield

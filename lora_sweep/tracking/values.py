@@ -1,4 +1,4 @@
-"""Values that a tracker can hold: a trial's numbers, clean texts, cells of tables, and no secrets."""
+"""Makes values that a tracker can hold: numbers of a trial, valid texts, cells of tables, and no secrets."""
 
 import json
 import math
@@ -17,12 +17,12 @@ def collect_numbers(
 ) -> dict[str, float | None]:
     """The numbers of a trial's two results, and the interval of its quality over the prompts.
 
-    Both results have some names, as memory and bits. Then the number of a trial is the training's and that of a
-    baseline the evaluation's, as in the report.
+    Some names, such as memory and bits, are in both results. As in the report, the training's number is then taken for
+    a trial, and the evaluation's for a baseline.
 
     Args:
         kind: ``trial`` or ``baseline``.
-        qualities: of each prompt, 0-100; None where it has none.
+        qualities: the quality of each prompt, 0-100, or None.
     """
     of_training, of_evaluation = select_numbers(training), select_numbers(evaluation)
     numbers = {**of_evaluation, **of_training} if kind == "trial" else {**of_training, **of_evaluation}
@@ -59,7 +59,7 @@ def hide_secrets(command: str) -> str:
 
 
 def format_cell(value: object) -> object:
-    """``value`` as a table's cell: a list as text with commas, a dict as JSON, None for a number that is not finite."""
+    """``value`` as a table's cell: a list as text with commas, a dict as JSON, a number that is not finite as None."""
     if isinstance(value, list | tuple):
         return clean_text(", ".join(str(item) for item in value))
     if isinstance(value, dict):

@@ -65,9 +65,9 @@ class WandbRun:
 def open_run(tracking: Tracking, runs_dir: Path, info: RunInfo, warn: Warn) -> WandbRun | None:
     """A run of W&B: online where that works, else offline; None where W&B itself is switched off.
 
-    An online run with a ``run_id`` that W&B has is resumed: steps that it has are not added twice. An offline one gets
-    a second folder: ``wandb sync`` uploads all folders with an id in the order of their start, and later points
-    replace earlier ones.
+    If W&B has a run with this ``run_id``, an online run continues it: steps that W&B has are not added twice. An
+    offline run gets a second folder: ``wandb sync`` uploads all folders of an id in the order of their start, and later
+    points replace earlier ones.
     """
     mode = choose_mode(tracking)
     if mode == "none":
@@ -103,10 +103,10 @@ def closing_line(tracking: Tracking, runs_dir: Path) -> str | None:
 
 
 def choose_mode(tracking: Tracking) -> Mode:
-    """Where runs go: ``tracking.mode``, except that a run without a login stays offline.
+    """The mode of new runs: ``tracking.mode``, except that runs stay offline without a login.
 
-    Looks for a login where wandb does (environment, netrc, settings); contacts no server and asks nobody. ``auto`` also
-    follows ``WANDB_MODE`` and ``wandb offline``.
+    Looks for a login where wandb does (environment, netrc, settings); contacts no server and asks the user nothing.
+    ``auto`` also follows ``WANDB_MODE`` and ``wandb offline``.
     """
     if tracking.mode == "offline" or _has_given_up:
         return "offline"
@@ -129,7 +129,7 @@ def choose_mode(tracking: Tracking) -> Mode:
 def import_wandb() -> Any:
     """The module wandb, set to print nothing and to send no error reports.
 
-    Such a report carries stack traces, and where its server does not answer, the process takes 20 s longer to end.
+    An error report contains stack traces. If its server does not answer, the process takes 20 s longer to end.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -147,7 +147,7 @@ def start_run(settings: Values, mode: Mode, warn: Warn) -> Any:
             return wandb.init(**settings, mode="online", resume="allow", settings=make_settings(wandb))
         except Exception as error:
             if _open_ids:
-                raise  # wandb's service holds the id until it ends, and the open runs need the service
+                raise  # wandb's service keeps the id as long as it runs, and the open runs need the service
             _has_given_up = True
             warn("going online failed, so runs are kept offline", error)
             with contextlib.suppress(SystemExit):  # wandb raises it when its service crashed
@@ -166,7 +166,7 @@ def make_settings(wandb: Any) -> Any:
         disable_code=True,
         disable_git=True,
         label_disable=True,  # would search the main module's docstring
-        x_disable_meta=True,  # would store sys.argv, with any token in it; our provenance has what matters
+        x_disable_meta=True,  # would store sys.argv, which may contain tokens; our provenance has what matters
         x_save_requirements=False,  # would store all packages; our provenance has those that matter
         use_dot_wandb=False,
         init_timeout=INIT_SECONDS,

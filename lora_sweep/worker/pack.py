@@ -20,7 +20,7 @@ from lora_sweep.generation.packed import GenerationRequest, generate_pack
 from lora_sweep.generation.packed_base import infer_with_adapters
 from lora_sweep.messages import Failure, Job, Reporter
 from lora_sweep.model.device import Device, is_out_of_memory, pick_device, reset_peak_memory
-from lora_sweep.model.load import quiet_libraries
+from lora_sweep.model.load import silence_libraries
 from lora_sweep.runs import files
 from lora_sweep.runs.provenance import utc_now
 from lora_sweep.training.packed import train_pack
@@ -57,7 +57,7 @@ class PackRunner:
     """
 
     def __init__(self, runs: Path, sweep: str) -> None:
-        quiet_libraries()
+        silence_libraries()
         self.runs, self.device = runs, pick_device()
         self.tracker_runs = TrackerRuns(runs, sweep)
         self.resident: Resident | None = None

@@ -26,7 +26,7 @@ from lora_sweep.data.prompts import (
     write_prompt,
 )
 from lora_sweep.data.rows import Row
-from lora_sweep.data.sources import make_tiny_records, read_records, sample_records, source_fingerprint
+from lora_sweep.data.sources import fingerprint_source, make_tiny_records, read_records, sample_records
 from lora_sweep.data.splits import Splits, hash_share, load_splits
 from lora_sweep.errors import Refused
 
@@ -136,7 +136,7 @@ def test_a_missing_file_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
     assert refusal(source(tmp_path / "nowhere" / "rows.jsonl")).endswith("rows.jsonl: is no file")
     assert "is no file" in refusal(source(tmp_path))
     with pytest.raises(Refused, match="is no file"):
-        source_fingerprint(source(path))
+        fingerprint_source(source(path))
 
 
 def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
@@ -289,15 +289,15 @@ def test_made_up_rows_are_a_prefix_of_more_of_them() -> None:
 
 def test_a_source_is_named_by_its_content(tmp_path: Path) -> None:
     path = write(tmp_path, RECORDS)
-    before = source_fingerprint(source(path))
+    before = fingerprint_source(source(path))
     moved = path.rename(tmp_path / "moved.jsonl")
-    assert source_fingerprint(source(moved)) == before
+    assert fingerprint_source(source(moved)) == before
     moved.write_bytes(moved.read_bytes() + b"\n")
-    assert source_fingerprint(source(moved)) != before
-    assert source_fingerprint(Data(hub_id="a/b", revision="c0ffee")) == "a/b@c0ffee"
-    assert source_fingerprint(Data(hub_id="a/b")) == "a/b@main"
-    assert source_fingerprint(Data(wheel=WheelFile("a==1", "0123456789abcdef99", "f"))) == "wheel:0123456789abcdef"
-    assert source_fingerprint(Data(tiny=5)) != source_fingerprint(Data(tiny=6))
+    assert fingerprint_source(source(moved)) != before
+    assert fingerprint_source(Data(hub_id="a/b", revision="c0ffee")) == "a/b@c0ffee"
+    assert fingerprint_source(Data(hub_id="a/b")) == "a/b@main"
+    assert fingerprint_source(Data(wheel=WheelFile("a==1", "0123456789abcdef99", "f"))) == "wheel:0123456789abcdef"
+    assert fingerprint_source(Data(tiny=5)) != fingerprint_source(Data(tiny=6))
 
 
 # --- what is left out --------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_group_that_finds_nothing_is_refused() -> None:
     for group in ("attn", "mlp"):
         said = refusal(group, model)
         assert said.startswith(
-            f"lora.targets = {group}: finds nothing in this llama; name modules instead; allowed: q_"
+            f"lora.targets = {group}: matches no module of this llama; name modules instead; allowed: q_"
         )
 
 

@@ -280,7 +280,7 @@ def test_a_model_without_queries_is_refused_under_attn_and_shows_its_names(
     model_type: str, fields: dict[str, Any]
 ) -> None:
     _, facts = toy(model_type, fields)
-    said = rf"^lora\.targets = attn: finds nothing in this {model_type}; name modules instead; allowed: \w+, "
+    said = rf"^lora\.targets = attn: matches no module of this {model_type}; name modules instead; allowed: \w+, "
     with pytest.raises(Refused, match=said):
         resolve_targets("attn", facts)
 

@@ -248,13 +248,13 @@ WRONG = [
         {"scorer": "regex", "pattern": "(a"},
         "eval.pattern = (a: is no regular expression (missing ), unterminated subpattern at position 0)",
     ),
-    ({"pattern": "a"}, "eval.pattern: is read by eval.scorer=regex alone, and the scorer is text"),
+    ({"pattern": "a"}, "eval.pattern: is only read by eval.scorer=regex, but the scorer is text"),
     (
         {"scorer": "json", "labels": ["a"]},
-        "eval.labels: is read by eval.scorer=label alone, and the scorer is json",
+        "eval.labels: is only read by eval.scorer=label, but the scorer is json",
     ),
-    ({"scorer": "label", "labels": ["yes", "Yes."]}, "eval.labels: 'Yes.': spells a label that is there already"),
-    ({"scorer": "label", "labels": ["yes", " ?"]}, "eval.labels: ' ?': holds no character that counts"),
+    ({"scorer": "label", "labels": ["yes", "Yes."]}, "eval.labels: 'Yes.': is the same label as an earlier one"),
+    ({"scorer": "label", "labels": ["yes", " ?"]}, "eval.labels: ' ?': has only white space and punctuation"),
 ]
 
 

@@ -103,7 +103,7 @@ def test_trials_are_nested_in_their_sweep_and_what_is_made_again_replaces(tmp_pa
     assert (runs / "mlflow" / sweep.info.run_id / "artifacts/report/report.html").read_text() == "a page"
     line = tracking.closing_line(MLFLOW, runs)
     assert line is not None
-    assert line.startswith(f"MLflow: to look at it: mlflow ui --backend-store-uri sqlite:///{runs}/mlflow.db")
+    assert line.startswith(f"MLflow: to see the runs: mlflow ui --backend-store-uri sqlite:///{runs}/mlflow.db")
 
     moved = runs.rename(tmp_path / "moved")  # MLflow keeps absolute paths: nothing may go to the old place
     open_run(moved).finish({"quality": 2.0}, [{"text": "x"}])

@@ -161,7 +161,7 @@ def test_a_tracker_that_does_not_open_is_one_line(monkeypatch: Any, tmp_path: Pa
     monkeypatch.setattr(mlflow, "closing_line", broken)
     log_sweep(MLFLOW, tmp_path, name="first", command="c", rows=[{"label": "a"}])
     assert capfd.readouterr().out == "MLflow: the run 'sweep first' is not mirrored: OSError: no disk\n"
-    assert run.closing_line(MLFLOW, tmp_path) == "MLflow: cannot be asked: OSError: no disk"
+    assert run.closing_line(MLFLOW, tmp_path) == "MLflow: cannot tell where its runs are: OSError: no disk"
 
 
 def test_no_tracking_writes_nothing_and_loads_nothing(tmp_path: Path) -> None:

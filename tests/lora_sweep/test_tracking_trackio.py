@@ -108,5 +108,5 @@ def test_runs_are_kept_below_the_runs_folder_and_read_back(tmp_path: Path) -> No
 def test_the_closing_line_names_the_folder(tmp_path: Path) -> None:
     assert run.closing_line(TRACKIO, tmp_path) is None
     (tmp_path / "trackio").mkdir()
-    line = f"Trackio: to look at it: TRACKIO_DIR={tmp_path}/trackio trackio show --project p"
+    line = f"Trackio: to see the runs: TRACKIO_DIR={tmp_path}/trackio trackio show --project p"
     assert run.closing_line(TRACKIO, tmp_path) == line
