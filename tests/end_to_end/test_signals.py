@@ -13,7 +13,8 @@ import pytest
 from support import faulty
 from support.faulty import ended, poll, run, start
 from support.invariants import check, events_of, poll_gone, processes_of, workers_of
-from support.scripted import STEPS, plan_of
+from support.scripted import plan_of
+from support.scripted_worker import STEPS
 
 import sweep.engines.local.worker_process
 from lora_sweep.runs import files, results

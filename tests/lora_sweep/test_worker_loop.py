@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import WORKER, ScriptedRunner, job_json, plan_of
+from support.scripted import WORKER, job_json, plan_of
+from support.scripted_worker import ScriptedRunner
 
 from lora_sweep.errors import Diverged, Preempted
 from lora_sweep.messages import Failure, Job, Reporter

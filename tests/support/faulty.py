@@ -1,35 +1,25 @@
-"""Scripted sweeps with a fault put in, in processes of their own: a disk that fails, and trials that misbehave more.
+"""Scripted sweeps in which processes are killed, a disk fails or trials misbehave: see ``faulty_process.py``."""
 
-``start`` starts one. As a program it is ``scripted.py`` with more to script (see :class:`FaultyRunner`), and with the
-FAULT of the environment, a JSON object: ``{"in": "sweep" or "worker", "call": one of CALLS, "at": k, "errno": n,
-"flag": file}`` has that call fail at its k-th time on a file below the runs folder, once. ``"lasting"``: from then on,
-in every process, whatever would need a new block, as on a full disk. ``flag`` is made on the way.
-"""
-
+import contextlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from support import scripted
+from support.faulty_process import WORKER as WORKER
+from support.faulty_process import run_sweep
 
-from lora_sweep.errors import EXIT_REFUSED, Refused
-from lora_sweep.messages import Job, Reporter
-from lora_sweep.runs import files, provenance
+from lora_sweep.runs import provenance
 
-HERE = Path(__file__)
-WORKER = (sys.executable, str(HERE), "worker")
-# "append" is a line's write, "short" one of which the system takes a half; "write" a whole file's.
-CALLS = ("open", "mkstemp", "write", "append", "short", "pwrite", "fsync", "replace", "mkdir")
-NEED_BLOCKS = ("mkstemp", "write", "append", "pwrite", "mkdir")
+PROGRAM = str(Path(__file__).with_name("faulty_process.py"))
 
 
 @dataclass(frozen=True)
@@ -50,19 +40,19 @@ def start(
     fault: dict[str, Any] | None = None,
     **settings: Any,
 ) -> subprocess.Popen[str]:
-    """A sweep of ``count`` scripted trials in a process of its own, in the folder that holds ``runs``."""
+    """A sweep of ``count`` scripted trials in a process of its own, in the folder that holds ``runs``.
+
+    Args:
+        crash: kills a process at a crash point: ``NAME:K:FLAG``, its K-th time, and makes the file FLAG.
+        fault: a disk that fails; see ``faulty_process.py``.
+        settings: of ``launch``.
+    """
     runs.parent.mkdir(parents=True, exist_ok=True)
-    variables = {
-        "SWEEP_OF": str(runs),
-        "SCRIPT": json.dumps(script or {}),
-        "LORA_SWEEP_DEVICE": "cpu",
-        "LORA_SWEEP_CRASH": crash,
-    }
+    variables = make_environment(runs, script, crash)
     if fault:
         variables["FAULT"] = json.dumps(fault)
-    given = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     return subprocess.Popen(
-        [sys.executable, str(HERE), "sweep", str(runs), name, str(count), *given],
+        [sys.executable, PROGRAM, "sweep", str(runs), name, str(count), *make_arguments(settings)],
         cwd=runs.parent,
         env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
@@ -70,6 +60,19 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def make_environment(runs: Path, script: dict[str, Any] | None, crash: str = "") -> dict[str, str]:
+    return {
+        "SWEEP_OF": str(runs),  # by which invariants.processes_of finds the processes of a sweep
+        "SCRIPT": json.dumps(script or {}),
+        "LORA_SWEEP_DEVICE": "cpu",
+        "LORA_SWEEP_CRASH": crash,
+    }
+
+
+def make_arguments(settings: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def ended(process: subprocess.Popen[str], within: float = 60) -> Ended:
@@ -83,9 +86,53 @@ def ended(process: subprocess.Popen[str], within: float = 60) -> Ended:
     return Ended(process.returncode, text)
 
 
-def run(*arguments: Any, **more: Any) -> Ended:
-    """``start``, and wait for its end."""
-    return ended(start(*arguments, **more))
+def run(
+    runs: Path,
+    name: str,
+    count: int,
+    script: dict[str, Any] | None = None,
+    *,
+    crash: str = "",
+    fault: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Ended:
+    """``start``, and wait for the end.
+
+    A sweep without a crash and a fault runs in this process, which saves a start of Python: only its workers are
+    processes.
+    """
+    if crash or fault:
+        return ended(start(runs, name, count, script, crash=crash, fault=fault, **settings))
+    runs.parent.mkdir(parents=True, exist_ok=True)
+    printed, code = io.StringIO(), 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, make_environment(runs, script)))
+        stack.enter_context(mock.patch.object(provenance, "code_fingerprint", return_value="scripted"))
+        stack.enter_context(contextlib.chdir(runs.parent))
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(contextlib.redirect_stderr(printed))
+        stack.enter_context(limit_seconds(60))
+        try:
+            run_sweep(runs, name, count, make_arguments(settings))
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+    return Ended(code, printed.getvalue())
+
+
+@contextlib.contextmanager
+def limit_seconds(seconds: int) -> Iterator[None]:
+    """Let the test fail when the block takes longer."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError(f"it did not end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def poll(what: Callable[[], Any], within: float = 30) -> Any:
@@ -95,131 +142,3 @@ def poll(what: Callable[[], Any], within: float = 30) -> Any:
         assert time.monotonic() < deadline, f"it did not come about within {within} s"
         time.sleep(0.01)
     return found
-
-
-# --- what the started process does -------------------------------------------------------------------------------
-
-
-class FaultyRunner(scripted.ScriptedRunner):
-    """More that a trial can be scripted to do, and a trace of each training: its process id, and an x more.
-
-    ``die when done``: its worker dies twice before it begins, and once more after the last result is written. ``late``:
-    it goes on after a request to stop, and completes; ``late train``: its training does; ``late fail``: it fails then.
-    ``kernel FILE``: a byte more in FILE, which stands for the kernel's count of the processes that it killed for
-    memory, and SIGKILL.
-    """
-
-    def train_one(self, job: Job, reporter: Reporter) -> None:
-        action, folder = self.find_action(job), files.trial_folder(self.runs, job.trial_id).path
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pid").write_text(str(os.getpid()))
-        with (folder / "trainings").open("a") as file:
-            file.write("x")
-        if action == "die when done" and job.failed_attempts < 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if action.startswith("late"):
-            reporter.report_phase("training")
-            while not reporter.is_stop_requested():
-                time.sleep(0.01)
-            reporter = Reporter(reporter.send_event)
-            if action == "late fail":
-                raise ValueError("as the script says")
-        if action.startswith("kernel "):
-            with Path(action.removeprefix("kernel ")).open("ab") as file:
-                file.write(b"x")
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().train_one(job, reporter)
-
-    def evaluate_one(self, job: Job, reporter: Reporter) -> None:
-        action = self.find_action(job)
-        super().evaluate_one(job, Reporter(reporter.send_event) if action == "late" else reporter)
-        if action == "die when done":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-@dataclass
-class Disk:
-    """A disk that fails as the FAULT says, for files below ``root``; ``ours``: whether the fault is this process's."""
-
-    fault: dict[str, Any]
-    root: str
-    ours: bool
-    count: int = 0
-
-    def fails(self, call: str, path: Any) -> bool:
-        flag = Path(self.fault["flag"])
-        if not str(path).startswith(self.root):
-            return False
-        if flag.exists():
-            return bool(self.fault.get("lasting")) and call in NEED_BLOCKS
-        if not self.ours or call != self.fault["call"]:
-            return False
-        self.count += 1
-        if self.count == self.fault["at"]:
-            flag.write_text(call)
-        return self.count == self.fault["at"]
-
-    def error(self) -> OSError:
-        return OSError(self.fault["errno"], os.strerror(self.fault["errno"]))
-
-    def guarded(self, call: str, real: Callable[..., Any], path_of: Callable[..., Any]) -> Callable[..., Any]:
-        def patched(*arguments: Any, **named: Any) -> Any:
-            if self.fails(call, path_of(*arguments, **named)):
-                raise self.error()
-            return real(*arguments, **named)
-
-        return patched
-
-    def put_in(self) -> None:
-        """Have the calls of ``os`` and ``tempfile`` fail from now on."""
-        disk, real_write, real_fdopen = self, os.write, os.fdopen
-
-        class TornFile(io.FileIO):
-            def write(self, data: Any) -> int:
-                if disk.fails("write", name_of(self.fileno())):
-                    super().write(data[: len(data) // 2])
-                    raise disk.error()
-                return super().write(data) or 0
-
-        def write(handle: int, data: bytes) -> int:
-            half = len(data) // 2 if self.fails("short", name_of(handle)) else len(data)
-            if self.fails("append", name_of(handle)):
-                raise self.error()
-            return real_write(handle, data[:half])
-
-        def fdopen(handle: int, mode: str = "r", *more: Any, **named: Any) -> Any:
-            return TornFile(handle, mode) if mode == "wb" else real_fdopen(handle, mode, *more, **named)
-
-        os.write, os.fdopen = write, fdopen
-        os.open = self.guarded("open", os.open, lambda path, *_, **__: path)
-        os.pwrite = self.guarded("pwrite", os.pwrite, lambda handle, *_: name_of(handle))
-        os.fsync = self.guarded("fsync", os.fsync, name_of)
-        os.replace = self.guarded("replace", os.replace, lambda source, target: target)
-        os.mkdir = self.guarded("mkdir", os.mkdir, lambda path, *_, **__: path)
-        tempfile.mkstemp = self.guarded("mkstemp", tempfile.mkstemp, lambda **named: named.get("dir"))
-
-
-def name_of(handle: int) -> str:
-    """The path of an open file; nothing for what has none."""
-    try:
-        return str(Path(f"/proc/self/fd/{handle}").readlink())
-    except OSError:
-        return ""
-
-
-def main() -> None:
-    fault = json.loads(os.environ.get("FAULT", "{}"))
-    if fault:
-        Disk(fault, sys.argv[2], ours=sys.argv[1] == fault["in"]).put_in()
-    provenance.code_fingerprint = lambda: "scripted"  # a quarter of such a short command's time
-    scripted.WORKER = WORKER
-    scripted.ScriptedRunner = FaultyRunner
-    try:
-        scripted.main()
-    except Refused as refused:
-        print(refused)
-        sys.exit(EXIT_REFUSED)
-
-
-if __name__ == "__main__":
-    main()

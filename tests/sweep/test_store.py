@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted import ScriptedRunner, job_json, plan_of
+from support.scripted import job_json, plan_of
+from support.scripted_worker import ScriptedRunner
 
 from lora_sweep.messages import Job, Reporter
 from lora_sweep.runs import files, results
