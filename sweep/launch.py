@@ -26,7 +26,7 @@ from sweep.resources.estimate import estimate_disk_bytes
 from sweep.store import trial_state
 from sweep.store.drift import format_drift_notes
 from sweep.store.leftovers import has_leftovers, remove_temporary_files
-from sweep.store.sweep_file import record_sweep, sweep_name
+from sweep.store.sweep_file import name_sweep, record_sweep
 from sweep.store.trial_state import TrialState
 from sweep.text import format_disk_bytes
 from sweep.trials import Key, Plan, attach_overrides
@@ -60,7 +60,7 @@ def launch(plan: Plan, arguments: list[str], engine: Engine, resume_command: str
         Refused: the sweep is being run already, or its folder cannot take what it needs.
         SystemExit: 75 after a signal or when the disk is full, 1 when no worker starts.
     """
-    runs, name = Path(plan.trials[0].config.runs_dir), sweep_name(plan)
+    runs, name = Path(plan.trials[0].config.runs_dir), name_sweep(plan)
     command = shlex.join(["python", "-m", "lora_sweep.train", *arguments])
     states = trial_state.read_trial_states(plan, runs)
     print(format_plan(plan, runs, name, states, notes=format_drift_notes(plan, states, runs, name)), flush=True)

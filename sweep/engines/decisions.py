@@ -1,4 +1,4 @@
-"""Carrying out what ``sweep.engines.policy`` decided about a trial: in its files, in the queue, and on the screen."""
+"""Carry out the decisions of ``sweep.engines.policy``: in the trial's files, in the queue and on the screen."""
 
 import time
 
@@ -14,7 +14,7 @@ from sweep.engines.policy import (
     LeaveUnfinished,
     RunAgain,
     RunAlone,
-    WaitForOther,
+    WaitForOtherSweep,
     WriteOutcome,
 )
 from sweep.engines.queue import TrialQueue
@@ -24,7 +24,7 @@ from sweep.trials import PlannedTrial
 
 
 def apply_decision(decision: Decision, pending: PendingTrial, queue: TrialQueue, log: EventLog, screen: Screen) -> None:
-    """Carry out a decision about a trial that no worker runs any more. KeepOutcome is for the caller, who saw it."""
+    """Carry out a decision about a trial that no worker runs any more. The caller carries out KeepOutcome."""
     trial = pending.trial
     match decision:
         case WriteOutcome():
@@ -32,16 +32,16 @@ def apply_decision(decision: Decision, pending: PendingTrial, queue: TrialQueue,
         case RunAlone(failed_attempt, message):
             log.record_failed_attempt(trial, failed_attempt)
             screen.print_line(f"{trial.label}: {message}")
-            queue.put_first(PendingTrial(trial, trial_state.is_trained(trial, log.runs), alone=True))
+            queue.put_first(PendingTrial(trial, trial_state.is_trained(trial, log.runs), runs_alone=True))
         case RunAgain(event, how):
             log.append_event(event, trial, **({"how": how} if how else {}))
             queue.put_first(pending)
         case EvaluateNext():
             sha256 = trial_state.hash_result(trial, log.runs)
             log.append_event("end", trial, status="trained", sha256=sha256)
-            queue.put_first(PendingTrial(trial, trained=True, alone=pending.alone))
-        case WaitForOther():
-            wait_for_other(pending, queue, log, screen)
+            queue.put_first(PendingTrial(trial, is_trained=True, runs_alone=pending.runs_alone))
+        case WaitForOtherSweep():
+            wait_for_other_sweep(pending, queue, log, screen)
         case LeaveUnfinished() | KeepOutcome():
             pass
 
@@ -51,15 +51,15 @@ def write_outcome(outcome: WriteOutcome, trial: PlannedTrial, queue: TrialQueue,
     if outcome.failed_attempt:
         log.record_failed_attempt(trial, outcome.failed_attempt)
     written = log.write_outcome(trial, outcome.status, outcome.reason)
-    if written is None:  # another sweep runs the trial by now; its outcome will count here too
+    if written is None:  # another sweep runs the trial now, and its result will count here too
         later, is_trained = time.monotonic() + policy.BUSY_SECONDS, trial_state.is_trained(trial, log.runs)
-        queue.put_last(PendingTrial(trial, is_trained, alone=True, not_before=later))
+        queue.put_last(PendingTrial(trial, is_trained, runs_alone=True, not_before=later))
     else:
         screen.print_line(f"{trial.label}: {written[0]}: {written[1]}")
 
 
-def wait_for_other(pending: PendingTrial, queue: TrialQueue, log: EventLog, screen: Screen) -> None:
-    """Another sweep runs the trial: take over its result, or look again later."""
+def wait_for_other_sweep(pending: PendingTrial, queue: TrialQueue, log: EventLog, screen: Screen) -> None:
+    """Take over the result of another sweep that runs the trial. Without a result yet, look again later."""
     trial = pending.trial
     if results.has_final_outcome(log.runs, *trial.key):
         status = str(results.read_outcome(log.runs, *trial.key).status)
@@ -67,7 +67,7 @@ def wait_for_other(pending: PendingTrial, queue: TrialQueue, log: EventLog, scre
         log.append_event("found", trial, status=status)
         return
     if not pending.not_before:
-        owner = describe_holder(files.trial_lock(log.runs, trial.trial_id))
-        screen.print_line(f"{trial.label}: waits for {owner}, which runs it")
+        holder = describe_holder(files.trial_lock(log.runs, trial.trial_id))
+        screen.print_line(f"{trial.label}: waits for {holder}, which runs it")
     pending.not_before = time.monotonic() + policy.BUSY_SECONDS
     queue.put_last(pending)

@@ -1,4 +1,4 @@
-"""The interface of an engine: what starts workers on slots and runs trials there."""
+"""The interface of an engine, which starts workers on slots and has them run trials."""
 
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ class SweepStopped(SweepError):
     """The engine stopped before every trial had an outcome. The message says why; finished trials are kept.
 
     Attributes:
-        can_resume: whether the same command can go on, as after a signal. If not, something has to be repaired first.
+        can_resume: whether the same command can go on, as after a signal. If not, a person must first repair something.
     """
 
     def __init__(self, reason: str, can_resume: bool = True) -> None:
@@ -21,7 +21,7 @@ class SweepStopped(SweepError):
 
 
 class Engine(Protocol):
-    """Runs trials. It does not choose them, and it leaves every outcome in the trial's own files."""
+    """Runs trials. It does not choose them. Each outcome is in the files of its trial."""
 
     def count_workers(self, plan: Plan) -> int:
         """How many workers the plan's settings ask for."""

@@ -1,4 +1,4 @@
-"""What an engine writes: events, failed attempts, outcomes that no worker could write, and its progress."""
+"""The files that an engine writes: events, failed attempts, outcomes that no worker could write, and progress."""
 
 import dataclasses
 import time
@@ -19,19 +19,19 @@ PROGRESS_SECONDS = 2.0  # between two writings of progress.json
 
 @dataclass
 class EventLog:
-    """The record of one sweep.
+    """Writes what happens in one sweep, and counts its trials by status.
 
     Attributes:
-        status: of every trial that the engine knows, by the trial's key.
-        board: the same statuses counted, for the screen and for progress.json.
-        durations: seconds that each ended trial took a worker.
+        statuses: the status of every trial that the engine knows, by the trial's key.
+        progress: how far the sweep is, for the screen and for progress.json. Its counts are those of ``statuses``.
+        durations: for each ended trial, how many seconds of a worker's time it took.
         progress_written: when progress.json was written last; seconds of time.monotonic().
     """
 
     runs: Path
     sweep: str
-    status: dict[Key, str]
-    board: SweepProgress
+    statuses: dict[Key, str]
+    progress: SweepProgress
     durations: list[float] = field(default_factory=list)
     progress_written: float = 0.0
 
@@ -41,7 +41,7 @@ class EventLog:
         files.append_event(self.runs, self.sweep, event, **ids, **details)
 
     def record_failed_attempt(self, trial: PlannedTrial, attempt: FailedAttempt) -> None:
-        """Add a line to the trial's failed attempts, and one to the sweep's events."""
+        """Add a line to the trial's setbacks.jsonl, and one to the sweep's events.jsonl."""
         crash_point("attempt failed")
         append_failed_attempt(self.runs, trial.trial_id, self.sweep, attempt)
         self.append_event(attempt.how, trial, **attempt.details)
@@ -53,10 +53,10 @@ class EventLog:
         self.set_status(trial, status)
 
     def write_outcome(self, trial: PlannedTrial, status: str, reason: str) -> tuple[str, str] | None:
-        """Write an outcome that no worker could write, unless the trial has one by now.
+        """Write an outcome that no worker could write, unless the trial already has a final one.
 
         Returns:
-            The status and the reason that the trial then has; None where another sweep runs it.
+            The status and the reason that the trial then has; None if another sweep runs it.
         """
         ids = {"trial_id": trial.trial_id, "eval_id": trial.eval_id, "kind": trial.kind}
         with hold_lock(files.trial_lock(self.runs, trial.trial_id)) as is_ours:
@@ -71,8 +71,8 @@ class EventLog:
 
     def set_status(self, trial: PlannedTrial, status: str) -> None:
         """Change the trial's status, and the counts with it."""
-        counts, before = self.board.counts, self.status[trial.key]
-        self.status[trial.key] = status
+        counts, before = self.progress.counts, self.statuses[trial.key]
+        self.statuses[trial.key] = status
         counts[before] -= 1
         if not counts[before]:
             del counts[before]
@@ -82,13 +82,14 @@ class EventLog:
         """Estimate the time that is left, and every PROGRESS_SECONDS write the file that ``sweep.status`` reads.
 
         Args:
-            waiting: how many trials no worker runs yet.
+            waiting: how many trials wait for a worker.
+            workers: how many workers run at the same time.
         """
         if self.durations:
-            unfinished = waiting + len(self.board.running)
+            unfinished = waiting + len(self.progress.running)
             mean = sum(self.durations) / len(self.durations)
-            self.board.seconds_left = mean * unfinished / workers if unfinished else None
+            self.progress.seconds_left = mean * unfinished / workers if unfinished else None
         now = time.monotonic()
-        if now - self.progress_written >= PROGRESS_SECONDS and self.board.running:
+        if now - self.progress_written >= PROGRESS_SECONDS and self.progress.running:
             self.progress_written = now
-            files.write_json(files.progress_file(self.runs, self.sweep), self.board.to_json())
+            files.write_json(files.progress_file(self.runs, self.sweep), self.progress.to_json())

@@ -1,7 +1,8 @@
 """A sweep on one of Hydra's own launchers (basic, joblib, submitit): each job of the launcher runs one point.
 
-The sweeper's process plans, records and reports. A job runs what is left of its point, wherever it is started, in a
-worker process with the same locks, limits and retries as our own launcher.
+The process of the sweeper plans the trials, records the sweep and writes the report. A job may start on another
+machine. It runs what is left of its point in a worker process, with the same locks, limits and retries as the local
+engine.
 """
 
 import dataclasses
@@ -19,12 +20,11 @@ from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import is_locked
 from sweep.engines.engine import SweepStopped
 from sweep.engines.event_log import EventLog
-from sweep.engines.local.engine import assign_slots
 from sweep.engines.local.supervisor import Supervisor
 from sweep.engines.pending import PendingTrial, list_pending
 from sweep.engines.queue import TrialQueue
 from sweep.plan.make import make_plan
-from sweep.resources import machine
+from sweep.resources.machine import assign_slots, find_slots
 from sweep.status.live import PlainLines
 from sweep.status.progress import SweepProgress
 from sweep.store import trial_state
@@ -37,8 +37,8 @@ class HydraEngine:
     """Runs trials as jobs of one of Hydra's launchers.
 
     Attributes:
-        start_jobs: gives the launcher a list of overrides for each job, and returns what the launcher returns.
-        returns: everything that the launcher returned so far.
+        start_jobs: calls the launcher with the overrides of each job, and returns the result of each job.
+        returns: the results of all jobs so far.
     """
 
     start_jobs: Callable[[list[list[str]]], Sequence[JobReturn]]
@@ -48,7 +48,7 @@ class HydraEngine:
         return len(assign_slots(plan.trials[0].config.launch))
 
     def run(self, plan: Plan, pending: list[PendingTrial], runs: Path, sweep: str) -> None:
-        """Start a job for each point whose trial or baseline is pending."""
+        """Start a job for each point that has a pending trial or a pending baseline."""
         pending_keys = {item.trial.key for item in pending}
         baseline_keys = {trial.key: trial.baseline for trial in plan.trials}
         jobs: dict[Key, list[str]] = {}
@@ -59,13 +59,13 @@ class HydraEngine:
 
 
 def run_point(config: DictConfig) -> float | None:
-    """The task that a launcher of Hydra calls in each job: run one point here, unless its results are there.
+    """The task that a launcher of Hydra calls in each job: run what is left of one point in this process.
 
     Returns:
         The trial's quality; None where the trial is not complete.
 
     Raises:
-        KeyboardInterrupt: a signal asked to stop; a launcher in this process must then start no other job.
+        KeyboardInterrupt: a signal asked the job to stop. A launcher in the same process then starts no other job.
     """
     values: Any = OmegaConf.to_container(config, resolve=True)
     plan = make_plan([config_from_json(values)], strict=True)
@@ -81,14 +81,14 @@ def run_point(config: DictConfig) -> float | None:
 
 
 def run_trials(trials: list[PlannedTrial], runs: Path, sweep: str) -> None:
-    """Run in one worker what is left of these trials, without baselines that another job runs at this moment."""
+    """Run what is left of these trials in one worker. A baseline that another job runs at this moment is skipped."""
     lock_paths = {trial.key: files.trial_lock(runs, trial.trial_id) for trial in trials}
     free = [trial for trial in trials if trial.kind != "baseline" or not is_locked(lock_paths[trial.key])]
     pending = list_pending(free, {trial.key: trial_state.read_trial_state(trial, runs) for trial in free}, runs)
     if not pending:
         return
     settings = trials[0].config.launch
-    board = SweepProgress(sweep, len(pending), time.time(), counts={"waiting": len(pending)})
-    log = EventLog(runs, sweep, {item.trial.key: "waiting" for item in pending}, board)
-    slots = machine.find_slots(settings.devices)[:1]
-    Supervisor(settings, slots, TrialQueue(pending), log, PlainLines(board.started)).run()
+    progress = SweepProgress(sweep, len(pending), time.time(), counts={"waiting": len(pending)})
+    log = EventLog(runs, sweep, {item.trial.key: "waiting" for item in pending}, progress)
+    slots = find_slots(settings.devices)[:1]
+    Supervisor(settings, slots, TrialQueue(pending), log, PlainLines(progress.started)).run()

@@ -1,4 +1,4 @@
-"""A planned trial as the job that a worker is given."""
+"""The job that a worker gets for a planned trial."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ def make_job(pending: PendingTrial, failed_before: Sequence[FailedAttempt]) -> J
     """The job of a trial's next stages.
 
     Args:
-        failed_before: the failed attempts at the trial; they say how often its batch is halved.
+        failed_before: the failed attempts at the trial. They tell how often its batch has to be halved.
     """
     trial = pending.trial
     halvings = {stage: count_halvings(failed_before, stage) for stage in STAGES}
@@ -34,7 +34,7 @@ def make_job(pending: PendingTrial, failed_before: Sequence[FailedAttempt]) -> J
 
 
 def list_facts(trial: PlannedTrial) -> PlannedFacts:
-    """What planning knows of a trial, as its result.json repeats it."""
+    """What planning knows about a trial. The trial's result.json repeats it."""
     facts = trial.facts
     return {
         "identity": trial.identity,

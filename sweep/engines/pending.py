@@ -17,15 +17,15 @@ class PendingTrial:
     """A trial without an outcome.
 
     Attributes:
-        trained: only its evaluation is left.
-        alone: it joins no pack, because an attempt at it failed before, in a pack or alone.
-        not_before: it may not start earlier; seconds of time.monotonic().
+        is_trained: whether only its evaluation is left.
+        runs_alone: whether it joins no pack, because an earlier attempt at it failed.
+        not_before: the earliest time at which it may start; seconds of time.monotonic().
         bases: the name of the base that it trains on, and of the base that writes its texts.
     """
 
     trial: PlannedTrial
-    trained: bool = False
-    alone: bool = False
+    is_trained: bool = False
+    runs_alone: bool = False
     not_before: float = 0.0
     bases: tuple[str, str] = ("", "")
 
@@ -35,36 +35,36 @@ class PendingTrial:
     @property
     def base(self) -> str:
         """The base that its next stage needs."""
-        return self.bases[self.trained]
+        return self.bases[self.is_trained]
 
     @property
     def stages(self) -> list[str]:
-        """Its next stages, as far as they need the same base."""
-        if self.trained:
+        """The next stages that one worker can run, because they need the same base."""
+        if self.is_trained:
             return ["evaluate"]
         return list(STAGES) if self.bases[0] == self.bases[1] else ["train"]
 
 
 def list_pending(trials: Iterable[PlannedTrial], states: Mapping[Key, TrialState], runs: Path) -> list[PendingTrial]:
-    """The trials that are not settled. One with a failed attempt runs alone."""
+    """The trials whose state is not final. A trial with a failed attempt runs alone."""
     return [
         PendingTrial(
             trial,
-            trained=states[trial.key].name == "trained",
-            alone=bool(read_failed_attempts(runs, trial.trial_id)),
+            is_trained=states[trial.key].name == "trained",
+            runs_alone=bool(read_failed_attempts(runs, trial.trial_id)),
         )
         for trial in trials
-        if not states[trial.key].is_settled
+        if not states[trial.key].is_final
     ]
 
 
 def name_bases(trial: PlannedTrial) -> tuple[str, str]:
-    """A name for the base that a worker loads to train the trial, and for the base that it loads to write its texts."""
+    """The name of the base that a worker loads to train the trial, and of the base that it loads to write the texts."""
     evaluated = dataclasses.replace(trial.config.quant, bits=trial.config.eval_bits())
     names = []
     for quant in (trial.config.quant, evaluated):
         config = dataclasses.replace(trial.config, quant=quant)
         base = base_identity(config, trial.facts.model.fingerprint, trial.facts.data.fingerprint)
-        base["data"].pop("template")  # another form of the prompt needs no other base
+        base["data"].pop("template")  # a base serves prompts of every template
         names.append(to_canonical_json([base, dataclasses.asdict(config.model)]))
     return names[0], names[1]

@@ -1,4 +1,4 @@
-"""Which trials run next: pure rules over the pending and the running trials. Knows no process and no file."""
+"""The queue of pending trials, and the rules for which of them run next. It uses no process and no file."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from sweep.resources.pack_size import choose_pack_members
 
 @dataclass
 class TrialQueue:
-    """The pending trials that no worker runs, in the plan's order."""
+    """The pending trials that wait for a worker, in the order of the plan."""
 
     waiting: list[PendingTrial] = field(default_factory=list)
 
@@ -22,18 +22,19 @@ class TrialQueue:
         memory: int | None = None,
         member_threads: int = 1,
     ) -> list[PendingTrial]:
-        """Remove the next pack for a worker from the queue, and return it; empty where nothing may start now.
+        """Remove the next pack for a worker from the queue, and return it. It is empty if no trial may start now.
 
-        The first member is, in this order of preference: a trial for the base that the worker has loaded; one whose
-        base no trial needs later, after its training; one whose base no other worker uses. The further members need the
-        same stages on the same base. Two evaluations of one trial never run at the same time.
+        The first member is, in this order of preference: a trial on the base that the worker has loaded; a trial on a
+        base that no waiting evaluation will need; a trial on a base that no other worker uses. All other members need
+        the same stages on the same base. Two evaluations of one trial never run at the same time.
 
         Args:
-            loaded_base: the base in the worker's memory.
-            running: what all workers run.
+            loaded_base: the name of the base in the worker's memory.
+            running: the trials that all workers run.
             now: seconds of time.monotonic().
+            max_members: of the pack.
             memory: bytes that the pack's memory forecast may reach; None: no limit.
-            member_threads: how many members compute at the same time.
+            member_threads: how many members of a pack compute at the same time.
         """
         running = list(running)
         running_ids = {pending.trial.trial_id for pending in running}
@@ -62,11 +63,11 @@ class TrialQueue:
 
 
 def list_companions(first: PendingTrial, ready: Iterable[PendingTrial]) -> list[PendingTrial]:
-    """``first``, and every trial that could be in a pack with it."""
+    """``first``, and every ready trial that can be in a pack with it."""
     companions = {first.trial.trial_id: first}
-    if first.alone:
+    if first.runs_alone:
         return [first]
     for pending in ready:
-        if (pending.base, pending.stages) == (first.base, first.stages) and not pending.alone:
+        if (pending.base, pending.stages) == (first.base, first.stages) and not pending.runs_alone:
             companions.setdefault(pending.trial.trial_id, pending)
     return list(companions.values())

@@ -1,4 +1,4 @@
-"""The signals that ask a sweep to stop: counted, and visible to a selector."""
+"""Count the signals that ask a sweep to stop, and wake up the loop that waits for events."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 from lora_sweep.errors import EXIT_INTERRUPTED
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-MAX_STOP_SIGNALS = 3  # the last one ends this process at once, and its workers with it
+MAX_STOP_SIGNALS = 3  # the third one ends this process at once; its workers then end too
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -18,8 +18,8 @@ class StopSignals:
     """Counts stop signals inside its ``with`` block.
 
     Attributes:
-        count: how many came.
-        reader: a socket that becomes readable when a signal comes, so that a waiting selector wakes up.
+        count: how many signals came.
+        reader: a socket that becomes readable when a signal comes, so that a selector that waits wakes up.
     """
 
     def __init__(self) -> None:

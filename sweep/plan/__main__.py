@@ -11,7 +11,7 @@ from lora_sweep.errors import EXIT_REFUSED, Refused
 from sweep.plan.make import make_plan
 from sweep.plan.table import format_plan
 from sweep.store.drift import format_drift_notes
-from sweep.store.sweep_file import sweep_name
+from sweep.store.sweep_file import name_sweep
 from sweep.store.trial_state import read_trial_states
 
 
@@ -20,7 +20,7 @@ def print_plan(arguments: list[str]) -> None:
     configs = compose_configs(parse_overrides(arguments))
     plan = make_plan(configs, strict=False)
     runs = Path(configs[0].runs_dir)
-    name, states = sweep_name(plan), read_trial_states(plan, runs)
+    name, states = name_sweep(plan), read_trial_states(plan, runs)
     print(format_plan(plan, runs, name, states, format_drift_notes(plan, states, runs, name)))
 
 

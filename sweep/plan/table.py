@@ -11,7 +11,7 @@ from sweep.resources.estimate import (
     list_remaining_trials,
     read_finished_trials,
 )
-from sweep.resources.machine import Slot, find_slots, measure_free_disk
+from sweep.resources.machine import Slot, assign_slots, measure_free_disk
 from sweep.store.trial_state import TrialState
 from sweep.tables import Column, build_table, find_output_width, render_text
 from sweep.text import count_noun, format_disk_bytes, format_duration
@@ -36,7 +36,6 @@ def format_plan(
     name: str,
     states: Mapping[Key, TrialState],
     notes: Sequence[str] = (),
-    devices: Sequence[Slot] | None = None,
 ) -> str:
     """The head of the plan, a table of its rows, and the reasons why some rows are invalid or run again.
 
@@ -46,14 +45,11 @@ def format_plan(
         name: of the sweep.
         states: of the plan's trials, by their key.
         notes: further lines for the end of the head.
-        devices: the slots of this machine that the plan may use; None: find them.
 
     Raises:
         Refused: ``launch.devices`` names a device that is not there.
     """
-    settings = plan.trials[0].config.launch
-    available = find_slots(settings.devices) if devices is None else devices
-    slots = [available[i % len(available)] for i in range(settings.workers or len(available))]
+    slots = assign_slots(plan.trials[0].config.launch)
     remaining, memory = list_remaining_trials(plan, states), find_worker_memory(slots)
     too_large = {trial.key for trial in remaining if memory is not None and trial.forecast.total > memory}
     head = [format_counts(plan, states, remaining, name), *format_data(plan), format_devices(slots, len(too_large))]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.config.identity import to_canonical_json
-from lora_sweep.config.schema import Launch
 from lora_sweep.runs.files import EvalFolder, TrialFolder, trial_folder
 from lora_sweep.runs.results import read_evaluation_result, read_trial_result
 from sweep.resources import pack_size
@@ -29,24 +28,18 @@ def list_remaining_trials(plan: Plan, states: Mapping[Key, TrialState]) -> list[
     return [trial for trial in plan.trials if states[trial.key].needs_work(retries_failed)]
 
 
-def count_workers(settings: Launch) -> int:
-    """How many workers the settings ask for; 1 if that depends on the devices of the machine."""
-    return settings.workers or (len(settings.devices) if isinstance(settings.devices, list) else 1)
-
-
-def estimate_disk_bytes(plan: Plan, states: Mapping[Key, TrialState], workers: int | None = None) -> int:
+def estimate_disk_bytes(plan: Plan, states: Mapping[Key, TrialState], workers: int) -> int:
     """The bytes of disk that the remaining trials need.
 
     Args:
-        workers: how many run, each with the checkpoints of its pack. None: as many as the settings ask for.
+        workers: how many run at the same time, each with the checkpoints of its pack.
     """
     remaining = list_remaining_trials(plan, states)
     untrained = [trial for trial in remaining if states[trial.key].name != "trained"]
     adapters = [BYTES_PER_PARAM * trial.trainable_params for trial in untrained]
     disk_bytes = sum(adapters) + TEXT_BYTES * len(remaining)
     if any(trial.config.train.checkpoint_steps for trial in remaining):
-        settings = plan.trials[0].config.launch
-        trials_at_once = (workers or count_workers(settings)) * pack_size.max_pack_members(settings.pack)
+        trials_at_once = workers * pack_size.find_largest_pack(plan.trials[0].config.launch.pack)
         largest = sorted(adapters, reverse=True)[:trials_at_once]
         disk_bytes += CHECKPOINT_FACTOR * CHECKPOINTS_ON_DISK * sum(largest)
     return disk_bytes

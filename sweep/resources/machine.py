@@ -1,7 +1,7 @@
-"""This machine, without torch: slots for workers, a worker's environment, memory, disk, and the kernel's kills.
+"""What this machine has, without torch: slots for workers, memory and disk; and the environment that binds a worker.
 
 A child process asks torch once which accelerators there are. Its answer is cached until the machine, its device files
-or torch change. ``root`` is the folder that holds /proc and /sys; tests make their own.
+or torch change. ``root`` is the folder that holds /proc and /sys; tests pass a folder with files that they made.
 """
 
 import ctypes.util
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lora_sweep.config.identity import short_hash
+from lora_sweep.config.schema import Launch
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import VISIBLE_DEVICE_VARIABLES
 from lora_sweep.runs.cache import cache_folder
@@ -38,12 +39,12 @@ class DeviceFields(TypedDict):
 
 @dataclass(frozen=True)
 class Slot:
-    """What one worker runs on: one device of this machine.
+    """What one worker runs on: a device of this machine. Several workers can share a device.
 
     Attributes:
         type: torch's name for the kind of device: cpu, cuda, xpu or mps.
         index: the device's number among the accelerators that this process sees; None for the CPU.
-        memory_bytes: its whole memory, free or in use; None if the device does not report it.
+        memory_bytes: all the memory of the device, free or in use; None if the device does not report it.
     """
 
     type: str
@@ -53,10 +54,10 @@ class Slot:
 
 
 def find_slots(devices: str | list[int]) -> list[Slot]:
-    """One slot for each device that ``launch.devices`` selects; the CPU only if it is selected or the only device.
+    """A slot for each device that ``launch.devices`` selects. ``auto`` selects all accelerators, or else the CPU.
 
     Raises:
-        Refused: no accelerator has this index.
+        Refused: no accelerator has an index that ``launch.devices`` lists.
     """
     cpu = Slot("cpu", None, "cpu", read_memory_limit())
     if devices == "cpu":
@@ -72,8 +73,14 @@ def find_slots(devices: str | list[int]) -> list[Slot]:
     return [accelerators[int(index)] for index in devices]
 
 
+def assign_slots(settings: Launch) -> list[Slot]:
+    """The slot of each worker that the settings ask for. Several workers may share one slot."""
+    slots = find_slots(settings.devices)
+    return [slots[number % len(slots)] for number in range(settings.workers or len(slots))]
+
+
 def find_accelerators() -> list[Slot]:
-    """Every accelerator that torch would use here, from the cache or from a child process that imports torch."""
+    """Every accelerator that torch can use here, from the cache or from a child process that imports torch."""
     if os.environ.get("LORA_SWEEP_DEVICE") == "cpu":  # lora_sweep.model.device obeys this variable too
         return []
     device_files = list_device_files()
@@ -87,14 +94,14 @@ def find_accelerators() -> list[Slot]:
     if cached is not None:
         return [Slot(**device) for device in cached["devices"]]
     devices = ask_torch_for_devices()
-    driver_is_missing = not devices and any("nvidia" in name for name in device_files)  # it may be installed later
+    driver_is_missing = not devices and any("nvidia" in name for name in device_files)  # somebody may install it later
     if not driver_is_missing:
         write_json(path, {"devices": devices})
     return [Slot(**device) for device in devices]
 
 
 def list_device_files() -> list[str]:
-    """The accelerators' files under /dev; the list changes when a device is added or removed."""
+    """The files of accelerators under /dev. The list changes when a device is added or removed."""
     return sorted(str(path) for pattern in ("dev/nvidia*", "dev/dri/*") for path in ROOT.glob(pattern))
 
 
@@ -108,16 +115,16 @@ def ask_torch_for_devices() -> list[DeviceFields]:
     return answer
 
 
-def build_worker_environment(slot: Slot, workers_on_it: int, cores: int) -> dict[str, str]:
+def build_worker_environment(slot: Slot, workers_on_slot: int, cores: int) -> dict[str, str]:
     """The environment variables that let a worker process see this slot's device and no other.
 
     Args:
-        workers_on_it: how many workers share the slot. On a CPU they divide its cores, unless OMP_NUM_THREADS is set.
+        workers_on_slot: how many workers share the slot. On a CPU they divide its cores, unless OMP_NUM_THREADS is set.
         cores: how many CPU cores the machine has.
     """
     if slot.type == "cpu":
-        threads = {"OMP_NUM_THREADS": str(max(1, cores // workers_on_it))}
-        divides_cores = workers_on_it > 1 and not os.environ.get("OMP_NUM_THREADS")
+        threads = {"OMP_NUM_THREADS": str(max(1, cores // workers_on_slot))}
+        divides_cores = workers_on_slot > 1 and not os.environ.get("OMP_NUM_THREADS")
         return {"LORA_SWEEP_DEVICE": "cpu", **(threads if divides_cores else {}), **choose_allocator()}
     if slot.type == "cuda":
         hip = {"HIP_VISIBLE_DEVICES"} if os.environ.get("HIP_VISIBLE_DEVICES") else set()  # ROCm reads this one first
@@ -131,8 +138,8 @@ def build_worker_environment(slot: Slot, workers_on_it: int, cores: int) -> dict
 def choose_allocator() -> dict[str, str]:
     """The variable that makes a process use tcmalloc, if it is installed, as torch's launcher for CPUs does.
 
-    glibc's allocator took 7 % of a training step on a CPU, in one thread; with tcmalloc training took 4 to 15 % less
-    time. An allocator that is preloaded already stays.
+    On a CPU glibc's allocator took 7 % of a training step, in one thread; with tcmalloc training took 4 to 15 % less
+    time. If another allocator is preloaded already, it stays.
     """
     preloaded = os.environ.get("LD_PRELOAD", "")
     if sys.platform != "linux" or "malloc" in preloaded:
@@ -142,9 +149,9 @@ def choose_allocator() -> dict[str, str]:
 
 
 def name_visible_device(variable: str, slot: Slot) -> str:
-    """The slot's device as a variable such as CUDA_VISIBLE_DEVICES names it.
+    """The name of the slot's device in a variable like CUDA_VISIBLE_DEVICES.
 
-    If the variable is set already, the slot's index counts among the devices that it lists.
+    If the variable is set already, the slot's index is a position in its list of devices.
     """
     index = slot.index or 0
     listed = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
@@ -155,7 +162,7 @@ def name_visible_device(variable: str, slot: Slot) -> str:
 
 
 def read_memory_limit(root: Path = ROOT) -> int:
-    """Bytes of memory that this process may use: all of the machine's, or less if a control group limits it."""
+    """Bytes of memory that this process may use: all memory of the machine, or less if a control group limits it."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     names = ("memory.max", "memory.limit_in_bytes")
     limits = [_read_text(folder / name) for folder in list_control_groups(root) for name in names]
@@ -163,7 +170,7 @@ def read_memory_limit(root: Path = ROOT) -> int:
 
 
 def count_oom_kills(root: Path = ROOT) -> int:
-    """How many processes the kernel killed for lack of memory, in this process's control group or on the machine."""
+    """How many processes the kernel killed because memory ran out, in our control group or else on the machine."""
     files = [folder / name for folder in list_control_groups(root) for name in ("memory.events", "memory.oom_control")]
     for path in (*files, root / "proc/vmstat"):
         for line in (_read_text(path) or "").splitlines():
@@ -173,7 +180,7 @@ def count_oom_kills(root: Path = ROOT) -> int:
 
 
 def measure_free_disk(path: Path) -> int:
-    """Free bytes of the disk that holds ``path``, or that will hold it once it exists."""
+    """Free bytes of the disk that holds ``path``, or that will hold it if it does not exist yet."""
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(existing).free
 
@@ -181,8 +188,8 @@ def measure_free_disk(path: Path) -> int:
 def list_control_groups(root: Path) -> Iterator[Path]:
     """The folders of this process's control group and of its parents, nearest first: version 2, then version 1.
 
-    In a container /proc may name the host's path, which does not exist inside; the limit is then in the mount itself,
-    which comes last.
+    In a container, /proc may show a path of the host that does not exist inside. The limit is then in the folder of
+    the mount, which comes last.
     """
     paths: dict[str, str] = {}
     for line in (_read_text(root / "proc/self/cgroup") or "").splitlines():

@@ -54,7 +54,7 @@ def share_waiting_trials(waiting: int, running: int, workers: int, idle: int) ->
     return min(math.ceil(waiting / idle), math.ceil((waiting + running) / workers))
 
 
-def max_pack_members(setting: int | str) -> int:
+def find_largest_pack(setting: int | str) -> int:
     """The largest number of members that ``launch.pack`` allows, whatever the memory."""
     return setting if isinstance(setting, int) else MAX_PACK_MEMBERS
 

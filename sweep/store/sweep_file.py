@@ -107,7 +107,7 @@ def load_sweep_file(runs: Path, name: str) -> SweepFile:
     """
     names = list_sweeps(runs)
     if not names:
-        raise no_sweep(runs)
+        raise make_no_sweep_error(runs)
     sweep = read_sweep_file(runs, name) if name in names else None
     if sweep is not None:
         return sweep
@@ -135,12 +135,12 @@ def find_newest_sweep(runs: Path) -> str:
     """
     names = list_sweeps(runs)
     if not names:
-        raise no_sweep(runs)
+        raise make_no_sweep_error(runs)
     splits = ((files.read_json(files.sweep_file(runs, name)) or {}).get("split") for name in names)
     return next((name for name, split in zip(names, splits, strict=True) if split != "test"), names[0])
 
 
-def no_sweep(runs: Path) -> Refused:
+def make_no_sweep_error(runs: Path) -> Refused:
     return Refused(str(runs), f"holds no sweep yet; this makes one: {MAIN_COMMAND}")
 
 
@@ -191,7 +191,7 @@ def to_seconds(started: Any) -> float:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def sweep_name(plan: Plan) -> str:
+def name_sweep(plan: Plan) -> str:
     """The name given in the config, or a short hash of the sorted trial ids."""
     return plan.trials[0].config.sweep_name or (
         f"sweep-{short_hash(sorted({trial.trial_id for trial in plan.trials}), 8)}"

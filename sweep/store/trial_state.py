@@ -22,12 +22,12 @@ class TrialState:
         name: ``done`` (complete), ``new``, ``trained`` (only the evaluation is left), ``saved`` (there is a
             checkpoint), ``broken`` (a file changed after it was written), or the status of another outcome.
         reason: why the trial is broken or has this outcome.
-        is_settled: whether the command leaves the trial as it is, unless it retries failures.
+        is_final: whether the command leaves the trial as it is, unless it retries failures.
     """
 
     name: str
     reason: str | None = None
-    is_settled: bool = False
+    is_final: bool = False
 
     def needs_work(self, retry_failed: bool) -> bool:
         """Whether the command runs the trial.
@@ -35,7 +35,7 @@ class TrialState:
         Args:
             retry_failed: whether it retries trials that failed (``launch.retry=failed``).
         """
-        return not self.is_settled or (retry_failed and self.name not in ("done", "invalid"))
+        return not self.is_final or (retry_failed and self.name not in ("done", "invalid"))
 
 
 def read_trial_states(plan: Plan, runs: Path) -> dict[Key, TrialState]:
@@ -57,9 +57,9 @@ def read_trial_state(trial: PlannedTrial, runs: Path) -> TrialState:
         if evaluated_adapter != results.hash_adapter(results.read_trial_result(folder)):
             # The training's result was deleted by hand, and the trial was trained again.
             return TrialState("broken", "its evaluation is of another adapter")
-        return TrialState("done", is_settled=True)
+        return TrialState("done", is_final=True)
     if outcome.status is not None:
-        return TrialState(outcome.status, outcome.reason, is_settled=outcome.status in results.FINAL_STATUSES)
+        return TrialState(outcome.status, outcome.reason, is_final=outcome.status in results.FINAL_STATUSES)
     if trial.kind == "trial" and folder.result.exists():
         return TrialState("trained")
     return TrialState("saved" if any(folder.checkpoints.glob("checkpoint-*")) else "new")

@@ -20,7 +20,7 @@ from support import faulty
 
 from lora_sweep.runs import files, results
 from sweep.engines.policy import MAX_DEATHS
-from sweep.store.sweep_file import sweep_name
+from sweep.store.sweep_file import name_sweep
 from sweep.store.trial_state import is_mirrored
 from sweep.trials import Key, Plan
 
@@ -39,7 +39,7 @@ def check(runs: Path, plan: Plan, *, finished: bool, touched: frozenset[str] | s
     """
     outside = {path.name for path in runs.parent.iterdir()} - {runs.name}
     assert not outside, f"written outside the runs folder: {outside}"
-    events = events_of(runs, sweep_name(plan), whole=finished and not touched)
+    events = events_of(runs, name_sweep(plan), whole=finished and not touched)
     free = set(touched) | quarantined(runs)
     check_acknowledged(runs, events, free)
     check_attempts(runs, plan, events)
@@ -109,7 +109,7 @@ def check_attempts(runs: Path, plan: Plan, events: list[Event]) -> None:
 
 def check_folder(runs: Path, plan: Plan) -> None:
     """Every trial of the plan has an outcome, and nothing lies about."""
-    name = sweep_name(plan)
+    name = name_sweep(plan)
     names = {path.name for path in runs.iterdir()}
     assert names <= TOP, f"strangers: {names - TOP}"
     assert not list((runs / "locks").glob("*")), f"claims are left: {list((runs / 'locks').glob('*'))}"

@@ -18,7 +18,7 @@ from sweep.engines.policy import (
     LeaveUnfinished,
     RunAgain,
     RunAlone,
-    WaitForOther,
+    WaitForOtherSweep,
     WorkerExit,
     WriteOutcome,
     decide_after_exit,
@@ -29,7 +29,7 @@ from sweep.store.failed_attempts import FailedAttempt
 from sweep.trials import PlannedTrial
 
 KILLED = WorkerExit("signal SIGKILL")
-STARVED = WorkerExit("signal SIGKILL", out_of_memory=True)
+STARVED = WorkerExit("signal SIGKILL", is_out_of_memory=True)
 DEATH = FailedAttempt("death", signal="signal SIGKILL")
 LIMIT = "more than launch.trial_minutes=5"
 
@@ -50,13 +50,13 @@ def halved(count: int, stage: str = "train") -> list[FailedAttempt]:
 
 @pytest.mark.parametrize("status", ["complete", "diverged", "failed", "oom"])
 def test_an_outcome_that_the_worker_wrote_stands(status: str) -> None:
-    for attempt in (Attempt(), Attempt(pack_size=3), Attempt(timeout=LIMIT), Attempt(stopping=True)):
+    for attempt in (Attempt(), Attempt(pack_size=3), Attempt(timeout=LIMIT), Attempt(is_stopping=True)):
         assert decide_after_report(trial(), status, "why", attempt) == KeepOutcome(status)
 
 
 def test_a_trial_goes_on_where_it_is_not_over() -> None:
     assert decide_after_report(trial(), "trained", "", Attempt()) == EvaluateNext()
-    assert decide_after_report(trial(), "busy", "", Attempt(timeout=LIMIT, stopping=True)) == WaitForOther()
+    assert decide_after_report(trial(), "busy", "", Attempt(timeout=LIMIT, is_stopping=True)) == WaitForOtherSweep()
 
 
 def test_a_pack_that_failed_together_is_taken_apart() -> None:
@@ -69,9 +69,9 @@ def test_a_pack_that_failed_together_is_taken_apart() -> None:
     [
         (Attempt(), RunAgain("preempted")),
         (Attempt(pack_size=3), RunAgain("preempted")),
-        (Attempt(stopping=True), KeepOutcome("preempted")),
+        (Attempt(is_stopping=True), KeepOutcome("preempted")),
         (Attempt(timeout=LIMIT), WriteOutcome("timeout", LIMIT)),
-        (Attempt(timeout=LIMIT, stopping=True), WriteOutcome("timeout", LIMIT)),
+        (Attempt(timeout=LIMIT, is_stopping=True), WriteOutcome("timeout", LIMIT)),
         (
             Attempt(timeout=LIMIT, pack_size=2),
             RunAlone(FailedAttempt("apart", reason=LIMIT), f"to run again, alone: {LIMIT}"),
@@ -83,7 +83,7 @@ def test_a_saved_trial_runs_again_unless_its_time_is_over_or_the_sweep_stops(att
 
 
 def test_out_of_memory_runs_again_with_half_the_batch_only_where_that_is_asked_for_and_helps() -> None:
-    once_more = RunAlone(FailedAttempt("oom", stage="train"), "out of memory, once more with half the batch")
+    once_more = RunAlone(FailedAttempt("oom", stage="train"), "out of memory, to run again with half the batch")
     ends = KeepOutcome("oom")
     for on_oom, batch, before, decision in [
         ("halve_batch", 8, 0, once_more),
@@ -121,7 +121,8 @@ def test_a_worker_that_dies_over_one_trial_is_retried_up_to_a_limit() -> None:
         message = f"its worker ended with signal SIGKILL; retry {deaths + 1} of {MAX_DEATHS - 1}"
         assert decision == RunAlone(DEATH, message)
     attempt = Attempt(failed_before=[*[DEATH] * (MAX_DEATHS - 1), *halved(2), FailedAttempt("apart", reason="x")])
-    reason = f"its worker ended with signal SIGKILL, for the {MAX_DEATHS}. time; see trials/{planned.trial_id}/log.txt"
+    log = f"trials/{planned.trial_id}/log.txt"
+    reason = f"its worker died {MAX_DEATHS} times, the last time with signal SIGKILL; see {log}"
     assert decide_after_exit(planned, KILLED, attempt) == WriteOutcome("killed", reason, DEATH)
 
 
@@ -144,7 +145,7 @@ def test_a_pack_that_ends_without_outcomes_counts_for_no_member(
 
 def test_a_trial_that_is_killed_at_its_limit_is_a_timeout() -> None:
     for stopping in (False, True):
-        attempt = Attempt(timeout=LIMIT, stopping=stopping)
+        attempt = Attempt(timeout=LIMIT, is_stopping=stopping)
         assert decide_after_exit(trial(), KILLED, attempt) == WriteOutcome("timeout", LIMIT)
 
 
@@ -157,13 +158,13 @@ def test_the_systems_kill_for_memory_is_no_death() -> None:
 
 @pytest.mark.parametrize("pack_size", [1, 3])
 def test_a_worker_that_died_before_it_began_is_no_trials_fault(pack_size: int) -> None:
-    attempt = Attempt(pack_size=pack_size, began=False)
+    attempt = Attempt(pack_size=pack_size, has_begun=False)
     assert decide_after_exit(trial(), WorkerExit("exit code 1"), attempt) == RunAgain("false start", "exit code 1")
 
 
 def test_a_stop_leaves_trials_for_the_next_command() -> None:
-    for attempt in (Attempt(), Attempt(pack_size=3), Attempt(began=False)):
-        stopped = dataclasses.replace(attempt, stopping=True)
+    for attempt in (Attempt(), Attempt(pack_size=3), Attempt(has_begun=False)):
+        stopped = dataclasses.replace(attempt, is_stopping=True)
         assert decide_after_exit(trial(), KILLED, stopped) == LeaveUnfinished()
 
 

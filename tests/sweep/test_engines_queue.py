@@ -34,7 +34,7 @@ def order(queue: TrialQueue, now: float = 0.0) -> list[str]:
         loaded = item.base
         labels.append(f"{item.trial.label} {'+'.join(item.stages)}")
         if item.stages == ["train"]:
-            queue.put_first(PendingTrial(item.trial, trained=True))
+            queue.put_first(PendingTrial(item.trial, is_trained=True))
 
 
 def test_a_base_is_used_up_before_the_next_is_loaded() -> None:
@@ -106,7 +106,7 @@ def test_a_pack_has_no_more_members_than_asked_for() -> None:
 
 def test_members_need_the_same_stages() -> None:
     """A base that one trains on and another writes with."""
-    items = [PendingTrial(trial(0, 8)), PendingTrial(trial(1, 4, "8bit"), trained=True), PendingTrial(trial(2, 8))]
+    items = [PendingTrial(trial(0, 8)), PendingTrial(trial(1, 4, "8bit"), is_trained=True), PendingTrial(trial(2, 8))]
     assert items[0].base == items[1].base
     queue = TrialQueue(items)
     assert labels(queue.take_pack(None, [], 0, max_members=8)) == ["t0", "t2"]
@@ -117,9 +117,9 @@ def test_who_is_to_run_alone_does() -> None:
     queue = TrialQueue(
         [
             PendingTrial(trial(0)),
-            PendingTrial(trial(1), alone=True),
+            PendingTrial(trial(1), runs_alone=True),
             PendingTrial(trial(2)),
-            PendingTrial(trial(3), alone=True),
+            PendingTrial(trial(3), runs_alone=True),
         ]
     )
     packs = [labels(queue.take_pack(None, [], 0, max_members=8)) for _ in range(3)]

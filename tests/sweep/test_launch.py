@@ -135,7 +135,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pyt
 
     def kill_at_step_3(self: supervisor.Supervisor, worker: WorkerProcess) -> None:
         read_events(self, worker)
-        running = next(iter(self.log.board.running.values()), None)
+        running = next(iter(self.log.progress.running.values()), None)
         if running is not None and (running.step or 0) >= 3 and running.phase == "training" and not killed:
             killed.append(worker.process.pid)
             os.killpg(worker.process.pid, signal.SIGKILL)
@@ -239,8 +239,9 @@ def test_workers_that_do_not_start_are_said_at_once_and_are_no_trials_fault(tmp_
     with pytest.raises(SystemExit) as stop:
         launch(plan_of(tmp_path, "a", 50), [], LocalEngine([sys.executable, "-c", "import nowhere"]))
     assert stop.value.code == 1
-    assert "workers do not start (exit code 1); see a/worker-*.log" in capsys.readouterr().out
-    assert "nowhere" in (files.report_folder(tmp_path, "a") / "worker-1.log").read_text()
+    folder = files.report_folder(tmp_path, "a")
+    assert f"workers do not start (exit code 1); see {folder}/worker-*.log" in capsys.readouterr().out
+    assert "nowhere" in (folder / "worker-1.log").read_text()
     assert {o.status for o in launch(plan_of(tmp_path, "a", 50), [], LocalEngine(WORKER)).values()} == {"complete"}
 
 

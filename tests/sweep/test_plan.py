@@ -24,6 +24,7 @@ from sweep.plan import facts as plan_facts
 from sweep.plan.facts import gather_facts
 from sweep.plan.make import make_plan
 from sweep.plan.table import format_plan
+from sweep.resources import machine
 from sweep.resources.machine import Slot
 from sweep.store import sweep_file, trial_state
 from sweep.store.trial_state import TrialState
@@ -460,10 +461,10 @@ def finish(runs: Path, trial: PlannedTrial, status: str = "complete", evaluated:
 def test_a_sweeps_own_name_does_not_depend_on_the_order() -> None:
     one = planned(changed(lora__r=4), changed(lora__r=8))
     other = planned(changed(lora__r=8), changed(lora__r=4), changed(lora__r=8))
-    assert sweep_file.sweep_name(one) == sweep_file.sweep_name(other)
-    assert sweep_file.sweep_name(one) != sweep_file.sweep_name(planned(changed(lora__r=4)))
-    assert sweep_file.sweep_name(one).startswith("sweep-")
-    assert sweep_file.sweep_name(planned(changed(sweep_name="mine"))) == "mine"
+    assert sweep_file.name_sweep(one) == sweep_file.name_sweep(other)
+    assert sweep_file.name_sweep(one) != sweep_file.name_sweep(planned(changed(lora__r=4)))
+    assert sweep_file.name_sweep(one).startswith("sweep-")
+    assert sweep_file.name_sweep(planned(changed(sweep_name="mine"))) == "mine"
 
 
 def test_a_name_used_again_means_the_union(tmp_path: Path) -> None:
@@ -499,7 +500,9 @@ def table(plan: Plan, runs: Path, *devices: Slot, notes: tuple[str, ...] = (), *
     found = trial_state.read_trial_states(plan, runs)
     by_label = {trial.label.replace(" ", "_").replace("=", ""): trial.key for trial in plan.trials}
     found |= {by_label[label]: state for label, state in states.items()}
-    return format_plan(plan, runs, "s", found, notes, devices or [CPU]).splitlines()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "find_slots", lambda _: devices or [CPU])
+        return format_plan(plan, runs, "s", found, notes).splitlines()
 
 
 def test_the_table_says_what_is_to_do_and_what_the_data_lost(tmp_path: Path) -> None:
@@ -530,8 +533,8 @@ def test_the_table_counts_each_state_once_and_says_why_rows_are_broken(tmp_path:
         plan,
         tmp_path,
         r1_attn_32bit=TrialState("trained"),
-        r2_attn_32bit=TrialState("done", is_settled=True),
-        r3_attn_32bit=TrialState("diverged", "loss is nan", is_settled=True),
+        r2_attn_32bit=TrialState("done", is_final=True),
+        r3_attn_32bit=TrialState("diverged", "loss is nan", is_final=True),
         r4_attn_32bit=TrialState("broken", "losses.jsonl was altered"),
         r5_attn_32bit=TrialState("oom", "no memory"),
     )
@@ -543,8 +546,8 @@ def test_the_table_counts_each_state_once_and_says_why_rows_are_broken(tmp_path:
 
 def test_a_failure_that_is_to_be_tried_again_is_to_run(tmp_path: Path) -> None:
     plan = planned(changed(launch__retry="failed"))
-    assert "; 2 to run, 0 done" in table(plan, tmp_path, r8_attn_32bit=TrialState("timeout", is_settled=True))[0]
-    assert "; 1 to run, 1 done" in table(plan, tmp_path, r8_attn_32bit=TrialState("done", is_settled=True))[0]
+    assert "; 2 to run, 0 done" in table(plan, tmp_path, r8_attn_32bit=TrialState("timeout", is_final=True))[0]
+    assert "; 1 to run, 1 done" in table(plan, tmp_path, r8_attn_32bit=TrialState("done", is_final=True))[0]
 
 
 def test_wrong_points_are_rows_after_the_trials_and_their_reasons_stand_below(tmp_path: Path) -> None:
@@ -576,7 +579,7 @@ def test_a_trial_that_does_not_fit_is_marked(tmp_path: Path) -> None:
         plan,
         tmp_path,
         dataclasses.replace(CPU, memory_bytes=64 << 20),
-        **{trials(plan)[1].label.replace(" ", "_").replace("=", ""): TrialState("done", is_settled=True)},
+        **{trials(plan)[1].label.replace(" ", "_").replace("=", ""): TrialState("done", is_final=True)},
     )
     assert "not fit" not in "".join(done), "it did fit"
     silent = dataclasses.replace(CPU, memory_bytes=None)

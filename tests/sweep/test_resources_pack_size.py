@@ -11,10 +11,10 @@ from sweep.resources.pack_size import (
     MEMBER_THREADS,
     choose_pack_members,
     count_member_threads,
+    find_largest_pack,
     forecast_pack_memory,
     limit_pack_members,
     limit_pack_memory,
-    max_pack_members,
     share_waiting_trials,
 )
 
@@ -72,7 +72,7 @@ def test_a_share_is_even(waiting: int, running: int, workers: int, idle: int, sh
 
 @pytest.mark.parametrize(("asked", "most"), [("auto", MAX_PACK_MEMBERS), (1, 1), (3, 3)])
 def test_the_disk_is_asked_for_the_largest_pack(asked: int | str, most: int) -> None:
-    assert max_pack_members(asked) == most
+    assert find_largest_pack(asked) == most
 
 
 def test_a_cpu_counts_half_of_its_memory_and_workers_share_a_slot() -> None:

@@ -49,8 +49,8 @@ def progress(runs: Path, name: str = "blog", labels: tuple[str, ...] = ("r=1",),
         place: RunningTrial(f"t{label[2:]}", label, "cuda:0", time.time() - 754, "training", 120, 300, 1.23456, 1234.5)
         for place, label in enumerate(labels)
     }
-    board = SweepProgress(name, 3, time.time(), {}, rows, seconds_left)
-    files.write_json(files.progress_file(runs, name), board.to_json())
+    progress = SweepProgress(name, 3, time.time(), {}, rows, seconds_left)
+    files.write_json(files.progress_file(runs, name), progress.to_json())
     return files.progress_file(runs, name)
 
 

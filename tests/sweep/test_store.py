@@ -26,7 +26,7 @@ def run(trial: PlannedTrial, runs: Path, stages: list[str] | None = None) -> str
 
 def state(trial: PlannedTrial, runs: Path) -> tuple[str, bool]:
     found = trial_state.read_trial_state(trial, runs)
-    return found.name, found.is_settled
+    return found.name, found.is_final
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_file_that_is_not_as_it_was_written_is_moved_aside_and_its_trial_runs_
     good = {file: (folder.path / file).read_bytes() for file in FILES}
     harm(folder.path / name)
     if harm is Path.unlink and name.endswith("result.json"):  # gone is not altered: the stage just runs again
-        assert not trial_state.read_trial_state(trial, tmp_path).is_settled
+        assert not trial_state.read_trial_state(trial, tmp_path).is_final
         return
     before = trial_state.read_trial_state(trial, tmp_path)
     assert before.name == "broken"

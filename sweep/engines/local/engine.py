@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_sweep.config.schema import Launch
 from lora_sweep.runs import results
 from lora_sweep.runs.locks import remove_stale_locks
 from sweep.engines.event_log import EventLog
@@ -14,8 +13,7 @@ from sweep.engines.local.supervisor import Supervisor
 from sweep.engines.local.worker_process import WORKER_COMMAND
 from sweep.engines.pending import PendingTrial
 from sweep.engines.queue import TrialQueue
-from sweep.resources import machine
-from sweep.resources.machine import Slot
+from sweep.resources.machine import assign_slots
 from sweep.status.live import open_screen
 from sweep.status.progress import SweepProgress
 from sweep.trials import Plan
@@ -26,7 +24,7 @@ class LocalEngine:
     """Runs trials in worker processes, one on each slot of this machine.
 
     Attributes:
-        command: the command of a worker process; a test gives its own.
+        command: the command that starts a worker process. Tests start another one.
     """
 
     command: Sequence[str] = WORKER_COMMAND
@@ -37,18 +35,12 @@ class LocalEngine:
     def run(self, plan: Plan, pending: list[PendingTrial], runs: Path, sweep: str) -> None:
         settings = plan.trials[0].config.launch
         slots = assign_slots(settings)[: len(pending)]
-        status = {trial.key: str(results.read_outcome(runs, *trial.key).status) for trial in plan.trials}
-        status |= {item.trial.key: "waiting" for item in pending} | {point.key: "invalid" for point in plan.invalid}
-        board = SweepProgress(sweep, len(status), time.time(), counts=dict(Counter(status.values())))
-        log = EventLog(runs, sweep, status, board)
+        statuses = {trial.key: str(results.read_outcome(runs, *trial.key).status) for trial in plan.trials}
+        statuses |= {item.trial.key: "waiting" for item in pending} | {point.key: "invalid" for point in plan.invalid}
+        progress = SweepProgress(sweep, len(statuses), time.time(), counts=dict(Counter(statuses.values())))
+        log = EventLog(runs, sweep, statuses, progress)
         try:
-            with open_screen(board) as shown:
-                Supervisor(settings, slots, TrialQueue(pending), log, shown, self.command).run()
+            with open_screen(progress) as screen:
+                Supervisor(settings, slots, TrialQueue(pending), log, screen, self.command).run()
         finally:
             remove_stale_locks(runs / "locks")  # of workers that were killed
-
-
-def assign_slots(settings: Launch) -> list[Slot]:
-    """The slot of each worker that the settings ask for. Several workers may share one."""
-    slots = machine.find_slots(settings.devices)
-    return [slots[number % len(slots)] for number in range(settings.workers or len(slots))]

@@ -1,7 +1,8 @@
-"""The loop over the worker processes of this machine: it hands out packs, reads events, and watches limits and signals.
+"""The loop over the worker processes of this machine: it gives them packs, reads their events, and checks limits.
 
-What the end of an attempt means, ``sweep.engines.policy`` decides; this module carries the decisions out. One thread,
-one loop. Each event is in the sweep's events.jsonl before it has any effect; a trial's outcome is in its own files.
+``sweep.engines.policy`` decides what happens to a trial when an attempt at it ends; this module carries the decision
+out. There is one thread with one loop. A decision is in events.jsonl before its trial goes back to the queue, and an
+outcome is in the files of its trial.
 """
 
 import os
@@ -41,9 +42,9 @@ class Supervisor:
     """Runs the trials of a queue on slots of this machine until each has an outcome.
 
     Attributes:
-        slots: one for each worker; a slot that several workers share is there several times.
-        workers: the living processes, by their number.
-        stop_reason: why nothing new starts; None while the sweep goes on.
+        slots: the slot of each worker; a slot that several workers share is listed several times.
+        workers: the living worker processes, by their number.
+        stop_reason: why no other trial starts; None while the sweep goes on.
         false_starts: how many workers in a row died before they began a trial.
     """
 
@@ -66,7 +67,7 @@ class Supervisor:
         """Run every trial of the queue.
 
         Raises:
-            SweepStopped: a signal, a full disk, or workers that cannot start.
+            SweepStopped: a signal came, the disk is full, or workers cannot start.
         """
         self.log.append_event("begin", pid=os.getpid(), waiting=len(self.queue.waiting))
         with selectors.DefaultSelector() as self.selector, self.stop_signals:
@@ -82,10 +83,10 @@ class Supervisor:
                 files.progress_file(self.runs, self.log.sweep).unlink(missing_ok=True)
         if self.stop_reason:
             raise SweepStopped(self.stop_reason, can_resume=self.false_starts < policy.MAX_FALSE_STARTS)
-        self.log.append_event("finish", counts=self.log.board.counts)
+        self.log.append_event("finish", counts=self.log.progress.counts)
 
     def tick(self) -> None:
-        """One round of the loop; takes at most TICK_SECONDS."""
+        """One round of the loop. It waits for events at most TICK_SECONDS."""
         self.obey_signals()
         self.assign_packs()
         for key, _ in self.selector.select(TICK_SECONDS):
@@ -100,15 +101,15 @@ class Supervisor:
             else:
                 self.check_limits(worker)
         self.log.write_progress(len(self.queue.waiting), len(self.slots))
-        self.screen.draw_table(self.log.board)
+        self.screen.draw_table(self.log.progress)
 
     # --- packs ---------------------------------------------------------------------------------------------------
 
     def assign_packs(self) -> None:
-        """Give each idle worker a pack. Start a worker for a free slot while trials wait; end workers without work."""
+        """Give each idle worker a pack. Start workers while trials wait, and end workers when nothing is left."""
         for number in range(len(self.slots)):
             worker = self.workers.get(number)
-            if worker is not None and (worker.running or worker.ending):
+            if worker is not None and (worker.running or worker.is_ending):
                 continue
             if self.stop_reason:
                 if worker is not None:
@@ -122,7 +123,7 @@ class Supervisor:
                 worker.end_when_idle()
 
     def take_pack(self, number: int, loaded_base: str | None, running: list[PendingTrial]) -> list[PendingTrial]:
-        """The trials that the worker of a slot runs next, taken from the queue."""
+        """Take the trials that worker ``number`` runs next from the queue."""
         slot = self.slots[number]
         memory = pack_size.limit_pack_memory(slot, self.slots.count(slot))
         busy = sum(bool(worker.running) for worker in self.workers.values())
@@ -142,7 +143,7 @@ class Supervisor:
         return pack
 
     def start_worker(self, number: int) -> WorkerProcess:
-        """Start the worker of a slot."""
+        """Start worker ``number`` on its slot."""
         slot = self.slots[number]
         variables = build_worker_environment(slot, self.slots.count(slot), os.cpu_count() or 1)
         worker = start_worker(number, slot, variables, self.runs, self.log.sweep, self.command)
@@ -151,10 +152,12 @@ class Supervisor:
         return worker
 
     def give_pack(self, worker: WorkerProcess, pack: list[PendingTrial]) -> None:
-        """Have a worker run a pack, and show its trials as running."""
+        """Give a worker a pack to run, and show its trials as running."""
         jobs = [make_job(pending, self.read_failed_attempts(pending.trial)) for pending in pack]
         for trial in (pending.trial for pending in pack):
-            self.log.board.running[trial.key] = RunningTrial(trial.trial_id, trial.label, worker.slot.name, time.time())
+            self.log.progress.running[trial.key] = RunningTrial(
+                trial.trial_id, trial.label, worker.slot.name, time.time()
+            )
             self.log.set_status(trial, "running")
         crash_point("before job")
         worker.give_pack(pack, jobs)
@@ -167,9 +170,9 @@ class Supervisor:
             self.handle_event(worker, event)
 
     def handle_event(self, worker: WorkerProcess, event: Event) -> None:
-        """Handle one event, see ``lora_sweep.messages``."""
+        """Handle one event. ``lora_sweep.messages`` describes them."""
         key = str(event.get("trial_id")), str(event.get("eval_id"))
-        pending, running, kind = worker.running.get(key), self.log.board.running.get(key), event.get("event")
+        pending, running, kind = worker.running.get(key), self.log.progress.running.get(key), event.get("event")
         if kind == "say":
             self.screen.print_line(str(event["text"]))
         elif kind == "start" and pending is not None:
@@ -183,30 +186,30 @@ class Supervisor:
             for name in ("step", "steps", "loss", "tokens_per_second"):
                 setattr(running, name, event.get(name))
         elif kind == "disk":
-            worker.ending = True
+            worker.is_ending = True
             self.stop_all(f"nothing can be written: {event['reason']}")
         elif kind == "end" and pending is not None:
             self.handle_report(worker, pending, str(event["status"]), str(event.get("reason")))
 
     def handle_report(self, worker: WorkerProcess, pending: PendingTrial, status: str, reason: str) -> None:
-        """A worker reports that a trial's stages have ended."""
+        """Handle the report of a worker that the stages of a trial have ended."""
         crash_point("outcome heard")
         trial = pending.trial
         decision = policy.decide_after_report(trial, status, reason, self.describe_attempt(worker, trial))
         self.release_trial(worker, pending)
         if isinstance(decision, KeepOutcome):
-            # A trial that ended and never started has a result of another sweep.
+            # A trial that ended without a start has a result that another sweep wrote.
             self.log.record_outcome(trial, decision.status, "end" if trial.key in worker.started else "found")
             self.log.durations.append((time.monotonic() - worker.given_at) / worker.pack_size)
         else:
             self.apply_decision(pending, decision)
         if policy.ends_worker(status):
-            worker.ending = True
-        elif worker.kill_at is not None:  # it was asked to stop, and would obey that in its next trial
+            worker.is_ending = True
+        elif worker.kill_at is not None:  # it was asked to stop, and would stop its next trial
             worker.end_when_idle()
 
     def reap_worker(self, worker: WorkerProcess) -> None:
-        """A worker's process has ended: forget it, and decide about the trials that it had not finished."""
+        """Remove a worker whose process has ended, and decide about the trials that it did not finish."""
         self.selector.unregister(worker.output)
         worker.close_pipes()
         del self.workers[worker.number]
@@ -217,22 +220,22 @@ class Supervisor:
         ]
         for pending in unfinished:
             self.release_trial(worker, pending)
-        for pending, decision in reversed(list(zip(unfinished, decisions, strict=True))):  # each is put first
+        for pending, decision in reversed(list(zip(unfinished, decisions, strict=True))):  # each goes to the front
             self.apply_decision(pending, decision)
         if RunAgain("false start", worker_exit.how) in decisions:
             self.false_starts += 1
             if self.false_starts >= policy.MAX_FALSE_STARTS:
-                logs = f"{self.log.sweep}/worker-*.log"
+                logs = files.report_folder(self.runs, self.log.sweep) / "worker-*.log"
                 self.stop_all(f"workers do not start ({worker_exit.how}); see {logs}")
 
     def describe_attempt(self, worker: WorkerProcess, trial: PlannedTrial) -> Attempt:
-        """What the policy has to know of a trial on a worker."""
+        """What the policy needs to know about a trial on a worker."""
         return Attempt(
             pack_size=worker.pack_size,
-            began=bool(worker.started),
+            has_begun=bool(worker.started),
             stage=worker.stage,
             timeout=worker.timeout,
-            stopping=self.stop_reason is not None,
+            is_stopping=self.stop_reason is not None,
             failed_before=self.read_failed_attempts(trial),
         )
 
@@ -243,15 +246,15 @@ class Supervisor:
         apply_decision(decision, pending, self.queue, self.log, self.screen)
 
     def release_trial(self, worker: WorkerProcess, pending: PendingTrial) -> None:
-        """The worker runs this trial no more."""
+        """Remove a trial that has ended from its worker, and show it as waiting."""
         del worker.running[pending.trial.key]
-        self.log.board.running.pop(pending.trial.key, None)
+        self.log.progress.running.pop(pending.trial.key, None)
         self.log.set_status(pending.trial, "waiting")
 
     # --- limits and signals --------------------------------------------------------------------------------------
 
     def check_limits(self, worker: WorkerProcess) -> None:
-        """Ask a worker to stop when its pack reaches a time limit, and kill it when it does not stop."""
+        """Ask a worker to stop if its pack reached a time limit. Kill the worker if it did not stop in time."""
         now = time.monotonic()
         if worker.kill_at is not None:
             if now >= worker.kill_at:
@@ -263,14 +266,14 @@ class Supervisor:
                 worker.request_stop(now + self.settings.grace_seconds)
 
     def stop_all(self, reason: str) -> None:
-        """Start nothing new, and ask every worker to save and exit."""
+        """Start no other trial, and ask every worker to save and exit."""
         self.stop_reason = self.stop_reason or reason
         for worker in self.workers.values():
             if worker.running:
                 worker.request_stop(time.monotonic() + self.settings.grace_seconds)
 
     def obey_signals(self) -> None:
-        """After the first stop signal nothing new starts and running trials save; the second kills the workers."""
+        """After the first stop signal running trials save, and no other trial starts. The second kills the workers."""
         if self.stop_signals.count == 1 and not self.stop_reason:
             self.screen.print_line("stopping: running trials are being saved; a second signal ends them at once")
             self.stop_all("interrupted")
