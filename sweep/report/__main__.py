@@ -10,11 +10,11 @@ from sweep.store.sweep_file import find_newest_sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, or 78 when there is no such sweep."""
+    """Run the command and return its exit code: 0, or 78 if the sweep does not exist."""
     parser = argparse.ArgumentParser(
         prog="python -m sweep.report", description="Write a sweep's report and print its table."
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; left out: the one that was started last")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep (default: the one that was started last)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     parser.add_argument("--png", action="store_true", help="also write the main charts as pictures")
     options = parser.parse_args(arguments)

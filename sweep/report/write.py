@@ -2,19 +2,19 @@
 
 The same files give the same bytes: there is no clock, no path of a machine, and no order but the sweep's own.
 
-    analysis/  the numbers            load            the files as trials
-                                      configurations  trials that differ only in their seed, as one
-                                      comparison      configurations compared
-                                      ranking         which one to use
-                                      effects         what each factor changes
-                                      observations    the same in sentences
-                                      differences     where rows differ though nobody varied it
-                                      overview        what is true of the whole sweep
-                                      texts           what the rows wrote
-                                      votes           which texts people found better
-                                      rows            the rows of the tables
-                                      analyse         all of it, computed once
-    formats/   one file each          markdown, csv_file, json_file, html (with page_data), terminal, png/
+    analysis/  the numbers            load            reads the files of a sweep into trials
+                                      configurations  groups trials that differ only in their seed
+                                      comparison      compares configurations
+                                      ranking         chooses the configuration to use
+                                      effects         measures what each factor changes
+                                      observations    writes sentences about effects and warnings
+                                      differences     finds unintended differences between rows
+                                      overview        lists facts about the whole sweep
+                                      texts           collects the texts that the rows wrote
+                                      votes           counts which texts people found better
+                                      rows            makes the rows of the tables
+                                      analyse         computes all of this once
+    formats/   a module for each      markdown, csv_file, json_file, html (with page_data), terminal, png
                shared by them         columns, summary, cells, comparison_table, commands
     page/      the page's template, styles and scripts
 """
@@ -44,7 +44,7 @@ def write_report(runs: Path, name: str, png: bool = False) -> str:
         What to print: the table, what to use, and where the files are.
 
     Raises:
-        Refused: there is no such sweep.
+        Refused: the sweep does not exist.
     """
     analysis = analyse_sweep(runs, name)
     folder = report_folder(runs, name)
@@ -68,6 +68,6 @@ def write_report(runs: Path, name: str, png: bool = False) -> str:
 
 
 def shorten_path(path: Path) -> str:
-    """``path`` from the current folder where it lies below it, else as it was given."""
+    """``path`` relative to the current folder if it is inside, else unchanged."""
     resolved, here = path.resolve(), Path.cwd().resolve()
     return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(path)

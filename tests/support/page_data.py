@@ -279,7 +279,7 @@ def example_context(data: Json) -> Json:
         ],
         "warnings": ["Single seed: ranking not established."],
         "observations": [
-            "targets: all_linear instead of attn brings +6.7 [4.0, 9.4] for 5.3 times the parameters.",
+            "targets: all_linear instead of attn brings +6.7 [4.0, 9.4] at 5.3 times the parameters.",
             "r: no difference between 8 and 16 is shown, +2.3 [-0.4, 5.1].",
         ],
         "tiles": [

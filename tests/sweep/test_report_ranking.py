@@ -170,7 +170,7 @@ def test_a_shown_effect_is_claimed_with_its_cost_and_others_are_not(tmp_path: Pa
     findings = [text for text in said(analysis, "finding") if "neutral" not in text]
     assert len(findings) == 1
     assert findings[0].startswith("targets all_linear instead of attn raises quality: +")
-    assert "on average over 4 pairs of rows, for 5.30 times the trainable parameters" in findings[0]
+    assert "on average over 4 pairs of rows, at 5.30 times the trainable parameters" in findings[0]
     none = said(analysis, "none")
     assert [text.split(" shows ")[0] for text in none] == ["r 16 instead of 8", "base bits 8 instead of 4"]
     assert all("shows no difference in quality" in text for text in none)

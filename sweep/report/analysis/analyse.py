@@ -1,6 +1,6 @@
-"""From a sweep's files to everything that a report tells: computed once, and written by each format in its own way.
+"""Compute once everything that a report shows, from the files of a sweep. Each format then only writes it.
 
-Reads the folder of the sweep (its list, its trials' files and logs, its votes) and nothing else.
+The input is the file of the sweep, the files of its trials, and the files of votes in the sweep's folder.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,8 @@ class TestScore:
     """The chosen configuration on the test split, which nothing read before it was chosen.
 
     Attributes:
-        mark: its mark in the sweep.
+        mark: the mark that the configuration has in the sweep.
+        text: the result in a sentence.
     """
 
     __test__ = False  # keeps pytest from taking it for a test
@@ -46,7 +47,7 @@ class TestScore:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that a report tells about a sweep; ``runs`` is the folder of its files."""
+    """Everything that a report shows about a sweep; ``runs`` is the folder that holds its files."""
 
     runs: Path
     sweep: Sweep
@@ -71,7 +72,7 @@ class Analysis:
 
     @property
     def recommended_trial(self) -> ReportRow | None:
-        """The row of the first complete trial of that configuration, whose adapter is the one to use."""
+        """The row of the trial to use: the first complete trial of the recommended configuration."""
         chosen = self.recommended
         if chosen is None:
             return None
@@ -86,15 +87,15 @@ class Analysis:
 
 
 def list_keys(sweep: Sweep) -> dict[str, list[Key]]:
-    """The trials of each configuration, by its mark."""
+    """The keys of the trials of each configuration, by the mark of the configuration."""
     return {item.summary.mark: [trial.key for trial in item.trials] for item in sweep.configurations}
 
 
 def analyse_sweep(runs: Path, name: str) -> Analysis:
-    """Everything about the sweep ``name``.
+    """Read and analyse the sweep ``name``.
 
     Raises:
-        Refused: there is no such sweep.
+        Refused: the sweep does not exist.
     """
     sweep = load_sweep(runs, name)
     ranking = rank(sweep)
@@ -118,7 +119,7 @@ def analyse_sweep(runs: Path, name: str) -> Analysis:
 
 
 def read_test_score(runs: Path, sweep: Sweep) -> TestScore | None:
-    """The score that ``sweep.confirm`` measured on the test split; None before it did."""
+    """The score on the test split; None until ``sweep.confirm`` has measured it."""
     name = f"{sweep.name}{TEST_SUFFIX}"
     file = read_sweep_file(runs, name)
     if file is None or file.split != "test":

@@ -1,7 +1,8 @@
-"""Compare configurations: each with its interval, its difference to its baseline and to the best, and its verdict.
+"""Compare configurations: give each its interval, its differences to its baseline and to the best, and its verdict.
 
-Decides which configurations can be compared, and on which prompts; the numbers come from ``sweep.statistics``, the
-sentences from ``ranking``. Everything is paired: a score is compared with the others' scores for the same prompt.
+This module decides on which prompts configurations are compared; ``sweep.statistics`` computes the numbers, and
+``ranking`` decides which configurations take part and writes the sentences. Everything is paired: a score is compared
+with the scores of the others for the same prompt.
 """
 
 import math
@@ -19,7 +20,7 @@ from sweep.statistics.estimates import Estimate, SeedNoise, count_wins, estimate
 from sweep.statistics.simultaneous import Verdict, compare_with_baselines, decide_verdict, find_tied_group
 
 SCALE = 100.0  # the highest value of the objective: a configuration of zeros and hundreds is a proportion
-Scores = dict[str, float]  # prompt id: the objective's number
+Scores = dict[str, float]  # prompt id -> value of the objective
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,16 @@ class Standing:
     """What is known about one configuration.
 
     Attributes:
-        quality: mean over prompts and seeds; None where prompts have no number.
-        prompts: how many prompts have a number.
+        quality: mean over prompts and seeds; None if no prompt has a score in every complete trial.
+        prompts: how many prompts have a score in every complete trial.
         seeds: how many complete trials the configuration has.
-        prompt_noise: the standard error of the mean that the choice of prompts causes.
+        prompt_noise: the standard error of the mean, as far as the choice of prompts causes it.
         seed_noise: the standard deviation between trainings that differ only in their seed, pooled over the sweep; None
             where no configuration has two seeds.
-        versus_baseline: paired difference of means. The intervals of all ranked configurations hold together, so that
-            the best of many does not beat its baseline by luck.
-        versus_best: paired difference of means to the highest mean. Its intervals hold together too; a configuration is
-            tied where its interval does not lie below zero as a whole.
+        versus_baseline: the mean minus the mean of the baseline on the same prompts. The intervals of all ranked
+            configurations hold together, so that the best of many does not beat its baseline by luck.
+        versus_best: the mean minus the highest mean. The intervals hold together too; a configuration is tied
+            unless its whole interval lies below zero.
         wins_over_baseline: on how many prompts it is above, equal to and below its baseline.
         wins_over_best: the same against the best.
         is_tied: whether it is in the group tied with the best; None where it is not ranked.
@@ -68,9 +69,10 @@ class Comparison:
     """The standings of all configurations in the sweep's order, and those that are ranked.
 
     Attributes:
-        ranked: indices in ``standings``.
-        matrix: scores of the ranked ones on the prompts that all of them have, means over seeds, [ranked, prompts].
-        best: index in ``standings`` of the highest mean.
+        ranked: indices of the ranked configurations in ``standings``.
+        matrix: the scores of the ranked configurations, means over their seeds, on the prompts for which all of them
+            have a score, [ranked, prompts].
+        best: index of the highest mean in ``standings``.
         is_share: whether the objective is right or wrong on each prompt.
     """
 
@@ -87,7 +89,7 @@ class Comparison:
 
 
 def compare(sweep: Sweep, ranked: list[Configuration]) -> Comparison:
-    """Every configuration's standing; those in ``ranked`` are compared with each other and with their baselines."""
+    """The standings of all configurations; those in ``ranked`` are compared with each other and their baselines."""
     scores = [
         [read_scores(trial.record) for trial in configuration.trials if trial.summary.is_scored]
         for configuration in sweep.configurations
@@ -117,10 +119,13 @@ def compare(sweep: Sweep, ranked: list[Configuration]) -> Comparison:
 def compare_ranked(
     sweep: Sweep, ranked: list[Standing], matrix: Array, prompts: list[str], noise: SeedNoise | None
 ) -> tuple[list[Standing], int]:
-    """The standings with their differences and verdicts, and the index of the best.
+    """Add differences and verdicts to the standings of the ranked configurations.
 
     Args:
-        matrix: [ranked, prompts]
+        matrix: the scores, [ranked, prompts].
+
+    Returns:
+        The new standings, and the index of the best.
     """
     seeds = [standing.seeds for standing in ranked]
     group = find_tied_group(matrix, seeds, noise)
@@ -153,19 +158,19 @@ def scores_are_shares(sweep: Sweep) -> bool:
 
 
 def read_scores(record: TrialRecord) -> Scores:
-    """The objective's number of each prompt that has one."""
+    """The score of each prompt that has one."""
     values = {prompt_id: metrics.get(OBJECTIVE) for prompt_id, metrics in record.scores.prompts.items()}
     return {prompt_id: float(value) for prompt_id, value in values.items() if value is not None}
 
 
 def shared_prompts(scores: Iterable[Scores]) -> list[str]:
-    """The prompts for which all have a number, sorted."""
+    """The prompts that have a score in all of ``scores``, sorted."""
     prompts = [set(trial_scores) for trial_scores in scores]
     return sorted(set.intersection(*prompts)) if prompts else []
 
 
 def stack_scores(scores: Sequence[Scores], prompts: list[str]) -> Array:
-    """[seeds, prompts]"""
+    """The scores as an array, [seeds, prompts]."""
     return np.array([[trial_scores[prompt] for prompt in prompts] for trial_scores in scores])
 
 
@@ -175,7 +180,7 @@ def describe_alone(
     """The standing of a configuration before any comparison: its mean with its interval.
 
     Args:
-        scores: of each complete trial.
+        scores: the scores of each complete trial.
     """
     prompts = shared_prompts(scores)
     if not prompts:
@@ -205,7 +210,7 @@ def score_baselines(sweep: Sweep, configuration: Configuration, prompts: list[st
 
 
 def find_baseline(sweep: Sweep, trial: Trial) -> Trial | None:
-    """The baseline that the sweep names for ``trial``; where it names none, the one that is most like it."""
+    """The baseline that the sweep's file names for ``trial``; if it names none, the most similar one."""
     scored = [other for other in sweep.trials if other.summary.is_baseline and other.summary.is_scored]
     if trial.baseline is not None:
         return next((other for other in scored if other.key == trial.baseline), None)
@@ -230,5 +235,6 @@ def measure_forgetting(sweep: Sweep, trial: Trial) -> float | None:
 
 
 def average_forgetting(sweep: Sweep, trials: list[Trial]) -> float | None:
+    """The mean over the trials for which it is known, in nats a token; None if it is known for none."""
     losses = [loss for trial in trials if (loss := measure_forgetting(sweep, trial)) is not None]
     return float(np.mean(losses)) if losses else None

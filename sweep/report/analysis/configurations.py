@@ -1,7 +1,8 @@
-"""What the files tell about one trial, and configurations: trials that differ only in their seed.
+"""The settings and numbers of one trial, and configurations: trials that differ only in their seed.
 
-Decides which trials belong to one configuration, how its summary is made from theirs, and the marks by which people
-name both: B1, 1, 2; and 2a, 2b for two seeds of configuration 2. Does not compare configurations (``comparison``).
+This module decides which trials belong to one configuration, how the summary of a configuration is made from the
+summaries of its trials, and the marks that name both in a report: B1, 1, 2; and 2a, 2b for two seeds of configuration
+2. It does not compare configurations; ``comparison`` does.
 """
 
 import dataclasses
@@ -20,10 +21,10 @@ Number: TypeAlias = float | int
 Key: TypeAlias = tuple[str, str]  # trial id, evaluation id
 
 OBJECTIVE = "quality"  # the metric that ranks
-PENDING = "pending"  # shown while there is no outcome; not a status of its own
+PENDING = "pending"  # shown for a trial without an outcome; no file holds this status
 CONFIG_GROUPS = ("model", "data", "lora", "quant", "train", "eval")  # the rest of a config changes no number
-PEAKS = ("peak_memory_bytes", "peak_gpu_memory_bytes")  # of several trials, the one that needs most counts
-AVERAGED = (
+PEAKS = ("peak_memory_bytes", "peak_gpu_memory_bytes")  # a configuration has the highest value of its trials
+AVERAGED = (  # a configuration has the mean over its trials
     "train_seconds",
     "tokens_per_second",
     "adapter_bytes",
@@ -60,12 +61,12 @@ class TrialSummary:
     peaks, and the list of its seeds.
 
     Attributes:
-        mark: how people name it; empty until the trials of a sweep are folded.
-        drift: which of ``model``, ``data`` and ``code`` are not those that the sweep last ran with.
-        bits: of the base while training (for a baseline: while generating): 4, 8, 16 or 32.
-        eval_bits: of the base while generating.
-        peak_memory_bytes: of training; for a baseline, of generating.
-        metrics: mean over the prompts, by metric.
+        mark: its name in the report; empty until :func:`fold_seeds` has assigned it.
+        drift: which of ``model``, ``data`` and ``code`` differ from those that the sweep last ran with.
+        bits: bits of the base during training (of a baseline: during generation): 4, 8, 16 or 32.
+        eval_bits: bits of the base during generation.
+        peak_memory_bytes: during training; of a baseline, during generation.
+        metrics: the mean over the prompts, by metric.
         settings: the values of varied config keys that have no field, by dotted key.
         missing_seeds: for a configuration, how many of its trials are not complete while others are.
     """
@@ -133,7 +134,7 @@ class TrialSummary:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether it was made from another model or other data than its sweep has now."""
+        """Whether it was made from another model or from other data than the sweep has now."""
         return bool({"model", "data"} & set(self.drift))
 
     def value(self, key: str) -> object:
@@ -151,7 +152,7 @@ class Trial:
 
     Attributes:
         baseline: the key of the baseline that the sweep's file names for it.
-        overrides: what a person types to run it alone; [] where nobody recorded it.
+        overrides: Hydra overrides that run this trial alone; [] if they were not recorded.
     """
 
     summary: TrialSummary
@@ -170,7 +171,7 @@ class Configuration:
 
     Attributes:
         trials: in the order of their seeds.
-        config: the groups that can change a number.
+        config: the groups of the trials' config that can change a number.
     """
 
     summary: TrialSummary
@@ -179,7 +180,7 @@ class Configuration:
 
 
 def look_up(tree: object, path: str) -> object:
-    """The value at a dotted ``path`` of nested dicts, or None."""
+    """The value at a dotted ``path`` in nested dicts; None if it is not there."""
     for key in path.split("."):
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
@@ -197,7 +198,7 @@ def fold_seeds(trials: Sequence[Trial]) -> tuple[list[Trial], list[Configuration
     marked, configurations = list(trials), []
     counts: dict[Kind, int] = {"baseline": 0, "trial": 0}
     for group in groups.values():
-        indices = sorted(group, key=lambda index: (sort_seed(trials[index].summary), index))
+        indices = sorted(group, key=lambda index: (read_sort_seed(trials[index].summary), index))
         kind = trials[indices[0]].summary.kind
         counts[kind] += 1
         mark = f"{'B' if kind == 'baseline' else ''}{counts[kind]}"
@@ -215,7 +216,7 @@ def fold_seeds(trials: Sequence[Trial]) -> tuple[list[Trial], list[Configuration
 def identify_configuration(trial: Trial) -> str:
     """A text that is equal for trials that differ only in their seed.
 
-    Trials that were made from other data or from another model are never in one configuration.
+    Trials that were made from different data or from different models have different texts.
     """
     config = {key: trial.record.config[key] for key in CONFIG_GROUPS if key in trial.record.config}
     if not config:
@@ -247,17 +248,18 @@ def summarize_trials(summaries: list[TrialSummary], mark: str) -> TrialSummary:
 
 
 def average(values: Sequence[Number | None]) -> Number | None:
-    """The exact mean of the known values; equal whole numbers stay whole. None where no value is known."""
+    """The exact mean of the known values; None if no value is known. Equal whole numbers stay whole."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return None
     return numbers[0] if len(set(numbers)) == 1 else float(statistics.mean(numbers))
 
 
-def sort_seed(summary: TrialSummary) -> Number:
+def read_sort_seed(summary: TrialSummary) -> Number:
+    """The seed to sort by; 0 if it is unknown."""
     return summary.seed if isinstance(summary.seed, int | float) else 0
 
 
 def name_seed(number: int) -> str:
-    """``a`` for the first seed of a configuration."""
+    """The letter of a seed in marks: ``a`` for the first seed of a configuration."""
     return string.ascii_lowercase[number] if number < 26 else f".{number + 1}"

@@ -1,6 +1,6 @@
-"""Where rows differ though nobody varied it: what they were made from, and by which code, libraries and device.
+"""Unintended differences between rows: in their sources (model and data), code, libraries and device.
 
-A row is made in two steps, which can have run in different places: its training, and its evaluation.
+A row is made in two steps that can run on different machines: its training and its evaluation.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,13 +13,17 @@ from sweep.report.analysis.load import Sweep
 from sweep.store.drift import NOT_RECORDED, list_row_sources
 from sweep.text import format_setting
 
-SOURCE_PREFIXES = ("model ", "data ")  # the names of sources begin so: "data catalogue"
+SOURCE_PREFIXES = ("model ", "data ")  # the name of a source starts with one of them: "data catalogue"
 Step: TypeAlias = TrialResult | EvaluationResult
-Marks = dict[str, list[str]]  # a value: the marks of the rows that have it
+Marks = dict[str, list[str]]  # value -> the marks of the rows that have it
 
 
 def find_differences(sweep: Sweep, summaries: Iterable[TrialSummary]) -> dict[str, Marks]:
-    """What should have one value and has several among these trials; unknown values do not count."""
+    """Every property that should have the same value in these trials and has several; unknown values do not count.
+
+    Returns:
+        name of the property -> value -> the marks of the rows that have it
+    """
     marks, readers = {summary.mark for summary in summaries}, list_readers(sweep)
     values_by_name: dict[str, Marks] = {}
     for trial in sweep.trials:
@@ -34,7 +38,7 @@ def find_differences(sweep: Sweep, summaries: Iterable[TrialSummary]) -> dict[st
 
 
 def select_makers(names: Iterable[str]) -> list[str]:
-    """The names that tell by what a row was made (code, libraries, device), not from what."""
+    """The names of properties of code, libraries and devices; the names of sources are left out."""
     makers = ("code", "device", "dtype", "adapter dtype")
     return [
         name for name in names if not name.startswith(SOURCE_PREFIXES) and (name in makers or name.endswith(" version"))
@@ -42,14 +46,14 @@ def select_makers(names: Iterable[str]) -> list[str]:
 
 
 def list_packages(sweep: Sweep) -> list[str]:
-    """Every package whose version a row has recorded; ours and Python first."""
+    """Every package with a recorded version; lora-sweep and Python come first."""
     steps = [step for trial in sweep.trials for step in (trial.record.training, trial.record.evaluation)]
     names = {name for step in steps for name in step.provenance.versions if "." not in name}
     return sorted(names, key=lambda name: (name != "lora-sweep", name != "python", name))
 
 
 def list_readers(sweep: Sweep) -> dict[str, Callable[[Step], str | None]]:
-    """How to read what should have one value from a training or an evaluation."""
+    """For each property that should have one value: how to read it from a training or from an evaluation."""
 
     def read_version(package: str, step: Step) -> str | None:
         return step.provenance.versions.get(package)
@@ -66,6 +70,6 @@ def list_readers(sweep: Sweep) -> dict[str, Callable[[Step], str | None]]:
 
 
 def read_steps(record: TrialRecord, read: Callable[[Step], str | None]) -> str:
-    """The value of the training, and of the evaluation where that differs; "" where neither is known."""
+    """The value of the training, followed by the value of the evaluation if it differs; "" if neither is known."""
     values = [read(record.training), read(record.evaluation)]
     return ", evaluation ".join(dict.fromkeys(format_setting(value) for value in values if value is not None))

@@ -1,6 +1,6 @@
-"""What each varied key changes on average over the others, and where two of them change each other.
+"""What each varied key changes on average over the others, and which pairs of keys interact.
 
-Decides which keys are factors of a sweep, and which of its configurations form whole blocks; ``sweep.statistics``
+This module decides which keys are factors of a sweep, and which configurations form whole blocks; ``sweep.statistics``
 computes the intervals. A block of a factor is one choice of all other factors under which every level of it was scored.
 Only whole blocks count, so that no level is compared on other trials than its neighbour.
 """
@@ -23,8 +23,8 @@ from sweep.statistics.effects import Interaction, estimate_effect, estimate_inte
 from sweep.statistics.estimates import Estimate
 from sweep.text import format_setting
 
-# Seeds fold into one configuration; eval and the data's rows are about the question, not the answer; the rest changes
-# no number.
+# Seeds are averaged within a configuration, eval changes what the adapters are asked, and the other groups change no
+# number. (For the same reasons a key that ends in _seed, such as data.split_seed, is no factor.)
 NOT_FACTORS = ("seed", "eval", "tracking", "launch", "runs_dir", "sweep_name")
 WHOLE_GROUPS = ("model.name", "data.name", "quant", "quant.bits")  # keys that stand for all of their group
 MAX_INTERACTIONS = 10  # pairs of factors that are looked at
@@ -35,9 +35,10 @@ class Factor:
     """A varied key with the values that ranked configurations have.
 
     Attributes:
-        key: the column of a row.
-        path: the key of the config.
-        levels, values: the values as text and as they are: numbers ascending, names by the parameters that they train.
+        key: the key of the column in a report.
+        path: the dotted key in the config.
+        levels, values: the values as text and unchanged. Numbers ascend; names are sorted by the number of parameters
+            that they train.
     """
 
     key: str
@@ -53,14 +54,14 @@ class Factor:
 
 @dataclass(frozen=True)
 class MainEffect:
-    """The levels of a factor over its whole blocks.
+    """What a factor changes, measured on its whole blocks.
 
     Attributes:
-        blocks: how many choices of the other factors have every level.
+        blocks: how many whole blocks there are.
         levels: the mean of each level.
-        contrasts: the mean of each level but the first, minus the first one's.
-        costs: for each level but the first, the ratios of its trainable parameters and of its training time to those of
-            the first; None where unknown.
+        contrasts: for each level but the first, its mean minus the mean of the first level.
+        costs: for each level but the first, two ratios to the first level: trainable parameters and training time; None
+            if a ratio is unknown.
     """
 
     factor: Factor
@@ -72,7 +73,7 @@ class MainEffect:
 
 @dataclass(frozen=True)
 class FactorPair:
-    """Two factors together."""
+    """Two factors and their interaction."""
 
     first: Factor
     second: Factor
@@ -99,7 +100,7 @@ def is_number(value: object) -> bool:
 
 
 def find_factors(sweep: Sweep, comparison: Comparison) -> list[Factor]:
-    """The varied keys that have more than one value among the ranked configurations."""
+    """The varied keys with more than one value among the ranked configurations."""
     summaries = [standing.summary for standing in comparison.ranked_standings]
     factors: dict[str, Factor] = {}
     for path in sweep.varied:
@@ -120,7 +121,7 @@ def format_level(value: object) -> str:
 
 
 def average_size(summaries: list[TrialSummary], key: str, level: str) -> float:
-    """The mean number of trainable parameters at a level."""
+    """The mean number of trainable parameters of the configurations with this level."""
     sizes = [summary.trainable_params or 0 for summary in summaries if format_level(summary.value(key)) == level]
     return float(np.mean(sizes))
 
@@ -155,10 +156,11 @@ def measure_interactions(comparison: Comparison, factors: list[Factor]) -> list[
 
 
 def find_blocks(comparison: Comparison, factors: list[Factor]) -> list[list[int]]:
-    """The whole blocks: of each, the indices in ``ranked`` of its configurations, level by level.
+    """For each whole block, the indices of its configurations in ``comparison.ranked``.
 
-    For two factors the order is row by row. In a block, all that a config holds besides the factors is equal, whether
-    this command varied it or not: a sweep's name can be used again with other settings.
+    The order in a block is that of the factor's levels; with two factors, the levels of the second change fastest. In a
+    block, everything in the config besides the factors is equal, also keys that this command did not vary, because the
+    name of a sweep can be used again with other settings.
     """
     groups: dict[str, dict[tuple[str, ...], int]] = {}
     for index, standing in enumerate(comparison.ranked_standings):
@@ -166,12 +168,12 @@ def find_blocks(comparison: Comparison, factors: list[Factor]) -> list[list[int]
         levels = tuple(format_level(standing.summary.value(factor.key)) for factor in factors)
         groups.setdefault(rest, {}).setdefault(levels, index)
     wanted = list(itertools.product(*(factor.levels for factor in factors)))
-    ordered = [group for _, group in sorted(groups.items())]  # in the order of trials, a sum could differ in a last bit
+    ordered = [group for _, group in sorted(groups.items())]  # sums must not depend on the order of the trials
     return [[group[levels] for levels in wanted] for group in ordered if all(levels in group for levels in wanted)]
 
 
 def remove_keys(config: dict[str, object], paths: Sequence[str]) -> str:
-    """A config without some of its keys, as JSON."""
+    """``config`` without the keys at ``paths``, as JSON."""
     rest = dict(config)
     for path in paths:
         group, _, key = path.partition(".")
@@ -193,12 +195,18 @@ def remove_key(tree: dict[str, object], path: str) -> dict[str, object]:
 
 
 def count_seeds(comparison: Comparison) -> Array:
-    """[ranked]"""
+    """How many seeds each ranked configuration has, [ranked]."""
     return np.array([standing.seeds for standing in comparison.ranked_standings])
 
 
 def compare_costs(comparison: Comparison, cells: NDArray[np.int_], level: int) -> tuple[float | None, float | None]:
-    """The ratios of a level's trainable parameters and training time to the first level's, summed over the blocks."""
+    """The trainable parameters and the training time of a level, each divided by that of the first level.
+
+    Both are summed over the blocks first.
+
+    Args:
+        cells: [blocks, levels], indices in ``comparison.ranked``.
+    """
     summaries = [standing.summary for standing in comparison.ranked_standings]
     firsts, others = ([summaries[cell] for cell in cells[:, column]] for column in (0, level))
     return (
@@ -208,7 +216,7 @@ def compare_costs(comparison: Comparison, cells: NDArray[np.int_], level: int) -
 
 
 def divide_sums(others: Sequence[float | None], firsts: Sequence[float | None]) -> float | None:
-    """None where a number is unknown or not above zero."""
+    """The sum of ``others`` divided by the sum of ``firsts``; None if a number is unknown or not positive."""
     numbers = [value for value in [*others, *firsts] if value is not None and value > 0]
     if len(numbers) < len(others) + len(firsts):
         return None

@@ -1,6 +1,7 @@
-"""Read a sweep's files into trials and configurations, whatever the files hold: a sweep half done has a report too.
+"""Read the files of a sweep into trials and configurations.
 
-What is unknown is None. Nothing here knows how a value is written for people, or compares trials.
+A sweep that is half done has a report too: whatever is missing or unreadable is None. This module neither compares
+trials nor writes values for people.
 """
 
 import re
@@ -26,11 +27,11 @@ from sweep.store.sweep_file import Sources, SweepEntry, SweepFile, load_sweep_fi
 
 @dataclass(frozen=True)
 class Sweep:
-    """The content of a sweep's file with the results of its trials, in the file's order.
+    """The content of a sweep's file with the results of its trials, in the order of the file.
 
     Attributes:
         varied: config keys that differ between trials.
-        sources: the fingerprints that the names of models and data sets had when the sweep last ran; {} in an old file.
+        sources: the fingerprints of each model and data set, by name, when the sweep last ran; {} in an old file.
     """
 
     name: str
@@ -54,7 +55,7 @@ def load_sweep(runs: Path, name: str) -> Sweep:
 
 
 def load_trial(runs: Path, file: SweepFile, entry: SweepEntry) -> Trial:
-    """One trial. Files that cannot be read make a failed trial, not a failed report."""
+    """Read one trial. If its files cannot be read, the trial is ``failed``, and the report goes on."""
     try:
         record = load_record(runs, entry.trial_id, entry.eval_id, entry.label)
     except (ValueError, OSError, RecursionError) as error:
@@ -67,9 +68,9 @@ def load_trial(runs: Path, file: SweepFile, entry: SweepEntry) -> Trial:
 
 
 def summarize_record(record: TrialRecord, is_trial: bool, varied: list[str], drift: list[str]) -> TrialSummary:
-    """The settings and numbers of one trial; those of an adapter are unknown for a baseline."""
+    """The settings and numbers of one trial. A baseline has no adapter, so the fields of an adapter are None."""
     config, training, evaluation = record.config, record.training, record.evaluation
-    measured = training if is_trial else evaluation  # a baseline trains nothing: its memory is that of generating
+    measured = training if is_trial else evaluation  # a baseline's memory is that of generation
     targets = training.targets or look_up(config, "lora.targets")
     bits = training.bits or (read_number(look_up(config, "quant.bits")) if is_trial else evaluation.bits)
     lora = {key: read_number(look_up(config, f"lora.{key}")) for key in ("r", "alpha", "dropout")}
@@ -114,7 +115,7 @@ def summarize_record(record: TrialRecord, is_trial: bool, varied: list[str], dri
 
 
 def list_metrics(sweep: Sweep) -> list[str]:
-    """METRICS, then any other metric that a trial has, by name."""
+    """The names in METRICS, then the names of further metrics that a trial has, sorted."""
     names = {name for trial in sweep.trials for name in trial.summary.metrics}
     return [*METRICS, *sorted(names - set(METRICS))]
 
@@ -125,7 +126,10 @@ def list_extra_keys(varied: list[str]) -> list[str]:
 
 
 def read_setting(config: dict[str, object], key: str) -> object:
-    """The value of a varied key: of a group its name, of a path its last part, for a report names no folders."""
+    """The value of a varied key.
+
+    A group is shown as its name, and a path as its last part, because a report names no folders.
+    """
     value = look_up(config, key)
     if isinstance(value, dict):
         value = value.get("name")
@@ -139,9 +143,9 @@ def read_text(value: object) -> str | None:
 
 
 def score_references(sweep: Sweep) -> dict[str, Number | None]:
-    """The metrics of the reference texts themselves: the top of the scale.
+    """The metrics of the reference texts, which are the top of the scale.
 
-    They are those of the first trial that has them, of the sweep's present data where there is one.
+    They come from the first trial that has them; trials with the sweep's present data are tried first.
     """
     for trial in sorted(sweep.trials, key=lambda trial: trial.summary.is_outdated):
         if trial.record.scores.references:

@@ -1,7 +1,7 @@
-"""Key observations: the lines that a person would write under the table, made from the numbers.
+"""Key observations: sentences about the numbers of a sweep, as a person would write them under the table.
 
-A difference is claimed only where its interval leaves out zero. Otherwise the line says that no difference is shown,
-and how large it could be.
+A difference is claimed only if its interval excludes zero. Otherwise the sentence says that no difference is shown, and
+how large it could be.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MIN_COST_DIFFERENCE = 0.05  # relative; a smaller one is not mentioned
 
 @dataclass(frozen=True)
 class Observation:
-    """A line; ``none`` says that no difference is shown."""
+    """One sentence. The kind ``none`` means that no difference is shown."""
 
     kind: Literal["finding", "none", "warning"]
     text: str
@@ -43,7 +43,7 @@ def write_observations(
 
 
 def describe_effect(effect: MainEffect) -> list[Observation]:
-    """A line for each level that differs from the first, and one for those that are not shown to differ."""
+    """A sentence for each level that differs from the first, and one for all levels that are not shown to differ."""
     name, first = effect.factor.name, effect.factor.levels[0]
     pairs = f"on average over {count_noun(effect.blocks, 'pair')} of rows"
     if any(contrast.low is None for contrast in effect.contrasts):
@@ -76,18 +76,18 @@ def describe_change(contrast: Estimate) -> str:
 
 
 def describe_costs(costs: tuple[float | None, float | None]) -> str:
-    """``, for 5.3 times the trainable parameters and 1.5 times the training time``; nearly equal costs are left out."""
+    """``, at 5.30 times the trainable parameters and 1.50 times the training time``, without nearly equal costs."""
     names = ("the trainable parameters", "the training time")
     texts = [
         f"{format_decimals(ratio, 2)} times {name}"
         for ratio, name in zip(costs, names, strict=True)
         if ratio and abs(ratio - 1) >= MIN_COST_DIFFERENCE
     ]
-    return f", for {' and '.join(texts)}" if texts else ""
+    return f", at {' and '.join(texts)}" if texts else ""
 
 
 def describe_forgetting(ranking: Ranking) -> list[Observation]:
-    """How training changed the loss on the neutral text: for the recommended row, and for the row that lost most."""
+    """How training changed the loss on the neutral text: in the recommended row, and in the row where it is highest."""
     ranked = [standing for standing in ranking.comparison.standings if standing.is_tied is not None]
     losses = [(standing.forgetting, standing) for standing in ranked if standing.forgetting is not None]
     if not losses:
@@ -104,7 +104,7 @@ def describe_forgetting(ranking: Ranking) -> list[Observation]:
 
 
 def warn_of_edges(ranking: Ranking, factors: list[Factor], effects: list[MainEffect]) -> list[Observation]:
-    """Where the best row has the smallest or largest value tried of a number that seems to matter."""
+    """A warning for each setting that seems to matter and of which the best row has the smallest or largest value."""
     comparison = ranking.comparison
     if comparison.best is None or not has_single_best(comparison):
         return []
@@ -113,7 +113,7 @@ def warn_of_edges(ranking: Ranking, factors: list[Factor], effects: list[MainEff
     lines = []
     for factor in factors:
         level = format_level(best.value(factor.key))
-        lowest = factor.levels[0] if factor.values[0] != 0 else None  # there is no dropout below none
+        lowest = factor.levels[0] if factor.values[0] != 0 else None  # no smaller value exists, as of dropout
         is_at_edge = factor.is_numeric and factor.key != "bits" and level in (lowest, factor.levels[-1])
         if is_at_edge and (len(factor.levels) > 2 or factor.key in keys):
             side, further = ("largest", "larger") if level == factor.levels[-1] else ("smallest", "smaller")
@@ -126,7 +126,7 @@ def warn_of_edges(ranking: Ranking, factors: list[Factor], effects: list[MainEff
 
 
 def warn_of_single_rate(sweep: Sweep, ranking: Ranking) -> list[Observation]:
-    """Where r was varied and its learning rate was not."""
+    """A warning if r was varied and the learning rate was not."""
     summaries = [standing.summary for standing in ranking.comparison.standings if standing.is_tied is not None]
     rates = {format_setting(summary.learning_rate) for summary in summaries}
     if "lora.r" not in sweep.varied or len({summary.r for summary in summaries}) < 2 or len(rates) != 1:
@@ -139,5 +139,5 @@ def warn_of_single_rate(sweep: Sweep, ranking: Ranking) -> list[Observation]:
 
 
 def is_shown(contrast: Estimate) -> bool:
-    """Whether the interval leaves out zero."""
+    """Whether the interval excludes zero."""
     return contrast.side != "undecided"
