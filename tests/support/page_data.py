@@ -285,7 +285,7 @@ def example_context(data: Json) -> Json:
         "tiles": [
             ("Recommended", "37.6", "r=8 all_linear 4bit"),
             ("Its baseline", "25.3", "baseline 4bit, untuned"),
-            ("The references themselves", "97.1", "the top of the scale"),
+            ("The reference texts", "97.1", "the top of the scale"),
             ("Trials complete", "7 of 8", "1 diverged"),
         ],
         "columns": [find_column(key) for key in columns],
@@ -303,9 +303,7 @@ def example_context(data: Json) -> Json:
         ],
         "facts": [("Base model", "smollm2_demo, 134,515,008 parameters (135 M)"), ("Seed", "0")],
         "provenance": [("Sweep started", data["timeline"]["origin"]), ("Varied", "lora.r, lora.targets, quant")],
-        "commands": [
-            {"title": "Train row 3 again", "words": "", "command": "python -m lora_sweep.train lora.r=8 quant=4bit"}
-        ],
+        "commands": [{"title": "Train row 3 again", "command": "python -m lora_sweep.train lora.r=8 quant=4bit"}],
         "ids": [
             {**row, "folder": "/evals/".join(each["trial_ids"][0]), "again": "python -m lora_sweep.train lora.r=8"}
             for row, each in zip(named, data["rows"], strict=True)

@@ -177,7 +177,7 @@ def test_metrics_tables_agree_and_end_with_the_references(runs: Path) -> None:
         for name, cell in zip(METRICS, line[2:], strict=True):
             if row is not None and row[name]:
                 assert first_number(cell) == pytest.approx(float(row[name]), abs=0.0500001 if "." in cell else 0.5)
-    assert lines[-1][1] == page_lines[-1][0] == "the references themselves"
+    assert lines[-1][1] == page_lines[-1][0] == "the reference texts"
     assert lines[-1][2:4] == ["97.1", "100.0"]
     assert lines[-1][4] == "–"
 

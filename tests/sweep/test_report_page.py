@@ -12,7 +12,8 @@ import pytest
 from support import page_data
 from support.chromium import DESKTOP, PHONE, PICTURES, watch
 
-from sweep.report.formats.html import FOLDER, dump_page_json, place_on_bar, render_page
+from sweep.report.analysis.texts import dump_script_json
+from sweep.report.formats.html import FOLDER, place_on_bar, render_page
 
 Json = dict[str, Any]
 Open = Callable[..., Any]
@@ -309,12 +310,12 @@ def test_the_policy_names_each_script_and_lets_further_ones_in_only_where_texts_
 
 def test_data_cannot_leave_its_element() -> None:
     hostile = {"a": "</script><!--<script>\ud800\u2028", "b": [None, 1.5, True]}
-    text = dump_page_json(hostile)
+    text = dump_script_json(hostile)
     assert "<" not in text
     assert json.loads(text) == {**hostile, "a": "</script><!--<script>\ufffd\u2028"}
     text.encode()
     with pytest.raises(ValueError, match="JSON"):
-        dump_page_json({"a": float("nan")})
+        dump_script_json({"a": float("nan")})
 
 
 def test_without_scripts_the_recommendation_and_the_table_are_there(browser: Any, tmp_path: Path) -> None:

@@ -265,15 +265,16 @@ def test_differences_to_the_reference_and_to_the_baseline_are_marked(opened: Ope
     data["texts"]["0"]["7"]["text"] = "Use this for many things."
     page = opened(data)
     assert card(page, "3").locator("ins, del").count() == 0
-    page.get_by_label("Differences to").select_option("reference")
+    page.get_by_label("Compare with").select_option("reference")
     assert card(page, "3").locator("ins").all_text_contents() == ["a closed", "Try it"]
     assert card(page, "3").locator("del").all_text_contents() == ["an open"]
+    assert card(page, "3").locator("del").get_attribute("title") == "2 words missing here"
     assert "+4 −2 words" in card(page, "3").inner_text()
     # One word in common amid others is chance, and of a long run that is missing the ends are enough.
     assert card(page, "7").locator("ins").all_text_contents() == ["Use this for many things"]
     assert card(page, "7").locator("del").all_text_contents() == ["GoMapMan is an … the plant sciences"]
     assert "".join(card(page, "3").locator(".words").inner_text().split("an open ")).startswith(text)
-    page.get_by_label("Differences to").select_option("baseline")
+    page.get_by_label("Compare with").select_option("baseline")
     assert card(page, "3").locator("ins").all_text_contents() == ["for gene annotations in the plant sciences. Try it"]
     assert card(page, "3").locator("del").count() == 0
     assert card(page, "B1").locator("ins, del").count() == 0
@@ -340,7 +341,7 @@ def test_three_votes_by_key_their_tally_and_their_file(opened: Open, tmp_path: P
         assert not [row["label"] for row in data["rows"] if row["label"] in before]
         page.keyboard.press(key)
         page.get_by_text(f"Vote {number}").wait_for()
-    said = page.locator("#blind-said").inner_text()
+    said = page.locator("#blind-last").inner_text()
     assert "Vote 3, equal" in said
     assert sum(row["label"] in said for row in data["rows"]) == 2
 
@@ -366,7 +367,7 @@ VOTE_EQUAL = """async (times) => {
   const revealed = [];
   for (let vote = 0; vote < times; vote += 1) {
     document.querySelector('[data-vote="tie"]').click();
-    revealed.push(Array.from(document.querySelectorAll('#blind-said .mark'), (mark) => mark.textContent));
+    revealed.push(Array.from(document.querySelectorAll('#blind-last .mark'), (mark) => mark.textContent));
     await new Promise((go) => setTimeout(go));
   }
   return revealed;
@@ -432,7 +433,7 @@ def test_votes_of_earlier_files_are_in_the_tally_from_the_start(opened: Open) ->
     assert page.locator("#blind-notes li").all_text_contents() == ["votes-x.json is not JSON"]
     start(page)
     page.keyboard.press("1")
-    page.wait_for_selector("#blind-said .was")
+    page.wait_for_selector("#blind-last .was")
     assert page.locator("#blind-count").inner_text().startswith("6 votes, 5 from files and 1 in this page")
 
 
@@ -460,7 +461,7 @@ def test_hostile_texts_are_read_as_they_are_and_nothing_runs(opened: Open) -> No
     data = {**hostile_data(), "prompts": found.prompts, "texts": found.texts}
     data["votes"] = {"count": 0, "notes": HOSTILE_TEXTS[:20], "rows": {}}
     page = opened(data, viewport=PHONE)
-    page.get_by_label("Differences to").select_option("reference")
+    page.get_by_label("Compare with").select_option("reference")
     for place, (title, text) in enumerate(page.evaluate(SHOWN)):
         assert title == found.prompts[place]["title"]
         written = found.texts[str(place)]["3"]["text"]
@@ -478,7 +479,7 @@ def test_hostile_texts_are_read_as_they_are_and_nothing_runs(opened: Open) -> No
 def test_pictures_at_desktop_and_phone_width(opened: Open, size: str) -> None:
     PICTURES.mkdir(exist_ok=True)
     page = opened(example_data(), viewport=SIZES[size])
-    page.get_by_label("Differences to").select_option("reference")
+    page.get_by_label("Compare with").select_option("reference")
     start(page)
     for key in "121":
         page.keyboard.press(key)

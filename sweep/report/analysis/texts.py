@@ -1,8 +1,9 @@
-"""What the rows wrote, prompt by prompt: the fixed prompts, then the held-out ones with their reference.
+"""The texts that the rows wrote, for each prompt: the fixed prompts, then the held-out ones with their reference.
 
-Decides which prompts a report shows: report.md a few, with every row's text (``list_prompts``), the page nearly all, to
-choose from (``collect_page_texts``), and which texts stand in the page itself. Control characters are written out and
-long texts are cut here; escaping markup is left to the formats.
+This module decides which prompts a report shows. report.md shows a few, with the texts of all rows
+(``list_prompts``); the page shows nearly all, to choose from (``collect_page_texts``). It also decides which texts are
+in the page itself and which are in files beside it. It writes control characters out and cuts long texts; escaping
+markup is left to the formats.
 """
 
 import json
@@ -21,18 +22,18 @@ HELD_OUT_PROMPTS = 3  # shown in report.md
 EMPTY_TEXT = "(nothing)"
 HIGH_REPETITION = 0.2  # share of repeated 4-grams that is marked as bad
 
-# A page opened from disk cannot fetch, so texts stand in it: 1 MB is 2,000 texts of 128 tokens, and opens in 0.1 s.
-# Further texts stand in script files beside the page, one for each prompt, read when a reader chooses the prompt.
+# A page opened from disk cannot fetch files, so it holds the texts: 1 MB is 2,000 texts of 128 tokens, and opens in
+# 0.1 s. Further texts are in script files beside the page, one for each prompt, loaded when a reader chooses it.
 MAX_PAGE_TEXTS_BYTES = 1_000_000
-MAX_PAGE_PROMPTS = 200  # each with its prompt and its reference, at most 4 kB, in the page
+MAX_PAGE_PROMPTS = 200  # each adds its prompt and its reference to the page, at most 4 kB
 SHARDS = "report-texts"  # the folder of the script files
 
-Answers = dict[str, Generation]  # by prompt id
+Answers = dict[str, Generation]  # prompt id -> the line of generations.jsonl
 
 
 @dataclass(frozen=True)
 class WrittenText:
-    """The text of one row. ``notes`` are (words, tone), where the tone is good, bad or plain."""
+    """The text of one row. Each of ``notes`` is (words, tone); the tone is good, bad or plain."""
 
     trial: Trial
     text: str
@@ -41,7 +42,7 @@ class WrittenText:
 
 @dataclass(frozen=True)
 class PromptTexts:
-    """One prompt with all texts.
+    """One prompt with the texts of all rows.
 
     Attributes:
         reference: None for a fixed prompt.
@@ -76,18 +77,18 @@ class PageText(TypedDict, total=False):
     repetition: Number | None
     tokens: Number | None
     more: int  # characters that were left out
-    of: int  # index, among the configuration's trials, of the one that wrote it; left out for 0
-    elsewhere: bool  # in place of a text: the row has another prompt under this id
+    of: int  # index of the trial that wrote it, among the trials of the configuration; left out for 0
+    elsewhere: bool  # there is no text, because the row has another prompt under this id
 
 
 class PageTexts(NamedTuple):
-    """What the page needs of the texts.
+    """The prompts and texts of the page.
 
     Attributes:
-        prompts: fixed ones first; the index of a prompt is its key below.
+        prompts: fixed prompts first.
         texts: index of the prompt -> mark -> text. A prompt in a shard has no key.
-        shards: index of the prompt -> the script file that holds its texts, relative to the page.
-        files: the content of those files, by the same name.
+        shards: index of the prompt -> the path of the script file with its texts, relative to the page.
+        files: the same path -> the content of the file.
     """
 
     prompts: list[PagePrompt]
@@ -97,7 +98,7 @@ class PageTexts(NamedTuple):
 
 
 def list_prompts(sweep: Sweep) -> list[PromptTexts]:
-    """Every fixed prompt, then the first HELD_OUT_PROMPTS others, in their own order."""
+    """All fixed prompts, then the first HELD_OUT_PROMPTS held-out prompts, with their texts."""
     answers = [index_answers(trial.record.generations) for trial in sweep.trials]
     first = find_first_answers(sweep, answers)
     held_out = [prompt_id for prompt_id in first if not prompt_id.startswith("fixed-")][:HELD_OUT_PROMPTS]
@@ -111,7 +112,7 @@ def list_prompts(sweep: Sweep) -> list[PromptTexts]:
 def collect_page_texts(sweep: Sweep) -> PageTexts:
     """The texts of at most MAX_PAGE_PROMPTS prompts, for the page.
 
-    For a configuration, it is the text of its first trial that answered the prompt.
+    The text of a configuration is that of its first trial that answered the prompt.
     """
     answers = {trial.summary.mark: index_answers(trial.record.generations) for trial in sweep.trials}
     first = find_first_answers(sweep, list(answers.values()))
@@ -142,8 +143,8 @@ def choose_page_text(
     """The text of the first of ``trials`` that answered the prompt; None where none did.
 
     Args:
-        answers: of each trial, by its mark.
-        first: the answer that defines what the prompt asks.
+        answers: the answers of each trial, by its mark.
+        first: the answer that defines the prompt behind ``prompt_id``.
     """
     is_answered = False
     for index, trial in enumerate(trials):
@@ -155,7 +156,7 @@ def choose_page_text(
 
 
 def find_first_answers(sweep: Sweep, answers: Sequence[Answers]) -> Answers:
-    """The first answer to each prompt, of rows with the present data where there are any; fixed prompts come first."""
+    """The first answer to each prompt; rows with the sweep's present data are tried first. Fixed prompts come first."""
     first: Answers = {}
     pairs = zip(sweep.trials, answers, strict=True)
     for _, trial_answers in sorted(pairs, key=lambda pair: pair[0].summary.is_outdated):
@@ -166,7 +167,7 @@ def find_first_answers(sweep: Sweep, answers: Sequence[Answers]) -> Answers:
 
 
 def index_answers(lines: Sequence[Generation]) -> Answers:
-    """The first line of each prompt."""
+    """The first line for each prompt."""
     answers: Answers = {}
     for line in lines:
         if isinstance(line, dict):
@@ -197,7 +198,7 @@ def make_page_text(index: int, answer: Generation, record: TrialRecord) -> PageT
 
 
 def describe_prompt(prompt_id: str, answer: Generation) -> PagePrompt:
-    """The words of the prompt itself."""
+    """The title, the prompt and the reference, from any answer to the prompt."""
     words = [clean_text(word) for word in (answer.get("product"), answer.get("category")) if word]
     reference = answer.get("reference")
     return {
@@ -209,16 +210,17 @@ def describe_prompt(prompt_id: str, answer: Generation) -> PagePrompt:
 
 
 def dump_script_json(value: object) -> str:
-    """``value`` as it can stand in a script: nothing in it can end the script's element, or begin a comment there."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    """``value`` as JSON inside a script element: no content can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return re.sub("[\ud800-\udfff]", "\ufffd", text).replace("<", "\\u003c")
 
 
 def collect_texts(sweep: Sweep, answers: Sequence[Answers], prompt_id: str, first: Generation) -> PromptTexts:
     """Every row's text for one prompt.
 
     Args:
-        answers: of each trial of the sweep.
-        first: the answer that defines what the prompt asks.
+        answers: the answers of each trial, in the order of the sweep.
+        first: the answer that defines the prompt behind ``prompt_id``.
     """
     written, missing, elsewhere = [], [], []
     for trial, trial_answers in zip(sweep.trials, answers, strict=True):
@@ -244,7 +246,7 @@ def collect_texts(sweep: Sweep, answers: Sequence[Answers], prompt_id: str, firs
 
 
 def write_notes(answer: Generation, metrics: Mapping[str, Number | None]) -> list[tuple[str, str]]:
-    """(words, tone) on one text."""
+    """The notes on one text, each (words, tone)."""
     notes = []
     ended = answer.get("finished")
     if ended is not None:
@@ -267,11 +269,11 @@ def read_metrics(record: TrialRecord, answer: Generation) -> Mapping[str, Number
 
 
 def clean_text(text: object) -> str:
-    """Cut before control characters are written out, so that a huge text costs nothing."""
+    """``text`` cut, then with its control characters written out; in this order a huge text costs no time."""
     return escape_controls(shorten_text(str(text)))
 
 
 def split_number(prompt_id: str) -> tuple[str, int, str]:
-    """A sort key that puts ``validation-2`` before ``validation-10``."""
+    """A key for sorting, which puts ``validation-2`` before ``validation-10``."""
     match = re.fullmatch(r"(.*?)(\d{1,9})", prompt_id, re.DOTALL)
     return (match[1], int(match[2]), prompt_id) if match else (prompt_id, -1, prompt_id)

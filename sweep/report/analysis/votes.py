@@ -1,7 +1,8 @@
-"""Which of two unnamed texts people found better, from the files that the page saves into the sweep's folder.
+"""Votes of people on which of two unnamed texts is better.
 
-A file comes from a person and can hold anything. What is no vote is left out with a note. A vote that stands in two
-files (saved once, and again a little later) counts once.
+The page saves votes as a file, which a person moves into the sweep's folder. So a file can hold anything: lines that
+are no votes are left out, and a note says how many. A vote that is in two files, because it was saved twice, counts
+once.
 """
 
 import json
@@ -15,7 +16,7 @@ from sweep.report.analysis.configurations import Key
 from sweep.text import count_noun, escape_controls, shorten_text
 
 FORMAT = "lora-sweep votes 1"
-MAX_FILE_BYTES = 16 * 2**20  # 50,000 votes, more than people give
+MAX_FILE_BYTES = 16 * 2**20  # 50,000 votes, more than people cast
 WINNERS = ("left", "right", "tie")
 VOTE_ID = re.compile(r"[0-9a-f]{8,64}")
 TRIAL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # as in a sweep's file
@@ -50,7 +51,7 @@ class Tally:
 def read_votes(folder: Path) -> tuple[list[Vote], list[str]]:
     """The votes in every votes*.json of a sweep's folder, and a sentence on each file that could not be read whole.
 
-    Files come in the order of their names and votes in theirs, so that the same files give the same list.
+    The votes are in the order of the file names and, within a file, of its lines: the same files give the same list.
     """
     votes: dict[str, Vote] = {}
     notes = []
@@ -66,10 +67,11 @@ def read_votes(folder: Path) -> tuple[list[Vote], list[str]]:
 def count_votes(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dict[str, Tally]:
     """The votes on each configuration that has any, in the order of ``keys``.
 
+    A vote counts if its two texts are from two different configurations. A vote on an evaluation that the sweep no
+    longer has does not count, because the report does not show its texts.
+
     Args:
-        keys: the trials of each configuration, by its mark. A vote counts where its two texts are of two different
-            configurations. A vote on an evaluation that the sweep no longer has is about texts that the report does not
-            show, and does not count.
+        keys: the keys of the trials of each configuration, by its mark.
     """
     tallies = {}
     for mark, (wins, losses, ties) in count_by_mark(votes, keys).items():
@@ -82,7 +84,7 @@ def count_votes(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dic
 def write_page_votes(
     votes: Sequence[Vote], notes: Sequence[str], keys: Mapping[str, Sequence[Key]]
 ) -> dict[str, object]:
-    """``data["votes"]`` of the page: only counts, to which the page adds the votes of its reader."""
+    """``data["votes"]`` of the page. It holds only counts; the page adds the votes of its reader."""
     counts = count_by_mark(votes, keys)
     return {
         "count": sum(map(sum, counts.values())) // 2,
@@ -92,7 +94,7 @@ def write_page_votes(
 
 
 def count_by_mark(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> dict[str, list[int]]:
-    """[wins, losses, ties] by mark."""
+    """[wins, losses, ties] of each configuration, by its mark."""
     mark_of = {key: mark for mark, trials in keys.items() for key in trials}
     counts = {mark: [0, 0, 0] for mark in keys}
     for vote in votes:
@@ -105,7 +107,7 @@ def count_by_mark(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> d
 
 
 def read_file(path: Path) -> tuple[list[Vote], str]:
-    """The votes of one file, and what is wrong with the file; "" for nothing."""
+    """The votes of one file, and a note on what is wrong with the file; "" if nothing is."""
     try:
         if not path.is_file():  # a folder, or a pipe: reading a pipe would wait
             return [], "is not a file"
@@ -126,7 +128,7 @@ def read_file(path: Path) -> tuple[list[Vote], str]:
 
 
 def parse_vote(line: object) -> Vote | None:
-    """A vote, if the line is one."""
+    """The line as a vote; None if it is no vote."""
     if not isinstance(line, dict):
         return None
     vote_id, prompt_id, winner = line.get("id"), line.get("prompt_id"), line.get("winner")
@@ -145,7 +147,7 @@ def parse_vote(line: object) -> Vote | None:
 
 
 def parse_key(value: object) -> Key | None:
-    """The ids of a trial and of its evaluation, if the value is a list of two ids."""
+    """The ids of a trial and of its evaluation; None if the value is not a list of two ids."""
     parts = value if isinstance(value, list) and len(value) == 2 else [None, None]
     ids = [part for part in parts if isinstance(part, str) and TRIAL_ID.fullmatch(part)]
     return (ids[0], ids[1]) if len(ids) == 2 else None

@@ -1,15 +1,13 @@
-"""report.html: one page that needs no network, and no file beside it except the texts that are too many for it.
+"""report.html: one page that needs no network. Files beside it hold only the texts that do not fit into it.
 
-Prepares what the template is given, and how styles, scripts and data get into the page. Every text reaches the markup
-through Jinja's autoescape, and the scripts through JSON. Only our own files and the chart library are marked safe; the
-page's Content-Security-Policy names their hashes, so that no other style and no other script can run.
+This module prepares the values of the template and puts styles, scripts and data into the page. Every text reaches the
+markup through Jinja's autoescape, and the scripts through JSON. Only the files in ``page/`` are marked safe; the page's
+Content-Security-Policy names their hashes, so that no other style takes effect and no other script runs.
 """
 
 import base64
 import hashlib
-import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from sweep.report.analysis.load import list_metrics, score_references
 from sweep.report.analysis.overview import list_differences, list_facts, list_provenance, name_scorer
 from sweep.report.analysis.ranking import count_statuses
 from sweep.report.analysis.rows import ReportRow
+from sweep.report.analysis.texts import dump_script_json
 from sweep.report.formats.cells import (
     choose_tone,
     describe_reason,
@@ -61,11 +60,12 @@ Range = tuple[int, int]  # (least, most) quality of the bars
 
 
 def render_page(context: Mapping[str, object], data: Mapping[str, object]) -> str:
-    """The page, from what its template reads (see :func:`make_context`) and from what its scripts read.
+    """Render the page.
 
     Args:
-        data: JSON from which charts, texts and the blind comparison are made. Where it names shards, our scripts may
-            load further scripts from beside the page.
+        context: the values of the template, from :func:`make_context`.
+        data: what the page's scripts read, from :func:`sweep.report.formats.page_data.write_page_data`. If it names
+            shards, the policy lets the scripts load further scripts from files beside the page.
     """
     css = "".join(read_page_file(name) for name in STYLES) + write_bar_classes()
     scripts = [read_page_file(LIBRARY), "".join(read_page_file(name) for name in SCRIPTS)]
@@ -81,13 +81,13 @@ def render_page(context: Mapping[str, object], data: Mapping[str, object]) -> st
         css=Markup(css),
         scripts=[Markup(script) for script in scripts],
         policy=write_policy(css, scripts, bool(data["shards"])),
-        data=Markup(dump_page_json(data)),
+        data=Markup(dump_script_json(data)),
         **context,
     )
 
 
 def write_bar_classes() -> str:
-    """Classes for a bar's position and length, x0 to x100 and w0 to w100: styles would need 'unsafe-inline'."""
+    """CSS classes x0 to x100 and w0 to w100 for a bar's position and length; style attributes need 'unsafe-inline'."""
     return "".join(f".w{n}{{width:{n}%}}.x{n}{{left:{n}%}}" for n in range(101))
 
 
@@ -105,23 +105,17 @@ def write_policy(css: str, scripts: list[str], has_shards: bool) -> str:
     return "; ".join(f"{name} {sources}" for name, sources in rules.items())
 
 
-def dump_page_json(data: Mapping[str, object]) -> str:
-    """JSON that ends no script element and opens no comment, whatever it holds."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[\ud800-\udfff]", "\ufffd", text).replace("<", "\\u003c")
-
-
 def read_page_file(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def hash_source(text: str) -> str:
-    """The source of a style or a script as the policy names it."""
+    """The hash by which the policy names a style or a script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def make_context(analysis: Analysis) -> Json:
-    """What page.html.jinja reads. All of it is text except where a comment says otherwise; lists may be empty."""
+    """The values that page.html.jinja reads. They are texts unless a comment says otherwise; lists may be empty."""
     sweep, ranking, rows = analysis.sweep, analysis.ranking, analysis.rows.trials
     columns, names, scale = list_summary_columns(analysis), list_metrics(sweep), score_references(sweep)
     bar_range = find_bar_range(analysis.rows.configurations)
@@ -169,7 +163,7 @@ def make_context(analysis: Analysis) -> Json:
 
 
 def identify_row(row: ReportRow) -> Json:
-    """How every part of the page names a row. ``tone`` is a class of page.css."""
+    """The values by which all parts of the page show a row. ``tone`` is a class in page.css."""
     return {
         "mark": row.mark,
         "label": escape_controls(row.label),
@@ -186,7 +180,7 @@ def make_summary_row(row: ReportRow, keys: list[str], bar_range: Range) -> Json:
         "is_best": row.is_recommended,
         "tied": bool(row.tied_with_best),
         "cells": {key: format_cell(row, key) for key in keys},
-        "sorts": {key: write_sort_value(row.value(key)) for key in keys},  # a column is sorted by it; "" comes last
+        "sorts": {key: write_sort_value(row.value(key)) for key in keys},  # to sort a column by; "" comes last
         "targets": format_setting(row.targets),
         "modules": "" if isinstance(row.targets, list) else format_modules(row.target_modules),
         "millions": format_millions(row.trainable_params) if row.trainable_params else "",
@@ -201,12 +195,12 @@ def make_summary_row(row: ReportRow, keys: list[str], bar_range: Range) -> Json:
 
 
 def write_sort_value(value: object) -> str:
-    """A number in full, any other setting as it is shown."""
+    """A number with all digits; any other setting as it is shown; "" if unknown."""
     return repr(value) if isinstance(value, int | float) else "" if value is None else format_setting(value)
 
 
 def find_bar_range(rows: list[ReportRow]) -> Range:
-    """The multiples of BAR_STEP around every quality and interval, so that bars show small differences."""
+    """The narrowest range of multiples of BAR_STEP that holds every interval, so that bars show small differences."""
     columns = [(row.objective, row.quality_ci_low, row.quality_ci_high) for row in rows]
     values = [value for cells in columns for value in cells if value is not None]
     if not values:
@@ -222,7 +216,7 @@ def place_on_bar(quality: Number | None, bar_range: Range) -> int | None:
 
 
 def list_tiles(analysis: Analysis, reference: Number | None) -> list[tuple[str, str, str]]:
-    """(title, figure, words) of the numbers at the top."""
+    """The tiles at the top of the page, each (title, figure, words)."""
     row, tiles = analysis.recommended, []
     if row is not None:
         title = "Recommended" if row.verdict == "high" else "Cheapest of the tied rows"
@@ -232,7 +226,7 @@ def list_tiles(analysis: Analysis, reference: Number | None) -> list[tuple[str, 
         words = f"{escape_controls(baseline.label)}, untuned"
         tiles.append(("Its baseline", format_metric(OBJECTIVE, baseline.objective), words))
     if reference is not None:
-        tiles.append(("The references themselves", format_metric(OBJECTIVE, reference), "the top of the scale"))
+        tiles.append(("The reference texts", format_metric(OBJECTIVE, reference), "the top of the scale"))
     trials = [row for row in analysis.rows.trials if not row.is_baseline]
     incomplete = [row for row in trials if not row.is_complete]
     words = count_statuses(incomplete) or "none failed"
@@ -241,7 +235,7 @@ def list_tiles(analysis: Analysis, reference: Number | None) -> list[tuple[str, 
 
 
 def read_log_tail(runs: Path, row: ReportRow) -> str:
-    """The last lines of a trial's log, without the paths of this machine; "" where there is none."""
+    """The last lines of a trial's log, without paths of this machine; "" if there is no log."""
     try:
         with trial_folder(runs, row.trial_id).log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - MAX_LOG_BYTES))
@@ -252,10 +246,10 @@ def read_log_tail(runs: Path, row: ReportRow) -> str:
 
 
 def list_commands(analysis: Analysis) -> list[dict[str, str]]:
-    """The commands that a reader may want next: title, words and command."""
+    """The commands that a reader may want next, each with a title."""
     row = analysis.recommended_trial
     if row is None:
         return []
     again = write_train_command(analysis.sweep, row)
-    commands = [{"title": f"Row {row.mark} again", "words": "", "command": again}] if again else []
-    return [*commands, {"title": f"To use row {row.mark}", "words": "", "command": write_merge_script(row)}]
+    commands = [{"title": f"To train row {row.mark} again", "command": again}] if again else []
+    return [*commands, {"title": f"To use row {row.mark}", "command": write_merge_script(row)}]

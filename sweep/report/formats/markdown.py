@@ -1,7 +1,7 @@
-"""report.md: the sweep in GitHub's Markdown, to paste into a pull request.
+"""report.md: the report in GitHub's Markdown, to paste into a pull request.
 
-Every text of a model, a data set or a person goes through :func:`escape_markdown` or :func:`format_code`, so that it
-cannot start a tag, leave its cell, format, link or mention a person.
+Every text from a model, a data set or a person goes through :func:`escape_markdown` or :func:`format_code`, so that it
+cannot start a tag, break its table cell, change the format, make a link or mention a person.
 """
 
 import re
@@ -25,8 +25,7 @@ from sweep.report.formats.comparison_table import HEADERS, LEGEND, list_comparis
 from sweep.report.formats.summary import list_summary_columns
 from sweep.text import UNKNOWN, escape_controls, format_setting
 
-# As character references these can not be syntax (CommonMark 2.5), unlike backslash escapes, on whose meaning
-# inside a table's cell parsers differ.
+# A character reference is never syntax (CommonMark 2.5). Parsers disagree on backslash escapes inside a table cell.
 CHARACTER_REFERENCES = {ord(ch): f"&#{ord(ch)};" for ch in "\\`*[]<>&|~$"}
 WORD_EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 HARMLESS_CODE = re.compile(r"[A-Za-z0-9_.,:/@=+-]+(?: [A-Za-z0-9_.,:/@=+-]+)*")
@@ -68,10 +67,10 @@ def write_markdown(analysis: Analysis) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """``text`` as one line of Markdown that reads as ``text``; newlines become ``<br>``.
+    """``text`` as one line of Markdown that renders as ``text``; newlines become ``<br>``.
 
-    The empty comment after ``@`` and ``#`` keeps GitHub from turning the word into a mention, which it does after
-    character references are resolved.
+    GitHub finds mentions after it has resolved character references. The empty comment after ``@`` and ``#`` keeps it
+    from making one.
     """
     text = escape_controls(text).translate(CHARACTER_REFERENCES)
     text = WORD_EDGE_UNDERSCORE.sub("&#95;", text)
@@ -83,7 +82,7 @@ def escape_markdown(text: str) -> str:
 
 
 def format_code(text: str) -> str:
-    """``text`` as code where that needs no escaping, else escaped."""
+    """``text`` as code if all its characters are harmless there, else escaped."""
     return f"`{text}`" if HARMLESS_CODE.fullmatch(text) else escape_markdown(text)
 
 
@@ -95,7 +94,7 @@ def fence_code(text: str) -> str:
 
 
 def write_table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool] = ()) -> str:
-    """A GFM table of cells that are Markdown already; ``right`` says which columns are set to the right."""
+    """A GFM table; the cells are Markdown already, and ``right`` says which columns are aligned to the right."""
     aligned = [*right, *(False for _ in headers)]
     rule = ["---:" if is_right else "---" for _, is_right in zip(headers, aligned, strict=False)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(headers), rule, *rows])
@@ -131,7 +130,7 @@ def write_observations(analysis: Analysis) -> list[str]:
 
 
 def write_effects(analysis: Analysis) -> list[str]:
-    """A line for each level: its mean over the whole blocks, and its difference to the first level."""
+    """A table with a line for each level: its mean over the whole blocks, and its difference to the first level."""
     rows = []
     for effect in analysis.effects:
         contrasts = [None, *effect.contrasts]
@@ -171,7 +170,7 @@ def write_commands(analysis: Analysis) -> list[str]:
     again = write_train_command(analysis.sweep, row)
     return [
         "## Commands",
-        *([f"Row {row.mark} again:", fence_code(again)] if again else []),
+        *([f"To train row {row.mark} again:", fence_code(again)] if again else []),
         f"To use row {row.mark}:",
         fence_code(write_merge_script(row).rstrip()),
     ]
@@ -184,7 +183,7 @@ def write_metrics(analysis: Analysis) -> str:
         for row in analysis.rows.trials
     ]
     if scale:
-        rows.append(["", "the references themselves", *(format_metric(name, scale.get(name)) for name in names)])
+        rows.append(["", "the reference texts", *(format_metric(name, scale.get(name)) for name in names)])
     table = write_table(["row", "label", *map(format_code, names)], rows, [False, False, *(True for _ in names)])
     meanings = [(name, explain_metric(name, name_scorer(analysis.sweep))) for name in names]
     lines = "\n".join(f"- {format_code(name)}: {escape_markdown(text)}" for name, text in meanings if text)

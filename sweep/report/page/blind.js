@@ -6,8 +6,8 @@
 (() => {
   const { data, byMark, el, decimals, texts } = LoraSweep;
   const MAX_ROWS = 12; // 66 pairs; with more, no pair would be seen twice
-  const FIRST_TIED = 6;
-  const Z = 1.959963984540054; // of a 95 % interval
+  const FIRST_TIED = 6; // rows of the tied group that are compared at first
+  const Z = 1.959963984540054; // normal quantile of a 95 % interval
   const NO_VOTES = { count: 0, rows: {}, notes: [] };
   const KEYS = { 1: "left", 2: "right", 0: "tie" };
   const byId = (id) => document.getElementById(id);
@@ -19,7 +19,7 @@
   let turn = 0; // number of the question: one that was being chosen while the rows changed is dropped
   let unsaved = 0;
 
-  // The group tied with the best, the recommended row first, and the baselines.
+  // The rows compared at first: rows tied with the best, the recommended one first, then the baselines.
   function firstRows() {
     const tied = LoraSweep.trials.filter((row) => row.tied || row.recommended);
     tied.sort((a, b) => b.recommended - a.recommended || b.quality - a.quality);
@@ -53,8 +53,9 @@
 
   const timesShown = (pair) => [...seen].filter((key) => key.endsWith(` ${pair.join(" ")}`)).length;
 
-  // The pair shown least often, at random among equals, on a prompt that it was not shown on: at random too, but those
-  // in the page before those in files beside it. Equal texts are no question. Null when nothing is left.
+  // The next question: the pair that was shown least often, with a prompt for which it was not shown yet. Ties are
+  // broken at random, but prompts in the page come before prompts in files beside it. A pair with equal texts is left
+  // out. Null when no question is left.
   async function chooseQuestion() {
     const order = shuffle(listPairs()).map((pair) => ({ pair, times: timesShown(pair) }));
     const inPage = (place) => (data.texts[place] ? 0 : 1);
@@ -62,9 +63,9 @@
       const places = shuffle(data.prompts.keys()).sort((a, b) => inPage(a) - inPage(b));
       for (const place of places) {
         if (seen.has([place, ...pair].join(" "))) continue;
-        const found = (await texts.of(place)) || {};
+        const textsByMark = (await texts.of(place)) || {};
         const [left, right] = shuffle(pair);
-        if (canAsk(found[left], found[right])) return { place, left, right, texts: found };
+        if (canAsk(textsByMark[left], textsByMark[right])) return { place, left, right, texts: textsByMark };
       }
     }
     return null;
@@ -76,8 +77,8 @@
     question = null;
     turn += 1;
     const ownTurn = turn;
-    const found = await chooseQuestion();
-    if (ownTurn === turn) showQuestion(found);
+    const next = await chooseQuestion();
+    if (ownTurn === turn) showQuestion(next);
   }
 
   function showQuestion(shown) {
@@ -130,7 +131,7 @@
     askNext();
   }
 
-  // Takes the last vote back and asks again. A vote that stands in a file cannot be taken back here.
+  // Takes the last vote back and asks the same question again. A vote that was saved cannot be taken back here.
   function undo() {
     if (!unsaved) return;
     const last = votes.pop();
@@ -151,18 +152,20 @@
       return el("span", { class: won ? "was won" : "was" }, `${label} was `, ...row, won ? " ✓ better" : null);
     };
     const again = () => texts.open(last.place, [last.left, last.right]);
-    const parts = !last ? [] : [
-      el("span", { class: "soft" }, `Vote ${votes.length}${last.winner === "tie" ? ", equal:" : ":"}`),
-      side(last.left, "text 1", last.winner === "left"),
-      side(last.right, "text 2", last.winner === "right"),
-      el("button", { type: "button", class: "minor", onclick: again }, "See both again"),
-    ];
-    byId("blind-said").replaceChildren(...parts);
+    const parts = !last
+      ? []
+      : [
+          el("span", { class: "soft" }, `Vote ${votes.length}${last.winner === "tie" ? ", equal:" : ":"}`),
+          side(last.left, "text 1", last.winner === "left"),
+          side(last.right, "text 2", last.winner === "right"),
+          el("button", { type: "button", class: "minor", onclick: again }, "See both again"),
+        ];
+    byId("blind-last").replaceChildren(...parts);
   }
 
   // ---- the tally ----
 
-  // Wilson's interval of a share, as lora_sweep/intervals.py.
+  // Wilson's interval of a share, as lora_sweep/scoring/intervals.py.
   function wilson(successes, n) {
     const share = successes / n;
     const centre = (share + (Z * Z) / (2 * n)) / (1 + (Z * Z) / n);
@@ -170,9 +173,9 @@
     return [Math.max(0, centre - half), Math.min(1, centre + half)];
   }
 
-  // mark -> [wins, losses, ties], of earlier files and of this page.
-  function counted() {
-    const counts = new Map(Object.entries(saved.rows).map(([mark, known]) => [mark, [...known]]));
+  // mark -> [wins, losses, ties]: the votes in files and the votes in this page.
+  function countVotes() {
+    const counts = new Map(Object.entries(saved.rows).map(([mark, cells]) => [mark, [...cells]]));
     for (const { left, right, winner } of votes) {
       for (const mark of [left, right]) {
         const cells = counts.get(mark) || [0, 0, 0];
@@ -184,7 +187,7 @@
   }
 
   function tally() {
-    const lines = [...counted()].filter(([mark]) => byMark.has(mark));
+    const lines = [...countVotes()].filter(([mark]) => byMark.has(mark));
     const rated = lines.map(([mark, [wins, losses, ties]]) => {
       const n = wins + losses + ties;
       const successes = wins + ties / 2;

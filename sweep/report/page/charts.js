@@ -1,8 +1,8 @@
 "use strict";
-// What all charts share: when one is drawn, in which colours, at which size, and the table of its numbers.
+// What all charts share: when a chart is drawn, its colours, its size, and the table of its numbers.
 //
 // A chart is drawn when it comes near the window, again when its size or the colours change, and for print in the light
-// colours at the width of paper. Its options are a function of the width, so that a phone gets a chart of its own.
+// colours at the width of paper. Its options are a function of the width, so that a phone gets another layout.
 
 (() => {
   const { el } = LoraSweep;
@@ -90,7 +90,7 @@
   const findExtremes = (values) =>
     values.reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
 
-  // Equal steps around values, so that several charts can share an axis.
+  // The ends and the step of an axis that covers the values, in round numbers; several charts can share it.
   function range(values) {
     const finite = values.filter((value) => value !== null && Number.isFinite(value));
     if (!finite.length) return { min: 0, max: 1 };
@@ -135,10 +135,10 @@
   // 1, 2 and 5 times each power of ten between the ends; only the powers where there are more than three.
   function roundTicks(least, most) {
     const factors = most / least > 1000 ? [1] : [1, 2, 5];
-    const found = [];
+    const ticks = [];
     for (let power = Math.floor(Math.log10(least)) - 1; power <= Math.log10(most) + 1; power += 1)
-      for (const factor of factors) found.push(factor * 10 ** power);
-    return found.filter((value) => value >= least / 1.2 && value <= most * 1.2);
+      for (const factor of factors) ticks.push(factor * 10 ** power);
+    return ticks.filter((value) => value >= least / 1.2 && value <= most * 1.2);
   }
 
   const memoryUnit = (most) => (most >= 2 ** 30 ? ["GiB", 2 ** 30] : ["MiB", 2 ** 20]);
@@ -150,7 +150,7 @@
     return [line(x, low, x, high), line(x - cap, low, x + cap, low), line(x - cap, high, x + cap, high)];
   }
 
-  // A select of rows that picks one out of a chart, at first the recommended one.
+  // A select that highlights one row in a chart, at first the recommended one.
   function highlight(rows, onchange) {
     const options = [["", "none"], ...rows.map((row) => [row.mark, LoraSweep.name(row)])];
     const control = LoraSweep.select("Highlight", options, (mark) => onchange(LoraSweep.byMark.get(mark) ?? null));
@@ -173,7 +173,7 @@
     const head = el(
       "tr",
       {},
-      ...headers.map((each, column) => el("th", { scope: "col", class: numeric[column] ? "num" : "" }, each)),
+      ...headers.map((header, column) => el("th", { scope: "col", class: numeric[column] ? "num" : "" }, header)),
     );
     place.replaceChildren(
       el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell))))),

@@ -15,7 +15,7 @@
     ...data.effects.flatMap((effect) => effect.levels),
     ...data.interactions.flatMap((pair) => pair.cells),
   ];
-  const qualityRange = range(allPoints.flatMap((each) => [each.low, each.mean, each.high]));
+  const qualityRange = range(allPoints.flatMap((point) => [point.low, point.mean, point.high]));
   const section = LoraSweep.show("effects");
   if (data.effects.length) {
     section.append(

@@ -21,7 +21,7 @@ const LoraSweep = (() => {
     return node;
   }
 
-  // A section that was hidden because it needs scripts, and the link to it.
+  // Shows a section that was hidden because it needs scripts, and the link to it.
   function show(id) {
     const section = document.getElementById(id);
     section.hidden = false;
@@ -51,8 +51,8 @@ const LoraSweep = (() => {
 
   const name = (row) => `${row.mark} ${row.label}`;
 
-  // As Python writes a number, so that the page and report.md agree: the exact value, a tie rounded to the even digit,
-  // where toFixed rounds it up and toLocaleString rounds the shortest decimal in place of the exact value.
+  // Writes a number as Python does, so that the page and report.md agree: it rounds the exact value, and a tie to the
+  // even digit. toFixed rounds a tie up, and toLocaleString rounds the shortest decimal and not the exact value.
   function decimals(value, places) {
     if (value === null || value === undefined || !Number.isFinite(value)) return UNKNOWN;
     const exact = Math.abs(value).toFixed(places + EXACT);

@@ -1,5 +1,5 @@
 "use strict";
-// Parallel coordinates: each trial a line across an axis for each setting, each cost and the quality.
+// Parallel coordinates: each trial is a line across the axes, one for each setting, each cost and the quality.
 
 (() => {
   const { data } = LoraSweep;
@@ -43,9 +43,9 @@
   }
 
   function costAxes([key, name]) {
-    const known = complete.map((row) => row[key]).filter((value) => value > 0);
-    if (!known.length) return [];
-    const { unit, place, ...rest } = costAxis(key, known);
+    const values = complete.map((row) => row[key]).filter((value) => value > 0);
+    if (!values.length) return [];
+    const { unit, place, ...rest } = costAxis(key, values);
     return [
       { name: unit ? `${name} (${unit})` : name, ...rest, place: (row) => (row[key] > 0 ? place(row[key]) : null) },
     ];

@@ -1,12 +1,12 @@
 "use strict";
-// Generations side by side, and what the blind comparison shares with them: LoraSweep.texts. A text comes from the
-// page's data or, prompt by prompt, from a script file beside the page.
+// Shows generations side by side, and exports LoraSweep.texts for the blind comparison. A text comes from the page's
+// data or, if there are too many, from a script file beside the page: one file for each prompt.
 
 (() => {
   const { data, byMark, el, decimals, words } = LoraSweep;
   const MAX_ROWS = 6;
   const MAX_PROMPTS = 10; // at once: 90 cards take 0.2 s
-  const FIRST_ROWS = 3;
+  const FIRST_ROWS = 3; // shown at first
   const HIGH_REPETITION = 0.2; // share of repeated 4-grams from which a note warns, as in report.md
   const byId = (id) => document.getElementById(id);
   const chosen = { prompts: [0], rows: firstRows() };
@@ -57,7 +57,7 @@
     });
 
   // A list of checkboxes with a search field, made when it is first opened: a sweep can have a thousand rows.
-  // settings: {label, most, chosen() -> array of keys, change(keys)}. Returns what brings it up to date.
+  // settings: {label, most, chosen() -> array of keys, change(keys)}. Returns a function that updates the checkboxes.
   function addChooser(details, items, settings) {
     const list = el("ul", { "aria-label": settings.label });
     const status = el("p", { class: "legend", role: "status" });
@@ -107,7 +107,7 @@
 
   // ---- one text ----
 
-  // The pieces of a text with marks on what repeats and on what differs from `others` (null: no comparison).
+  // The pieces of a text, with marks on words that repeat and on words that differ from `others` (null: no comparison).
   function markText(text, others, repetition) {
     const found = words.split(text);
     const theirs = others === null ? [] : words.split(others);
@@ -139,7 +139,7 @@
     const between = (from, to) => others.slice(run[from].start, run[to].end);
     const last = run.length - 1;
     const shown = last < 10 ? between(0, last) : `${between(0, 2)} … ${between(last - 2, last)}`;
-    return el("del", { title: `${run.length} words describeMissingFile here` }, shown);
+    return el("del", { title: `${run.length} ${run.length === 1 ? "word" : "words"} missing here` }, shown);
   }
 
   function markPiece(piece, isFresh, isAgain) {
@@ -161,7 +161,7 @@
 
   function notes(text, row, difference) {
     const line = el("p", { class: "notes" });
-    const note = (tone, status) => line.append(el("span", { class: `note ${tone}` }, status));
+    const note = (tone, words) => line.append(el("span", { class: `note ${tone}` }, words));
     if (text.ended === true) note("good", "■ ended by itself");
     if (text.ended === false) note("bad", "✂ cut off");
     if (text.quality !== null) note("plain", `quality ${decimals(text.quality, 1)}`);
@@ -224,7 +224,7 @@
     const quiet = el("details", { class: "quiet" }, summary, el("pre", { dir: "auto" }, prompt.prompt));
     const label = `Texts for ${prompt.title}, side by side`;
     const cards = el("div", { class: "cards", role: "group", "aria-label": label });
-    cards.append(el("p", { class: "legend" }, "Reading the texts of this prompt …"));
+    cards.append(el("p", { class: "legend" }, "Loading the texts of this prompt …"));
     loadTexts(place).then((texts) => {
       if (texts === null) cards.replaceChildren(el("p", { class: "legend failed" }, describeMissingFile(place)));
       else fillCards(cards, texts, prompt, show);
@@ -235,7 +235,7 @@
   function fillCards(cards, texts, prompt, show) {
     const rows = shownRows(show.baseline).map((row) => makeCard(row, texts, prompt, show));
     cards.replaceChildren(...(show.reference && prompt.reference !== null ? [referenceCard(prompt)] : []), ...rows);
-    cards.classList.toggle("by-3", ![4, 7, 8].includes(cards.children.length)); // lines as full as can be
+    cards.classList.toggle("by-3", ![4, 7, 8].includes(cards.children.length)); // fills the last line best
     if (!cards.children.length) cards.append(el("p", { class: "legend" }, "No row is chosen."));
     for (const box of cards.querySelectorAll(".words")) if (box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
   }
@@ -262,9 +262,9 @@
     const other = shown.against === "reference" ? "the reference" : "the row's baseline";
     const parts = [];
     if (shown.repetition)
-      parts.push([el("mark", { class: "again" }, "hatched"), ": in a run of four words that stood in the text before"]);
+      parts.push([el("mark", { class: "again" }, "hatched"), ": part of four words that occurred earlier in the text"]);
     if (shown.against) parts.push([el("ins", {}, "underlined"), `: not in ${other}`]);
-    if (shown.against) parts.push([el("del", {}, "struck"), `: in ${other} alone`]);
+    if (shown.against) parts.push([el("del", {}, "struck"), `: only in ${other}`]);
     byId("texts-key").replaceChildren(...parts.map((part) => el("span", {}, ...part)));
   }
 
@@ -285,7 +285,7 @@
     show();
   }
 
-  // Shows these rows on this prompt, and goes there.
+  // Shows the texts of these rows for this prompt, and scrolls there.
   function open(place, marks) {
     chosen.rows = marks.slice(0, MAX_ROWS);
     showPrompt(place);
@@ -331,7 +331,7 @@
     }),
   ];
 
-  LoraSweep.texts = { of: loadTexts, describeMissingFile, name, rowItems, addChooser, body, open };
+  LoraSweep.texts = { of: loadTexts, name, rowItems, addChooser, body, open };
   byId(data.prompts.length ? "texts" : "texts-none").hidden = false;
   if (data.prompts.length) {
     addListeners();

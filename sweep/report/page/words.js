@@ -11,10 +11,10 @@
 
   // [{start, end, key}] for each word; words with equal keys are equal.
   function split(text) {
-    return Array.from(text.matchAll(WORD), (found) => ({
-      start: found.index,
-      end: found.index + found[0].length,
-      key: found[0].toLowerCase(),
+    return Array.from(text.matchAll(WORD), (match) => ({
+      start: match.index,
+      end: match.index + match[0].length,
+      key: match[0].toLowerCase(),
     }));
   }
 
