@@ -16,7 +16,7 @@ READY := .venv/.ready
 .PHONY: help setup demo report confirm plan status test test-slow docs picture bench check-gpu profile lint types check format lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Install everything into .venv (needs Python 3.11 or newer)
 	@echo "Ready: .venv/bin/python"
@@ -66,6 +66,9 @@ bench: $(READY) ## Measure the orchestration, then training and texts against a 
 # Installs nothing: PYTHON names the Python that has torch, PACKAGES a folder with further pure-Python packages.
 check-gpu: ## Check packs, texts, memory and speed on this machine's GPU, in 8 minutes (PYTHON=python3 PACKAGES=folder)
 	@PYTHONPATH="$(PACKAGES)" "$(PYTHON)" benchmarks/check_gpu.py $(ARGS)
+
+bench-kernels: $(READY) ## Measure each multi-LoRA kernel alone against the library's own (3 minutes; ARGS="--json FILE")
+	@$(VENV) benchmarks/kernels.py $(ARGS)
 
 profile: $(READY) ## Show where a training step's time goes (ARGS="quant=8bit lora.targets=attn")
 	@$(VENV) benchmarks/profile_step.py $(or $(ARGS),quant=4bit lora.targets=all_linear)

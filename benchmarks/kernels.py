@@ -11,12 +11,13 @@ and the shortest time of each counts. They must agree in their numbers, or the s
 import argparse
 import copy
 import json
+import os
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,20 +26,30 @@ ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)  # not this folder: bitsandbytes would take this file for the package "kernels"
 
 import torch  # noqa: E402
-from bitsandbytes.nn import Linear4bit, Linear8bitLt  # noqa: E402
-from peft import LoraConfig, inject_adapter_in_model  # noqa: E402
 from torch.nn import functional  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
 from transformers.loss.loss_utils import ForCausalLMLoss  # noqa: E402
 from transformers.models.llama.modeling_llama import LlamaRMSNorm  # noqa: E402
 
+from benchmarks.kernel_models import (  # noqa: E402
+    HEAD_SIZE,
+    HEADS,
+    HIDDEN,
+    INTERMEDIATE,
+    KV_HEADS,
+    RANK,
+    SHAPES,
+    VOCAB,
+    Projections,
+    make_adapters,
+    make_small_model,
+    quantize_layer,
+)  # fmt: skip
 from benchmarks.our_loop import machine  # noqa: E402
 from lora_sweep.config.schema import Lora, Quant, Train  # noqa: E402
 from lora_sweep.data.prompts import Example  # noqa: E402
 from lora_sweep.model.device import Device, pick_device, wait_for_device  # noqa: E402
 from lora_sweep.model.load import quiet_libraries  # noqa: E402
-from lora_sweep.multi_lora.adapter import Adapter  # noqa: E402
 from lora_sweep.multi_lora.attention import attend_layout, use_layout  # noqa: E402
 from lora_sweep.multi_lora.dequantize import dequantize_base  # noqa: E402
 from lora_sweep.multi_lora.dropout import draw_dropped, zero_dropped  # noqa: E402
@@ -47,12 +58,17 @@ from lora_sweep.multi_lora.layout import MemberRows, concatenate_rows  # noqa: E
 from lora_sweep.multi_lora.linear import attach_pack  # noqa: E402
 from lora_sweep.multi_lora.peft_format import create_adapter  # noqa: E402
 from lora_sweep.multi_lora.rms_norm import fuse_norms  # noqa: E402
-from lora_sweep.training.packed import PackMember, train_pack  # noqa: E402
+from lora_sweep.training.member import PackMember  # noqa: E402
+from lora_sweep.training.packed import train_pack  # noqa: E402
+from lora_sweep.training.step_modes import StepMode  # noqa: E402
+from sweep.engines.local.worker_process import ENVIRONMENT  # noqa: E402
+from sweep.resources.machine import choose_allocator  # noqa: E402
 
-HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, INTERMEDIATE, VOCAB = 576, 9, 3, 64, 1536, 49152
-MEMBERS, RANK, ROWS, PREFIX, DROPOUT = 8, 8, 4, 33, 0.05
+MEMBERS, ROWS, PREFIX, DROPOUT = 8, 4, 33, 0.05
 MIN_TOKENS, MAX_TOKENS = 80, 190  # of a row: a prompt of about 52 tokens and a response
 TOLERANCES = {torch.bfloat16: 0.03, torch.float32: 1e-4}  # of the norm of what is compared
+
+ROW = "| {kernel} | {library} | {library_ms:.1f} | {ours_ms:.1f} | {gain:.2f} |"  # of the table
 
 Tensors = Sequence[torch.Tensor]
 
@@ -62,7 +78,7 @@ class Kernel:
     """One of our kernels and the library's way to the same numbers.
 
     Attributes:
-        theirs, ours: compute once, and return the numbers to compare, gradients included.
+        theirs, ours: compute once, and return numbers to compare.
         repeats: how often each is timed.
     """
 
@@ -73,22 +89,14 @@ class Kernel:
     repeats: int = 10
 
 
-@dataclass(frozen=True)
-class Timing:
-    """The shortest seconds of both sides; ``gain`` is theirs over ours."""
-
-    name: str
-    library: str
-    their_seconds: float
-    our_seconds: float
-    gain: float
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="a file for the numbers")
     parser.add_argument("--only", default="", help="measure the kernels with this text in their name")
     args = parser.parse_args()
+    environment = {**ENVIRONMENT, **choose_allocator()}
+    if not environment.keys() <= os.environ.keys():  # a worker's: the allocator reads it when the process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
     quiet_libraries()
     torch.manual_seed(0)
     device = pick_device()
@@ -98,16 +106,15 @@ def main() -> None:
     for kernel in list_kernels(device):
         if args.only in kernel.name:
             timing = measure_kernel(kernel, device)
-            milliseconds = f"{1e3 * timing.their_seconds:.1f} | {1e3 * timing.our_seconds:.1f}"
-            print(f"| {kernel.name} | {kernel.library} | {milliseconds} | {timing.gain:.2f} |", flush=True)
+            print(ROW.format_map(timing), flush=True)
             timings.append(timing)
     if args.json is not None:
-        record = {"machine": machine(device), "kernels": [asdict(t) for t in timings]}
+        record = {"machine": machine(device), "kernels": timings}
         args.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def measure_kernel(kernel: Kernel, device: Device) -> Timing:
-    """Check that both sides agree, then time them in turns."""
+def measure_kernel(kernel: Kernel, device: Device) -> dict[str, str | float]:
+    """Check that both sides agree, then time them in turns: the shortest milliseconds of each, and their ratio."""
     for theirs, ours in zip(kernel.theirs(), kernel.ours(), strict=True):
         expected = theirs.detach().float()
         error = torch.linalg.vector_norm(ours.detach().float() - expected) / torch.linalg.vector_norm(expected)
@@ -120,8 +127,9 @@ def measure_kernel(kernel: Kernel, device: Device) -> Timing:
             compute()
             wait_for_device(device)
             side.append(time.perf_counter() - begun)
-    theirs, ours = (min(side) for side in seconds)
-    return Timing(kernel.name, kernel.library, theirs, ours, theirs / ours)
+    theirs, ours = (1e3 * min(side) for side in seconds)
+    names = {"kernel": kernel.name, "library": kernel.library}
+    return {**names, "library_ms": theirs, "ours_ms": ours, "gain": theirs / ours}
 
 
 def list_kernels(device: Device) -> Iterator[Kernel]:
@@ -130,7 +138,7 @@ def list_kernels(device: Device) -> Iterator[Kernel]:
     yield from make_linear_kernels(device, members)
     yield make_attention_kernel(device, members)
     yield from make_head_kernels(device, members[0])
-    yield make_norm_kernel(device, members[0])
+    yield from make_norm_kernels(device, members[0])
     yield from make_dropout_kernels(device, members[0])
     yield from make_quantized_kernels(device, members[0])
     if device.type == "cpu":
@@ -156,59 +164,10 @@ def count_tokens(rows: list[Example]) -> int:
 # --- linear layers ---------------------------------------------------------------------------------------------------
 
 
-class Projections(torch.nn.Module):
-    """The seven linear layers of one SmolLM2 layer, frozen, without what lies between them."""
-
-    def __init__(self, device: Device) -> None:
-        super().__init__()
-        with torch.device(device.type):
-            self.q_proj = torch.nn.Linear(HIDDEN, HEADS * HEAD_SIZE, bias=False)
-            self.k_proj = torch.nn.Linear(HIDDEN, KV_HEADS * HEAD_SIZE, bias=False)
-            self.v_proj = torch.nn.Linear(HIDDEN, KV_HEADS * HEAD_SIZE, bias=False)
-            self.o_proj = torch.nn.Linear(HEADS * HEAD_SIZE, HIDDEN, bias=False)
-            self.gate_proj = torch.nn.Linear(HIDDEN, INTERMEDIATE, bias=False)
-            self.up_proj = torch.nn.Linear(HIDDEN, INTERMEDIATE, bias=False)
-            self.down_proj = torch.nn.Linear(INTERMEDIATE, HIDDEN, bias=False)
-        self.to(device.compute_dtype).requires_grad_(False)
-        self.device = torch.device(device.type)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., HIDDEN] to [..., all outputs that no layer reads]."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        y = self.o_proj(q)
-        return torch.cat([k, v, y, self.down_proj(self.gate_proj(y) * self.up_proj(y))], dim=-1)
-
-    def base_model(self, input_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
-        """One token, in which attach_pack sees which layers read one input."""
-        return self(self.q_proj.weight.new_zeros(*input_ids.shape, HIDDEN))
-
-
-def make_adapters(base: Projections, device: Device) -> tuple[list[torch.nn.Module], list[Adapter]]:
-    """For each member the same adapter twice: PEFT's layers on the shared base layers, and ours."""
-    names = [name for name, _ in base.named_children()]
-    models, adapters = [], []
-    for _ in range(MEMBERS):
-        model = copy.copy(base)
-        model._modules = dict(base._modules)
-        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names), model)
-        model.to(device.compute_dtype)
-        a, b = {}, {}
-        for name in names:
-            layer: Any = getattr(model, name)
-            a[name], b[name] = (matrices["default"].weight for matrices in (layer.lora_A, layer.lora_B))
-            torch.nn.init.normal_(b[name], std=0.02)
-        adapter = Adapter(a, b, 1.0, 0.0, 0)
-        adapter.set_dtype(device.compute_dtype)
-        adapter.allocate_gradient()
-        models.append(model)
-        adapters.append(adapter)
-    return models, adapters
-
-
 def make_linear_kernels(device: Device, members: list[list[Example]]) -> Iterator[Kernel]:
     """A training step of all members, and a token of all members' texts."""
     base = Projections(device)
-    models, adapters = make_adapters(base, device)
+    models, adapters = make_adapters(base, MEMBERS, device)
     sizes = [count_tokens(rows) for rows in members]
     x = torch.randn(1, sum(sizes), HIDDEN, device=device.type, dtype=device.compute_dtype, requires_grad=True)
     texts = torch.randn(MEMBERS * ROWS, 1, HIDDEN, device=device.type, dtype=device.compute_dtype)
@@ -328,22 +287,19 @@ def make_head_kernels(device: Device, rows: list[Example]) -> Iterator[Kernel]:
         yield Kernel(f"head and loss, {name}", "transformers' loss of all logits", compute_theirs, compute_ours, 5)
 
 
-def make_norm_kernel(device: Device, rows: list[Example]) -> Kernel:
+def make_norm_kernels(device: Device, rows: list[Example]) -> Iterator[Kernel]:
     norm = LlamaRMSNorm(HIDDEN).to(device.type, device.compute_dtype).requires_grad_(False)
+    fused = copy.deepcopy(norm)
     x = torch.randn(1, count_tokens(rows), HIDDEN, device=device.type, dtype=device.compute_dtype, requires_grad=True)
     grad = torch.randn_like(x)
 
-    def compute_theirs() -> Tensors:
-        y = norm(x)
+    def compute(module: torch.nn.Module) -> Tensors:
+        y = module(x)
         return [y, *torch.autograd.grad(y, x, grad)]
 
-    def compute_ours() -> Tensors:
-        y = fused(x)
-        return [y, *torch.autograd.grad(y, x, grad)]
-
-    fused = copy.deepcopy(norm)
-    fuse_norms(fused).__enter__()
-    return Kernel(f"RMS norm, {x.shape[1]} tokens", "transformers' LlamaRMSNorm", compute_theirs, compute_ours, 50)
+    with fuse_norms(fused):
+        library = "transformers' LlamaRMSNorm"
+        yield Kernel(f"RMS norm, {x.shape[1]} tokens", library, lambda: compute(norm), lambda: compute(fused), 100)
 
 
 def make_dropout_kernels(device: Device, rows: list[Example]) -> Iterator[Kernel]:
@@ -372,7 +328,9 @@ def make_dropout_kernels(device: Device, rows: list[Example]) -> Iterator[Kernel
 def make_quantized_kernels(device: Device, rows: list[Example]) -> Iterator[Kernel]:
     """One layer from the hidden to the intermediate size, at 4 and at 8 bits."""
     weight = 0.02 * torch.randn(INTERMEDIATE, HIDDEN)
-    x = torch.randn(count_tokens(rows), HIDDEN, device=device.type, dtype=device.compute_dtype, requires_grad=True)
+    x = torch.randn(count_tokens(rows), HIDDEN, device=device.type, dtype=device.compute_dtype)
+    x[:, :4] *= 8  # columns with outliers, which LLM.int8 multiplies without rounding
+    x.requires_grad_()
     grad = torch.randn(len(x), INTERMEDIATE, device=device.type, dtype=device.compute_dtype)
     for bits in (4, 8):
         theirs, ours = (torch.nn.Sequential(quantize_layer(weight, bits, device)) for _ in range(2))
@@ -387,43 +345,29 @@ def make_quantized_kernels(device: Device, rows: list[Example]) -> Iterator[Kern
             "bitsandbytes' own layer",
             lambda model=theirs: compute(model),  # type: ignore[misc]
             lambda model=ours: compute(model),  # type: ignore[misc]
+            50,
         )
-
-
-def quantize_layer(weight: torch.Tensor, bits: int, device: Device) -> torch.nn.Module:
-    """bitsandbytes' layer of ``weight`` [out, in], as the base model has it."""
-    out_features, in_features = weight.shape
-    layer: Any
-    if bits == 4:
-        layer = Linear4bit(in_features, out_features, bias=False, compute_dtype=device.compute_dtype, quant_type="nf4")
-    else:
-        layer = Linear8bitLt(in_features, out_features, bias=False, has_fp16_weights=False, threshold=6.0)
-    layer.load_state_dict({"weight": weight})
-    return layer.to(device.type).requires_grad_(False)
 
 
 def make_thread_kernel(device: Device, members: list[list[Example]]) -> Kernel:
     """Training steps of eight members on a model of four SmolLM2 layers: in turns, and in two threads."""
-    config = LlamaConfig(
-        hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=4, num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS, vocab_size=VOCAB, tie_word_embeddings=True,
-    )  # fmt: skip
-    base = LlamaForCausalLM(config).to(device.compute_dtype).eval().requires_grad_(False)
-    train = Train(max_steps=2, per_device_train_batch_size=ROWS)
+    base = make_small_model(device)
+    train = Train(max_steps=3, per_device_train_batch_size=ROWS)
     lora = Lora(r=RANK, dropout=DROPOUT)
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapters = [create_adapter(base, lora, list(SHAPES), seed)[0] for seed in range(MEMBERS)]
+    starts = [adapter.numbers.clone() for adapter in adapters]
 
-    def train_members(mode: Any) -> Tensors:
-        pack = [
-            PackMember(create_adapter(base, lora, names, seed)[0], rows, train, seed)
-            for seed, rows in enumerate(members)
-        ]
+    def train_members(mode: StepMode) -> Tensors:
+        for adapter, start in zip(adapters, starts, strict=True):
+            adapter.numbers.copy_(start)
+        pairs = zip(adapters, members, strict=True)
+        pack = [PackMember(adapter, rows, train, seed) for seed, (adapter, rows) in enumerate(pairs)]
         with tempfile.TemporaryDirectory() as scratch:
             train_pack(base, pack, device, Path(scratch), mode)
-        return [torch.cat([member.adapter.numbers for member in pack])]
+        return [torch.cat([adapter.numbers for adapter in adapters])]
 
     return Kernel(
-        f"two steps of {MEMBERS} members, four layers",
+        f"three steps of {MEMBERS} members, four layers",
         "one member after another",
         lambda: train_members("sequential"),
         lambda: train_members("parallel"),
