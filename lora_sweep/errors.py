@@ -27,15 +27,15 @@ class Refused(SweepError):
 
     Args:
         where: the key, file or argument.
-        what: what is wrong with it.
+        problem: what is wrong with it.
         allowed: the allowed words.
         word: the wrong word, where a similar allowed word is worth naming.
     """
 
-    def __init__(self, where: str, what: str, allowed: Iterable[str] = (), word: str | None = None) -> None:
+    def __init__(self, where: str, problem: str, allowed: Iterable[str] = (), word: str | None = None) -> None:
         names = [str(name) for name in allowed]
         near = find_nearest(word, names) if word is not None else None
-        parts = [f"{where}: {what}" if where else what]
+        parts = [f"{where}: {problem}" if where else problem]
         if near:
             parts.append(f"did you mean {near!r}?")
         if names:

@@ -72,8 +72,8 @@ def check_lora(lora: Lora) -> None:
     targets = lora.targets
     if isinstance(targets, str):
         if targets not in TARGET_GROUPS:
-            what = "is no target group (module names go in a list: lora.targets=[q_proj,v_proj])"
-            raise Refused(f"lora.targets = {targets}", what, TARGET_GROUPS, targets)
+            problem = "is no target group (module names go in a list: lora.targets=[q_proj,v_proj])"
+            raise Refused(f"lora.targets = {targets}", problem, TARGET_GROUPS, targets)
     elif not (isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)):
         raise Refused(f"lora.targets = {targets}", "must be a target group or a list of module names")
 
@@ -153,8 +153,8 @@ def check_template(where: str, template: str) -> None:
         return
     fields = set(re.findall(r"{(\w*)}", template))
     if not fields:
-        what = "is neither a template's name nor a text with the field {product}"
-        raise Refused(f"{where} = {template!r}", what, TEMPLATES, template)
+        problem = "is neither a template's name nor a text with the field {product}"
+        raise Refused(f"{where} = {template!r}", problem, TEMPLATES, template)
     if unknown := sorted(fields - {"product", "category"}):
         raise Refused(where, f"has an unknown field {{{unknown[0]}}}", ("{product}", "{category}"), f"{{{unknown[0]}}}")
     if "product" not in fields:

@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf in one sentence: where, what, what is allowed, and the nearest correct spelling.
+"""Errors of Hydra and OmegaConf in one sentence: where, problem, what is allowed, and the nearest correct spelling.
 
 Knows the messages of hydra-core 1.3 and 1.4 and of omegaconf 2.3. Of any other message the first line is kept.
 """
@@ -91,9 +91,9 @@ def refuse_unknown_key(match: re.Match[str], text: str, error: BaseException) ->
     owner = re.search(r"object_type=(\w+)", text)
     allowed = list_keys(getattr(schema, owner[1], None)) if owner else []
     allowed = allowed or list_keys_below(parent)
-    what = "is no known key"
+    problem = "is no known key"
     other = find_key_elsewhere(last) if allowed and not find_nearest(last, allowed) else None
-    return Refused(name_file(text) + path, f"{what}; did you mean {other!r}?" if other else what, allowed, last)
+    return Refused(name_file(text) + path, f"{problem}; did you mean {other!r}?" if other else problem, allowed, last)
 
 
 def refuse_unknown_option(match: re.Match[str], text: str, error: BaseException) -> Refused:
@@ -109,9 +109,9 @@ def refuse_wrong_type(match: re.Match[str], text: str, error: BaseException) -> 
 
 
 def refuse_wrong_shape(match: re.Match[str], text: str, error: BaseException) -> Refused:
-    what = f"{match['value']!r} stands where a mapping with keys must be"
+    problem = f"{match['value']!r} stands where a mapping with keys must be"
     where = name_file(text) or f"{find_full_key(text)}: "
-    return Refused(where.removesuffix(": "), what, list_keys(getattr(schema, match["type"], None)))
+    return Refused(where.removesuffix(": "), problem, list_keys(getattr(schema, match["type"], None)))
 
 
 def refuse_no_list(match: re.Match[str], text: str, error: BaseException) -> Refused:
@@ -131,14 +131,14 @@ def refuse_below_null(match: re.Match[str], text: str, error: BaseException) -> 
 
 
 def refuse_second_choice(match: re.Match[str], text: str, error: BaseException) -> Refused:
-    what = "chooses its group a second time: leave out the plus, or write override in a list of defaults"
-    return Refused(f"{match['group']}={match['option']}", what)
+    problem = "chooses its group a second time: leave out the plus, or write override in a list of defaults"
+    return Refused(f"{match['group']}={match['option']}", problem)
 
 
 def refuse_unreadable(match: re.Match[str], text: str, error: BaseException) -> Refused:
     override = getattr(error, "override", None)
-    what = f"cannot be read as KEY=VALUE ({match[0].splitlines()[0]}); quote it for the shell"
-    return Refused(f"{override}" if override else "the command", what)
+    problem = f"cannot be read as KEY=VALUE ({match[0].splitlines()[0]}); quote it for the shell"
+    return Refused(f"{override}" if override else "the command", problem)
 
 
 def refuse_value_for_group(match: re.Match[str], text: str, error: BaseException) -> Refused:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_sweep.config.schema import Config
 from lora_sweep.config.user_functions import fingerprint_function
+from lora_sweep.runs.files import JsonObject
 
 RECIPE_VERSION = 2  # raise it when the same configuration trains to a different adapter
 SCORER_VERSION = 3  # raise it when the same adapter gets other texts or numbers, or when neutral.txt changes
@@ -35,7 +36,7 @@ def short_hash(value: Any, length: int = 12) -> str:
     return hashlib.sha256(to_canonical_json(value).encode()).hexdigest()[:length]
 
 
-def base_identity(config: Config, model_fingerprint: str, data_fingerprint: str) -> dict[str, Any]:
+def base_identity(config: Config, model_fingerprint: str, data_fingerprint: str) -> JsonObject:
     """What all trials on one base share: the model, its bits, and the rows with their template and split."""
     data = {
         key: value
@@ -53,7 +54,7 @@ def base_identity(config: Config, model_fingerprint: str, data_fingerprint: str)
 
 def trial_identity(
     config: Config, model_fingerprint: str, data_fingerprint: str, target_modules: list[str]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Everything that can change the adapter, and nothing else. Its hash names the trial's folder."""
     lora = dataclasses.asdict(config.lora)
     lora["targets"] = sorted(target_modules)
@@ -66,15 +67,15 @@ def trial_identity(
     return {"kind": "trial", "recipe": RECIPE_VERSION, **base, "lora": lora, "train": train, "seed": config.seed}
 
 
-def baseline_identity(config: Config, model_fingerprint: str, data_fingerprint: str, template: str) -> dict[str, Any]:
+def baseline_identity(config: Config, model_fingerprint: str, data_fingerprint: str, template: str) -> JsonObject:
     """What identifies a baseline: the untuned base, at the bits of the evaluation, prompted with ``template``."""
     quant = dataclasses.replace(config.quant, bits=config.eval_bits())
-    base = base_identity(dataclasses.replace(config, quant=quant), model_fingerprint, data_fingerprint)
-    base["data"]["template"] = template
+    config = dataclasses.replace(config, quant=quant, data=dataclasses.replace(config.data, template=template))
+    base = base_identity(config, model_fingerprint, data_fingerprint)
     return {"kind": "baseline", "recipe": RECIPE_VERSION, **base}
 
 
-def eval_identity(config: Config) -> dict[str, Any]:
+def eval_identity(config: Config) -> JsonObject:
     """Everything that can change the evaluation of one adapter. Its hash names the evaluation's folder."""
     evaluation = dataclasses.asdict(config.eval)
     for key in ("baseline_templates", "quant"):

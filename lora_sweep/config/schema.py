@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_sweep.runs.files import JsonObject
+
 TARGET_GROUPS = ("attn", "mlp", "all_linear", "all_linear_and_head")
 TEMPLATES = ("alpaca", "qa", "chat")
 BUILT_IN_SCORERS = ("text", "exact_match", "label", "json", "regex")
@@ -209,7 +211,7 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def config_from_json(value: dict[str, Any]) -> Config:
+def config_from_json(value: JsonObject) -> Config:
     """The config whose ``dataclasses.asdict`` is ``value``."""
     from omegaconf import OmegaConf
 

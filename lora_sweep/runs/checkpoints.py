@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.runs import files
+from lora_sweep.runs.files import JsonObject
 
 MANIFEST_VERSION = 1  # of the files in a checkpoint; checkpoints of another version are ignored
 MAX_CHECKPOINTS = 2  # sealed checkpoints to keep: one more than needed, in case the newest cannot be read
@@ -38,7 +39,7 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"checkpoint-{step}"
 
 
-def seal_checkpoint(checkpoints: Path, step: int, progress: dict[str, Any]) -> None:
+def seal_checkpoint(checkpoints: Path, step: int, progress: JsonObject) -> None:
     """Complete the checkpoint that the trainer saved at ``step``, and remove the ones that it replaces."""
     folder = checkpoint_folder(checkpoints, step)
     files.write_json(folder / PROGRESS, progress)
@@ -70,7 +71,7 @@ def prune_checkpoints(checkpoints: Path, newest: int) -> None:
         shutil.rmtree(folders[step], ignore_errors=True)
 
 
-def make_manifest(folder: Path, step: int) -> dict[str, Any]:
+def make_manifest(folder: Path, step: int) -> JsonObject:
     """The manifest that fits the present files of a checkpoint."""
     names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
     return {"version": MANIFEST_VERSION, "step": step, "files": files.hash_files(folder, names)}

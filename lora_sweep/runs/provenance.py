@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_sweep.runs.files import JsonObject
+
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "lora-sweep")
 # The rooms that compute a trial's numbers. Left out are config and facts, because their results are part of the trial's
 # id, and everything that only moves files and words (runs, tracking, messages, the worker's loop).
@@ -39,7 +41,7 @@ def read_sources() -> dict[str, str]:
 SOURCES = read_sources()
 
 
-def collect_provenance(device: str, dtype: str, started: str) -> dict[str, Any]:
+def collect_provenance(device: str, dtype: str, started: str) -> JsonObject:
     """The ``provenance`` of a result.json.
 
     Args:
@@ -58,13 +60,13 @@ def collect_provenance(device: str, dtype: str, started: str) -> dict[str, Any]:
     }
 
 
-def collect_code_state() -> dict[str, Any]:
+def collect_code_state() -> JsonObject:
     """The part of the provenance that does not depend on a device: versions, code, commit."""
     commit, dirty = read_git_state()
     return {**collect_versions(), "git_commit": commit, "git_dirty": dirty}
 
 
-def collect_versions() -> dict[str, Any]:
+def collect_versions() -> JsonObject:
     """The versions of the libraries and of our code. Starts no other process."""
     versions = {"python": platform.python_version(), **{name: find_version(name) for name in PACKAGES}}
     return {"versions": versions, "code": code_fingerprint()}

@@ -9,6 +9,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
+from lora_sweep.runs.files import JsonObject
+
 MAX_NUMBER = 1e18  # no number of a trial comes near it; JSON can hold integers that no float can hold
 
 Record = TypeVar("Record")
@@ -137,7 +139,7 @@ class EvaluationResult:
     status: str | None = None  # one of results.STATUSES
     reason: str | None = None  # why it ended so, in words
     bits: int | None = None  # of the base while generating: 4, 8, 16 or 32
-    eval: dict[str, Any] = field(default_factory=dict)  # the settings of the evaluation, as in the configuration
+    eval: JsonObject = field(default_factory=dict)  # the settings of the evaluation, as in the configuration
     adapter: str | None = None  # results.hash_adapter of the adapter that wrote the texts; None of a baseline
     validation_loss: float | None = None  # nats a token
     validation_rows: int | None = None
@@ -194,7 +196,7 @@ class TrialRecord:
     label: str = ""
     status: str | None = None
     reason: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
     training: TrialResult = field(default_factory=TrialResult)
     evaluation: EvaluationResult = field(default_factory=EvaluationResult)
     scores: EvaluationScores = field(default_factory=EvaluationScores)
@@ -237,7 +239,7 @@ def convert_value(value: object, hint: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return read_record(hint, value) if isinstance(hint, type) else None
     kinds = tuple(typing.get_origin(part) or part for part in typing.get_args(hint) or (hint,))
-    if hint == dict[str, Any]:
+    if hint in (JsonObject, dict[str, Any]):
         kinds = (dict,)
     return value if isinstance(value, kinds) else None
 

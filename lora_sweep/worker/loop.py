@@ -154,7 +154,7 @@ def lock_trial(locked: LockedJob, runs: Path) -> str | None:
     job, folder = locked.job, locked.folder
     if not locked.lock.enter_context(hold_lock(files.trial_lock(runs, job.trial_id))):
         return "busy"
-    crash_point("claimed")
+    crash_point("trial locked")
     files.remove_temporary_files(folder.path)
     if results.is_trained(folder):
         shutil.rmtree(folder.checkpoints, ignore_errors=True)  # the worker that trained it died before it could

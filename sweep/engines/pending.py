@@ -63,8 +63,8 @@ def name_bases(trial: PlannedTrial) -> tuple[str, str]:
     evaluated = dataclasses.replace(trial.config.quant, bits=trial.config.eval_bits())
     names = []
     for quant in (trial.config.quant, evaluated):
-        config = dataclasses.replace(trial.config, quant=quant)
+        data = dataclasses.replace(trial.config.data, template="")  # a base serves prompts of every template
+        config = dataclasses.replace(trial.config, quant=quant, data=data)
         base = base_identity(config, trial.facts.model.fingerprint, trial.facts.data.fingerprint)
-        base["data"].pop("template")  # a base serves prompts of every template
         names.append(to_canonical_json([base, dataclasses.asdict(config.model)]))
     return names[0], names[1]

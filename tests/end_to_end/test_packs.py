@@ -158,7 +158,7 @@ def test_the_kernels_kill_is_no_members_oom(runs: Path, tmp_path: Path, monkeypa
 @pytest.mark.slow
 def test_workers_that_do_not_start_take_no_pack_apart(runs: Path) -> None:
     flag = runs.parent.parent / "flag"
-    assert run(runs, "s", 3, pack=3, crash=f"claimed:1:{flag}").code == 0
+    assert run(runs, "s", 3, pack=3, crash=f"trial locked:1:{flag}").code == 0
     assert [event["event"] for event in events_of(runs, "s")][1:4] == ["false start"] * 3
     assert packs(runs) == [3]
     assert setbacks(runs) == [[], [], []]

@@ -21,7 +21,7 @@ from sweep.store import trial_state
 
 SWEEPS = {"one": 3, "two": 4}  # trials of each: three are of both
 POINTS = (
-    "claimed",
+    "trial locked",
     "started",
     "renamed",
     "appended",
@@ -254,7 +254,7 @@ def test_a_torn_log_is_closed_by_the_next_writer(tmp_path: Path) -> None:
 
 
 def test_what_another_sweep_repaired_is_left_alone(tmp_path: Path) -> None:
-    """Between our look at a broken trial and our claim of it, another sweep has moved it aside and run it again."""
+    """Between our look at a broken trial and our lock of it, another sweep has moved it aside and run it again."""
     runs = tmp_path / "home" / "runs"
     assert run(runs, "one", 1).code == 0
     (trial,) = plan_of(runs, "one", 1).trials

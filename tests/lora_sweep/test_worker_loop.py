@@ -103,7 +103,7 @@ def test_what_diverged_stays_so(tmp_path: Path) -> None:
     assert run(tmp_path, FailingRunner(tmp_path))[0] == "diverged"
 
 
-def test_a_trial_that_is_claimed_is_left_alone(tmp_path: Path) -> None:
+def test_a_trial_that_is_locked_is_left_alone(tmp_path: Path) -> None:
     with hold_lock(files.trial_lock(tmp_path, trial(tmp_path).trial_id)):
         status, events = run(tmp_path, FailingRunner(tmp_path))
     assert (status, [event["event"] for event in events]) == ("busy", ["end"])

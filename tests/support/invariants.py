@@ -112,7 +112,7 @@ def check_folder(runs: Path, plan: Plan) -> None:
     name = name_sweep(plan)
     names = {path.name for path in runs.iterdir()}
     assert names <= TOP, f"strangers: {names - TOP}"
-    assert not list((runs / "locks").glob("*")), f"claims are left: {list((runs / 'locks').glob('*'))}"
+    assert not list((runs / "locks").glob("*")), f"locks are left: {list((runs / 'locks').glob('*'))}"
     left = [path for path in runs.rglob("*.tmp") if "quarantine" not in path.parts]
     assert not left, f"half-written files are left: {left}"
     assert not files.progress_file(runs, name).exists(), "progress of a sweep that is over"
