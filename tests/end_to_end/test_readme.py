@@ -69,6 +69,16 @@ def test_links_lead_to_files(page: str) -> None:
         assert ((ROOT / page).parent / target).exists(), f"{page} leads to {target}, which is not there"
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))],
+)
+def test_modules_that_a_page_names_exist(page: str) -> None:
+    for name in re.findall(r"`([\w./]+/\w+\.py)`", (ROOT / page).read_text(encoding="utf-8")):
+        folders = (ROOT, ROOT / "lora_sweep", ROOT / "sweep")
+        assert any((folder / name).is_file() for folder in folders), f"{page} names {name}, which is not there"
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_a_page_is_short(page: str) -> None:
     assert len((ROOT / page).read_text(encoding="utf-8").split()) <= 900
