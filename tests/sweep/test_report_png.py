@@ -123,7 +123,19 @@ def test_of_many_rows_the_best_are_drawn_with_the_recommended_one_and_the_baseli
 def test_a_loss_that_ran_away_does_not_flatten_the_others(draw: Any) -> None:
     figure, texts = draw(hostile_data())["losses.png"]
     assert figure.axes[0].get_ylim()[1] < 7
-    assert "Higher than 6.6, and not drawn: 2 of the losses." in texts
+    assert "Not drawn: 2 loss values higher than 6.6." in texts
+
+
+def test_the_losses_of_all_seeds_of_the_recommended_configuration_stand_out(draw: Any) -> None:
+    data = example_data()
+    recommended = next(row["mark"] for row in data["rows"] if row["recommended"])
+    curve = next(curve for curve in data["curves"] if curve["mark"] == recommended)
+    seeds = [{**curve, "mark": recommended + letter, "entry": recommended} for letter in "abc"]
+    data["curves"] = [other for other in data["curves"] if other is not curve] + seeds
+    figure, texts = draw(data)["losses.png"]
+    assert [line.get_linewidth() for line in figure.axes[0].lines[-4:]] == [0.9, 2.0, 2.0, 2.0]
+    assert {line.get_color() for line in figure.axes[0].lines[-3:]} == {png.ACCENT}
+    assert texts.count("recommended") == 1
 
 
 def test_no_text_leaves_its_picture_or_is_read_as_a_formula(draw: Any) -> None:

@@ -1,6 +1,6 @@
-"""The page's main charts as PNG files, for a paper or a slide. They draw the numbers of ``page_data`` and compute none.
+"""The page's main charts as PNG files, for a paper or a slide. They draw the numbers of ``page_data`` and add none.
 
-matplotlib lays out each chart; a text that could be long is cut before it is drawn.
+matplotlib lays out each chart; texts that can be long are cut before they are drawn.
 """
 
 import io
@@ -19,17 +19,17 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from lora_sweep.runs.files import write_atomic
 from sweep.text import count_noun, escape_controls
 
-Json = dict[str, Any]  # what page_data gives
+Json = dict[str, Any]  # the data of the page, from page_data
 
 # page.css's colours
 PAPER, INK, SOFT, LINE = "#fbfaf7", "#1d2429", "#626d75", "#e3e0d8"
 ACCENT, ACCENT_SOFT, TICK = "#0b6e69", "#d8ebe8", "#b4541a"
-FONT = "DejaVu Sans"  # matplotlib brings it, so that every machine draws the same
+FONT = "DejaVu Sans"  # matplotlib contains it, so that all machines draw the same picture
 STYLE: dict[Any, Any] = {
     "font.family": FONT,
     "font.size": 9,
     "text.color": INK,
-    "text.parse_math": False,  # a $ is a $
+    "text.parse_math": False,  # so that a $ is drawn as a $
     "axes.edgecolor": SOFT,
     "axes.facecolor": "none",
     "axes.grid": True,
@@ -38,24 +38,24 @@ STYLE: dict[Any, Any] = {
     "grid.color": LINE,
 }
 WIDTH_INCHES, DOTS_PER_INCH = 7.5, 200
-ROW_INCHES = 0.24  # of a chart with one line a row
-MAX_ROWS, MAX_LEVELS = 40, 8
+ROW_INCHES = 0.24  # height of a line in a chart with one line for each row
+MAX_ROWS, MAX_LEVELS = 40, 8  # drawn rows of a sweep, and contrasts of a factor
 MAX_LABEL, MAX_NAME = 30, 40  # characters
-RUNAWAY_FACTOR = 1.5  # a loss above this many times the highest first loss is outside the chart
+RUNAWAY_FACTOR = 1.5  # losses higher than this times the highest first loss are not drawn
 
 
 def write_pngs(data: Json, folder: Path) -> list[Path]:
     """Write each chart that has something to show; the same data give the same bytes.
 
     Args:
-        data: what ``page_data`` gives.
+        data: the data of the page, from ``page_data``.
 
     Returns:
-        The charts' files. The file of a chart that has nothing to show any more is deleted.
+        The paths of the charts. The old file of a chart that has nothing to show now is deleted.
     """
     written = []
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc changes no byte
+        matplotlib.rcdefaults()  # so that a matplotlibrc of the user changes nothing
         matplotlib.rcParams.update(STYLE)
         for name, draw in CHARTS.items():
             path, figure = folder / name, draw(data)
@@ -84,7 +84,7 @@ def is_in_font(character: str) -> bool:
 
 
 def cut_text(text: object, length: int) -> str:
-    """``text`` in one line of at most ``length`` characters that the font has."""
+    """``text`` on one line of at most ``length`` characters; those that the font lacks become U+FFFD."""
     line = " ".join(escape_controls(str(text)[:1000]).split())
     line = "".join(character if is_in_font(character) else "\ufffd" for character in line)
     return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
@@ -95,7 +95,7 @@ def is_number(value: object) -> bool:
 
 
 def new_chart(data: Json, title: str, height: float, notes: Sequence[str] = ()) -> tuple[Figure, Axes]:
-    """A figure of ``height`` inches with its title, the sweep's name and notes, and its axes."""
+    """A figure of ``height`` inches, with the title, the name of the sweep and notes; and its axes."""
     figure = Figure((WIDTH_INCHES, height), dpi=DOTS_PER_INCH, facecolor=PAPER, layout="constrained")
     axes = figure.subplots()
     figure.suptitle(title, x=0.01, ha="left", size=12, weight="bold")
@@ -108,7 +108,7 @@ def new_chart(data: Json, title: str, height: float, notes: Sequence[str] = ()) 
 
 
 def describe_role(row: Json) -> tuple[str, str, str, str]:
-    """How a row is drawn: its words in the legend, marker, colour and fill. The same in every chart."""
+    """How all charts draw a row: its text in the legend, its marker, colour and fill."""
     if row["kind"] == "baseline":
         return "baseline (untuned)", "s", TICK, TICK
     if row["recommended"]:
@@ -117,7 +117,12 @@ def describe_role(row: Json) -> tuple[str, str, str, str]:
 
 
 def draw_rows(axes: Axes, rows: Sequence[Json], places: Sequence[float], flat: bool) -> None:
-    """Each row's quality with its interval, at a place on the other axis: ``flat`` intervals lie on their side."""
+    """Draw the quality of each row with its interval.
+
+    Args:
+        places: the position of each row on the other axis.
+        flat: whether the intervals are horizontal.
+    """
     drawn: set[str] = set()
     for row, place in zip(rows, places, strict=True):
         role, marker, colour, fill = describe_role(row)
@@ -133,13 +138,13 @@ def draw_rows(axes: Axes, rows: Sequence[Json], places: Sequence[float], flat: b
 
 
 def select_rows(data: Json) -> tuple[list[Json], list[str]]:
-    """The rows that are drawn, the best first, and a note on the others."""
+    """The rows to draw, the best first, and notes on the rows that are left out."""
     scored = sorted((row for row in data["rows"] if is_number(row["quality"])), key=lambda row: -row["quality"])
     notes, rows = [], scored
     if len(scored) > MAX_ROWS:
-        must = [row for row in scored if row["recommended"] or row["kind"] == "baseline"][: MAX_ROWS // 2]
-        best = [row for row in scored if row not in must][: MAX_ROWS - len(must)]
-        rows = [row for row in scored if row in must or row in best]
+        required = [row for row in scored if row["recommended"] or row["kind"] == "baseline"][: MAX_ROWS // 2]
+        best = [row for row in scored if row not in required][: MAX_ROWS - len(required)]
+        rows = [row for row in scored if row in required or row in best]
         notes.append(f"The best {len(best)} of {len(scored):,} rows, beside the recommended one and the baselines.")
     without = [row for row in data["rows"] if not is_number(row["quality"])]
     if without:
@@ -153,7 +158,7 @@ def select_rows(data: Json) -> tuple[list[Json], list[str]]:
 
 
 def draw_ranking(data: Json) -> Figure | None:
-    """Quality with its interval, one line a row, the best on top."""
+    """The quality of each row with its interval: one line for each row, the best at the top."""
     rows, notes = select_rows(data)
     if not rows:
         return None
@@ -193,12 +198,12 @@ def draw_cost(data: Json) -> Figure | None:
 
 
 def spread_equal(costs: list[float]) -> list[float]:
-    """The costs, but equal ones a little apart, so that every row of the chart is seen."""
+    """The costs with equal ones a little apart, so that every row is visible."""
     return [cost * (1 + 0.04 * costs[:index].count(cost)) for index, cost in enumerate(costs)]
 
 
 def draw_effects(data: Json) -> Figure | None:
-    """The difference that each setting makes, with its interval; in colour where it excludes zero."""
+    """The difference that each setting makes, with its interval; in colour if the interval excludes zero."""
     contrasts = [
         (f"{cut_text(effect['factor'], 16)}: {cut_text(c['level'], 16)} − {cut_text(c['against'], 16)}", c)
         for effect in data["effects"]
@@ -223,23 +228,28 @@ def draw_effects(data: Json) -> Figure | None:
 
 
 def draw_losses(data: Json) -> Figure | None:
-    """The training losses of the drawn trials; the others are grey and have no name."""
+    """The training loss of each trial at its steps, in the colour of its row."""
     curves = [curve for curve in data["curves"] if any(map(is_number, curve["losses"]))]
     if not curves:
         return None
-    colours = {row["mark"]: (describe_role(row)[2], row["recommended"]) for row in data["rows"]}
+    rows = {row["mark"]: row for row in data["rows"]}
     figure, axes = new_chart(data, "Training loss", 4.2)
     first = [curve["losses"][0] for curve in curves if is_number(curve["losses"][0])]
     top = RUNAWAY_FACTOR * max(first, default=1.0)
+    label: str | None = "recommended"  # only once in the legend, also if the recommended row has several seeds
     for curve in curves:
-        colour, is_recommended = colours.get(curve["mark"], (SOFT, False))
+        row = rows.get(curve.get("entry", curve["mark"]))  # the row of the trial's configuration
         pairs = zip(curve["steps"], curve["losses"], strict=True)
         points = [(step, loss) for step, loss in pairs if is_number(loss) and loss <= top]
-        width, label = (2.0, "recommended") if is_recommended else (0.9, None)
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, alpha=0.8, label=label) if points else None
+        if points:
+            colour = describe_role(row)[2] if row else SOFT
+            (line,) = axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.9, alpha=0.8)
+            if row and row["recommended"]:
+                line.set(linewidth=2.0, label=label)
+                label = None
     outside = sum(is_number(loss) and loss > top for curve in curves for loss in curve["losses"])
     if outside:
-        words = f"Higher than {top:.1f}, and not drawn: {outside:,} of the losses."
+        words = f"Not drawn: {count_noun(outside, 'loss value')} higher than {top:.1f}."
         figure.supxlabel(words, x=0.01, ha="left", size=8, color=SOFT)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper right", fontsize=8, frameon=False)
