@@ -1,8 +1,8 @@
-"""Thresholds for many comparisons at once, by the bootstrap: how large is the largest of them when nothing is true?
+"""Thresholds for many comparisons at once, by the bootstrap: how large does the largest statistic get by chance?
 
-Everything works on matrices with one column per prompt. In each draw all rows get the same resampled prompts, so that
-the statistics are correlated as the rows are (Romano and Wolf 2005). Where ``loads`` are given, normal errors are added
-to the means of each draw: the noise of seeds.
+All functions work on matrices with one column per prompt. In each draw all rows get the same resampled prompts, so that
+the statistics are correlated as the rows are (Romano and Wolf 2005). The noise of seeds is simulated: normal errors are
+added to the means of each draw.
 """
 
 import math
@@ -17,17 +17,18 @@ CHUNK_DRAWS = 500  # draws at once: for 1,000 rows, 4 MB per array
 
 
 def bootstrap_best(data: Array, pairs: Array, seed_variances: Array, draws: int) -> float:
-    """The 95 % quantile of max over i of (mean of b* - mean of i) / s(b*, i); b* is the best row of the draw.
+    """The 95 % quantile of max over i of (mean of b* - mean of i) / s(b*, i), where b* is the best row of the draw.
 
-    The rows are centred first, so that all of them are equal in truth.
+    The rows are centred first, so that all true means are equal.
 
     Args:
-        data: [rows, prompts]
+        data: [rows, prompts], the scores.
         pairs: [rows, rows], s^2 / n of each pair of rows, see :func:`compute_pair_variances`.
         seed_variances: [rows], the variance that seeds add to the mean of each row.
+        draws: the number of bootstrap draws.
     """
     n = data.shape[1]
-    residuals = data - data.mean(axis=0)  # what a prompt adds to all rows cancels in every difference
+    residuals = data - data.mean(axis=0)  # the mean of a prompt cancels in every difference
     weight, correlation = estimate_shrinkage(residuals)
     sd = residuals.std(axis=1) / math.sqrt(n)
     independent = sd[:, None] ** 2 + sd**2 - 2 * correlation * sd[:, None] * sd  # [rows, rows]
@@ -45,8 +46,10 @@ def bootstrap_largest(values: Array, loads: Array, draws: int) -> float:
     """The 95 % quantile of max over the rows of |mean| / s. The rows are centred first.
 
     Args:
-        values: [rows, prompts]
-        loads: [rows, sources]; independent normal sources with deviation 1 are multiplied by it and added to the means.
+        values: [rows, prompts], scores or differences of scores.
+        loads: [rows, sources]; independent normal deviates, one for each source, are multiplied by it and added to the
+            means.
+        draws: the number of bootstrap draws.
     """
     n = values.shape[1]
     weight, correlation = estimate_shrinkage(values)
@@ -57,13 +60,13 @@ def bootstrap_largest(values: Array, loads: Array, draws: int) -> float:
 
 
 def draw_means(values: Array, loads: Array, weight: float, correlation: float, draws: int) -> Iterator[Array]:
-    """The means of the centred rows of ``values``, resampled: ``draws`` in all, [some draws, rows] at a time.
+    """Resample the means of the centred rows of ``values``: ``draws`` in all, [some draws, rows] at a time.
 
     Args:
         values: [rows, prompts]
-        loads: as in :func:`bootstrap_largest`, or [rows] where each row has one source.
-        weight, correlation: from :func:`estimate_shrinkage`. ``weight`` of the variance is drawn from normal deviates
-            with one ``correlation`` between any two rows, the rest from the prompts.
+        loads: as in :func:`bootstrap_largest`, or [rows] if each row has one source.
+        weight, correlation: from :func:`estimate_shrinkage`. The share ``weight`` of the variance is drawn from normal
+            deviates with the same ``correlation`` between any two rows, the rest from the prompts.
     """
     n = values.shape[1]
     centred = math.sqrt(1.0 - weight) * (values - values.mean(axis=1, keepdims=True)).T  # [prompts, rows]
@@ -81,12 +84,13 @@ def draw_means(values: Array, loads: Array, weight: float, correlation: float, d
 
 
 def estimate_shrinkage(values: Array) -> tuple[float, float]:
-    """How far to draw the correlations between rows towards their mean (0 to 1), and that mean.
+    """The weight (0 to 1) with which to shrink the correlations between rows towards their mean, and that mean.
 
-    With few prompts, the correlations of many rows differ mostly by chance, and a threshold that believes them is too
-    small: from 12 prompts the 95 % quantile for 100 equal rows was 3.7 where 4.3 is true, and a tied group that should
-    hold all of 20 rows in 95 % of sweeps held them in 90 %. The weight is their summed variance divided by their summed
-    squares (Schäfer and Strimmer 2005, equation 8, with the target of Ledoit and Wolf 2003).
+    With few prompts, the correlations of many rows differ mostly by chance, and a threshold computed from them is too
+    small: with 12 prompts the 95 % quantile for 100 equal rows came out as 3.7 (the true value is 4.3), and a tied
+    group that should hold all of 20 rows in 95 % of sweeps held them in 90 %. The weight is the summed
+    variance of the correlations divided by their summed squares (Schäfer and Strimmer 2005, equation 8, with the target
+    of Ledoit and Wolf 2003).
 
     Args:
         values: [rows, prompts]
@@ -107,16 +111,16 @@ def estimate_shrinkage(values: Array) -> tuple[float, float]:
 
 
 def compute_pair_variances(data: Array) -> Array:
-    """s^2 / n of the paired differences of each two rows, [rows, rows]; equal differences give exactly zero."""
+    """s^2 / n of the paired differences of any two rows, [rows, rows]; exactly zero if all differences are equal."""
     variances = np.array([(row - data).var(axis=1, ddof=1) for row in data]) / data.shape[1]
     return np.where(variances <= (1e-9 * np.abs(data).max()) ** 2, 0.0, variances)
 
 
 def take_upper_quantile(largest: Array) -> float:
-    """The LEVEL quantile of the draws plus two of its standard errors, so that luck seldom makes it too small.
+    """The LEVEL quantile of the draws plus two of its standard errors, so that it is seldom too small by chance.
 
-    It is never smaller than the threshold of one comparison. Means of three resampled values cannot be as far from the
-    truth as normal ones: without this, 3 prompts told two equal rows apart in 10 % of sweeps.
+    It is never smaller than the threshold for a single comparison: the resampled mean of three values cannot be as far
+    from the truth as a normal deviate, and without this limit 3 prompts told two equal rows apart in 10 % of sweeps.
     """
     error = math.sqrt(LEVEL * (1.0 - LEVEL) / largest.size)
     single = float(ndtri(0.5 + LEVEL / 2))

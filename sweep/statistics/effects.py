@@ -1,7 +1,7 @@
 """What one varied hyperparameter (a factor) changes on average over all others, and whether two of them interact.
 
-A context is one choice of all other hyperparameters. Every context has every level of the factor, so that no level is
-compared on other trials than its neighbour.
+A context is one choice of all other hyperparameters. Every context has every level of the factor, so that all levels
+are compared in the same contexts.
 """
 
 import math
@@ -17,9 +17,9 @@ from sweep.statistics.simultaneous import estimate_together
 
 @dataclass(frozen=True)
 class Effect:
-    """The mean of each level of a factor, and the difference of each level but the first to the first.
+    """The mean of each level of a factor, and its contrasts: the differences of the other levels to the first.
 
-    The intervals of the differences (``contrasts``) hold all together.
+    The intervals of the contrasts hold all together.
     """
 
     levels: list[Estimate]
@@ -32,11 +32,11 @@ class Interaction:
 
     Attributes:
         cells: [levels of the first factor][levels of the second]
-        is_visible: whether the interval of ``difference``, which holds together with those of all other cells, leaves
-            out zero.
+        is_visible: whether the interval of ``difference`` excludes zero. The intervals of all cells' differences of
+            differences hold together.
         difference: (cell [a, b] - cell [0, b]) - (cell [a, 0] - cell [0, 0]): how much more level a of the first factor
             changes at level b of the second than at its first level.
-        cell: (a, b)
+        cell: (a, b), the levels with the clearest difference of differences.
     """
 
     cells: list[list[Estimate]]
@@ -57,8 +57,8 @@ def estimate_effect(
 
     Args:
         blocks: [contexts, levels, prompts]
-        seeds: [contexts, levels], how many trainings each row of scores is the mean of.
-        scale, is_share: as in ``mean_interval``.
+        seeds: [contexts, levels], how many trainings each row of scores is averaged over.
+        scale, is_share: see :func:`lora_sweep.scoring.intervals.mean_interval`.
     """
     values, shares = average_contexts(blocks, seeds)
     levels = [
@@ -82,8 +82,8 @@ def estimate_interaction(
 
     Args:
         cells: [contexts, levels of a, levels of b, prompts], with two levels or more of each factor.
-        seeds: [contexts, levels of a, levels of b], how many trainings each row of scores is the mean of.
-        scale, is_share: as in ``mean_interval``.
+        seeds: [contexts, levels of a, levels of b], how many trainings each row of scores is averaged over.
+        scale, is_share: see :func:`lora_sweep.scoring.intervals.mean_interval`.
     """
     values, shares = average_contexts(cells, seeds)  # [a, b, prompts], [a, b]
     means = [
@@ -100,7 +100,10 @@ def estimate_interaction(
 
 
 def average_contexts(blocks: ArrayLike, seeds: ArrayLike) -> tuple[Array, Array]:
-    """Means over the first axis and their shares of seed noise, the same for any order of the contexts."""
+    """Means over the contexts, and the factor by which the variance of seeds enters each mean.
+
+    Both are the same to the last bit for any order of the contexts.
+    """
     values, counts = np.asarray(blocks, dtype=np.float64), np.asarray(seeds, dtype=np.float64)
     shares = np.sort(1.0 / counts, axis=0).sum(axis=0) / len(counts) ** 2
     return np.sort(values, axis=0).sum(axis=0) / len(values), shares

@@ -9,9 +9,9 @@ means, is
                                    x        1 / seeds of the configuration, summed over both for a difference;
                                             0 for a baseline, which no seed changes
 
-with Satterthwaite's degrees of freedom. Everything here is a pure function of arrays: it knows no rows, files or
-names. All intervals have the confidence LEVEL, all draws have a fixed seed, and no number depends on the order of the
-configurations, to the last bit: what is drawn or summed over them is taken in the order of their scores.
+with Satterthwaite's degrees of freedom. All functions are pure functions of arrays. All intervals have the confidence
+LEVEL, and all draws have a fixed seed. No number depends on the order of the configurations, not even in its last bit,
+because draws and sums over configurations are made in the order of their scores.
 """
 
 import math
@@ -38,7 +38,7 @@ Side: TypeAlias = Literal["better", "worse", "undecided"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval; the interval is None where one prompt says nothing about the noise."""
+    """A number and its interval; the ends are None if too few prompts show how large the noise is."""
 
     value: float
     low: float | None
@@ -54,11 +54,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """The noise that seeds add to a configuration's mean, from the configurations with two seeds or more.
+    """The noise that seeds add to the mean of a configuration, measured on configurations with two or more seeds.
 
     Attributes:
-        between: variance of the means of one configuration's seeds.
-        within: the part of ``between`` that the noise of the prompts causes; the variance over prompts holds it too.
+        between: variance of the means of the seeds of one configuration.
+        within: the part of ``between`` that comes from the prompts; the variance over prompts contains it already.
         between_df, within_df: degrees of freedom of the two.
     """
 
@@ -69,7 +69,7 @@ class SeedNoise:
 
     @property
     def variance(self) -> float:
-        """sigma^2. It is cut at zero: the estimate of a small variance falls below zero half of the time."""
+        """sigma^2, at least zero: the estimate of a very small variance is negative half of the time."""
         return max(0.0, self.between - self.within)
 
 
@@ -77,10 +77,10 @@ def estimate_seed_noise(runs: Sequence[ArrayLike]) -> SeedNoise | None:
     """Pool the noise of seeds over configurations, by an analysis of variance: score = prompt + seed + rest.
 
     Args:
-        runs: the scores of each configuration, [seeds, prompts].
+        runs: for each configuration its scores, [seeds, prompts]; all have the same prompts.
 
     Returns:
-        None where no configuration has two seeds.
+        None if no configuration has two seeds.
     """
     between, within, seeds_df, rest_df = [], [], 0, 0
     for run in runs:
@@ -107,9 +107,9 @@ def estimate_mean(
 
     Args:
         scores: [prompts]
-        seeds: how many trainings the scores are means of; math.inf for a baseline.
-        noise: without it the interval is the one of ``mean_interval``; with it, see :func:`widen_interval`.
-        scale, is_share: as in ``mean_interval``.
+        seeds: how many trainings the scores are averaged over; math.inf for a baseline.
+        noise: if given, the interval is widened by it, see :func:`widen_interval`.
+        scale, is_share: see :func:`lora_sweep.scoring.intervals.mean_interval`.
     """
     values = np.asarray(scores, dtype=np.float64)
     value = compute_mean(values)
@@ -129,7 +129,10 @@ def estimate_difference(
 ) -> Estimate:
     """The mean of ``a`` minus the mean of ``b``, both [prompts] on the same prompts.
 
-    For one comparison that was chosen beforehand: its interval makes no allowance for several comparisons.
+    The interval is for a single comparison that was chosen before the scores were seen.
+
+    Args:
+        seeds: how many trainings ``a`` and ``b`` are averaged over; math.inf for a baseline.
     """
     values = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     value = compute_mean(values)
@@ -144,7 +147,7 @@ def estimate_difference(
 
 
 def count_wins(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
-    """The prompts on which ``a`` scores more than ``b``, the same, and less; both [prompts]."""
+    """On how many prompts ``a`` scores more than ``b``, the same, and less; both [prompts]."""
     ours, theirs = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     same = np.isclose(ours, theirs, rtol=1e-9, atol=1e-9)
     return int((~same & (ours > theirs)).sum()), int(same.sum()), int((~same & (ours < theirs)).sum())
@@ -155,11 +158,12 @@ def widen_interval(
 ) -> Interval:
     """Add the noise of seeds to the interval of a mean.
 
-    Student's interval with both noises is longer than Student's interval with the noise of the prompts alone. The
-    square of each half of the given interval grows by the difference of their squares.
+    Student's margin with both kinds of noise is larger than Student's margin with the noise of the prompts alone. The
+    square of each side of the given interval grows by the difference of the squares of these two margins.
 
     Args:
-        values: [prompts], the scores that the mean is of.
+        value, low, high: the mean and the ends of its interval.
+        values: [prompts], the scores with this mean.
         share: x in the formula of this module.
     """
     if noise is None or share == 0.0:
@@ -178,8 +182,9 @@ def add_seed_variance(prompts: Array, n: int, shares: Array, noise: SeedNoise | 
     The degrees of freedom are Satterthwaite's for prompts + x * (between - within), and at least one.
 
     Args:
-        prompts: [means], the variances that ``n`` prompts cause.
-        shares: [means], x in the formula of this module.
+        prompts: [means], s^2 / n in the formula of this module.
+        n: the number of prompts.
+        shares: [means], x in the formula.
     """
     if noise is None:
         return prompts, np.full(prompts.shape, n - 1.0)
@@ -194,9 +199,9 @@ def add_seed_variance(prompts: Array, n: int, shares: Array, noise: SeedNoise | 
 def bound_difference(value: float, margin: float, n: int, comparisons: int) -> tuple[float | None, float | None]:
     """The interval of a difference: ``value`` plus and minus ``margin``.
 
-    A difference that is the same on every prompt has no variance, so its margin is zero. It counts as certain from as
-    many prompts as a sign test needs (2 * 0.5^n below 1 - LEVEL, divided by the number of comparisons); on fewer
-    prompts nothing is known about it.
+    A difference that is the same on every prompt has no variance, so its margin is zero. It counts as certain if there
+    are as many prompts as a sign test needs: 2 * 0.5^n is at most 1 - LEVEL divided by the number of comparisons. With
+    fewer prompts the interval is unknown.
     """
     if margin == 0.0 and value != 0.0 and comparisons * 2 * 0.5**n > 1.0 - LEVEL:
         return None, None

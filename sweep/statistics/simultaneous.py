@@ -1,8 +1,8 @@
-"""Comparisons whose intervals hold all together: with the best, with baselines, and of the differences in between.
+"""Simultaneous comparisons, with intervals that hold all together: with the best, with baselines, and of effects.
 
-A threshold is the 95 % quantile of the largest studentised statistic (:mod:`sweep.statistics.bootstrap`). For small
-samples it is carried over to Student's distribution: t^-1(Phi(c)). Everything is paired: the same column is the same
-prompt in every row.
+A threshold c is the 95 % quantile of the largest studentised statistic (:mod:`sweep.statistics.bootstrap`). For small
+samples it is converted to Student's distribution: t^-1(Phi(c)). Everything is paired: a column is the same prompt in
+every row.
 """
 
 import math
@@ -28,9 +28,9 @@ class TiedGroup:
 
     Attributes:
         best: index of the highest mean.
-        tied: of each configuration, whether it is in the group.
-        gaps: the mean of each configuration minus the best of the others' means. The intervals hold all together. A
-            configuration that is not tied has an interval that lies below zero as a whole.
+        tied: for each configuration, whether it is in the group.
+        gaps: for each configuration, its mean minus the highest mean of the others. The intervals hold all together. If
+            a configuration is not tied, its whole interval lies below zero.
     """
 
     best: int
@@ -44,13 +44,13 @@ def find_tied_group(
     """The group tied with the best: multiple comparisons with the best (Hsu 1981), by bootstrapping the maximum.
 
     In each draw of the centred means one configuration, b*, is the best; the statistic of the draw is the largest of
-    (mean of b* - mean of i) / s(b*, i) over all i. With c, its 95 % quantile, configuration i is tied where the best is
-    at most c * s ahead of it. So where all configurations are equal, all of them are in the group in 95 % of sweeps; c
-    allows for the best having been picked after its score was seen.
+    (mean of b* - mean of i) / s(b*, i) over all i. Let c be its 95 % quantile: configuration i is tied if the best
+    is at most c * s ahead of it. So if all configurations are equal, all of them are in the group in 95 % of sweeps.
+    The best is picked after its score was seen; c allows for that.
 
     Args:
         scores: [configurations, prompts]
-        seeds: how many trainings each row is the mean of; math.inf for a baseline.
+        seeds: how many trainings each row is averaged over; math.inf for a baseline.
     """
     matrix, counts = np.asarray(scores, dtype=np.float64) + 0.0, np.asarray(seeds, dtype=np.float64)
     order = np.lexsort([counts, *matrix.T[::-1]])
@@ -85,7 +85,7 @@ def compare_with_baselines(
     Args:
         scores: [configurations, prompts]
         baselines: [configurations, prompts]; row i is the baseline of configuration i.
-        seeds: how many trainings each row of ``scores`` is the mean of.
+        seeds: how many trainings each row of ``scores`` is averaged over.
     """
     matrix = np.asarray(scores, dtype=np.float64) - np.asarray(baselines, dtype=np.float64) + 0.0
     counts = np.asarray(seeds, dtype=np.float64)
@@ -97,8 +97,10 @@ def compare_with_baselines(
 
 
 def decide_verdict(is_tied: bool, versus_baseline: Estimate | None) -> Verdict | None:
-    """``no gain``: not shown to differ from the baseline. ``high``: better than the baseline and tied with the best.
-    ``low``: behind the best, or worse than the baseline. None for a tied configuration without a baseline.
+    """The verdict on a configuration.
+
+    ``no gain``: it is not shown to differ from its baseline. ``high``: it is better than its baseline and tied with the
+    best. ``low``: it is behind the best, or worse than its baseline. None: it is tied and has no baseline.
     """
     if versus_baseline is not None and versus_baseline.side == "undecided":
         return "no gain"
@@ -108,11 +110,11 @@ def decide_verdict(is_tied: bool, versus_baseline: Estimate | None) -> Verdict |
 
 
 def estimate_together(values: Array, loads: Array, noise: SeedNoise | None, draws: int) -> list[Estimate]:
-    """The mean of each row of ``values``, with intervals that all hold together in LEVEL of sweeps.
+    """The mean of each row of ``values``, with intervals that hold all together in a share LEVEL of sweeps.
 
     Args:
-        values: [comparisons, prompts]
-        loads: [comparisons, sources of seed noise], how much of the deviation of each source a comparison has.
+        values: [comparisons, prompts], differences of scores.
+        loads: [comparisons, sources of seed noise], the factors of the sources' deviations in each comparison.
     """
     m, n = values.shape
     means = [compute_mean(row) for row in values]
@@ -128,7 +130,7 @@ def estimate_together(values: Array, loads: Array, noise: SeedNoise | None, draw
 
 
 def compute_margins(c: float, prompts: Array, n: int, shares: Array, noise: SeedNoise | None) -> Array:
-    """Half the length of each interval, [comparisons].
+    """Half the width of each interval, [comparisons].
 
     Args:
         c: the threshold, as a quantile of the normal distribution.
@@ -140,11 +142,13 @@ def compute_margins(c: float, prompts: Array, n: int, shares: Array, noise: Seed
 
 
 def measure_lead(ahead: Array, margins: Array, best: int) -> Estimate:
-    """The gap of the best configuration to the best of the others, for any of them that may be it.
+    """By how much the best configuration is ahead of the best of the others.
+
+    Any of the others can be the best of them in truth, so each end of the interval is the lowest over the others.
 
     Args:
         ahead: [configurations], by how much the best is ahead of each.
-        margins: [configurations], of these differences.
+        margins: [configurations], the margins of these differences.
     """
     others = np.arange(ahead.size) != best
     gaps, reach = ahead[others], margins[others]
@@ -152,5 +156,5 @@ def measure_lead(ahead: Array, margins: Array, best: int) -> Estimate:
 
 
 def restore_order(values: list[T], order: NDArray[np.intp]) -> list[T]:
-    """Values that were taken in the order of the indices ``order``, back in the order of the caller."""
+    """Put ``values`` back into the caller's order; ``order`` holds the caller's index of each value."""
     return [value for _, value in sorted(zip(order.tolist(), values, strict=True), key=lambda pair: pair[0])]

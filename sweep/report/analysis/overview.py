@@ -1,6 +1,6 @@
-"""What is true of a whole sweep: its facts, its provenance, and where its rows differ though they should not.
+"""Facts about a whole sweep, its provenance, and differences between rows that should be equal.
 
-A fact is (label, text). Where rows differ, the text lists their values.
+A fact is (label, text). If rows have different values, the text lists all of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -58,7 +58,7 @@ def list_provenance(sweep: Sweep) -> list[Fact]:
 
 
 def list_differences(sweep: Sweep) -> list[tuple[str, list[Fact]]]:
-    """What should have one value and has several: (name, [(value, the rows that have it)])."""
+    """Every property with several values that should have one: (name, [(value, the rows that have it)])."""
     differences = []
     for name, marks_by_value in find_differences(sweep, [trial.summary for trial in sweep.trials]).items():
         present = sweep.sources.get(name, [])
@@ -69,7 +69,7 @@ def list_differences(sweep: Sweep) -> list[tuple[str, list[Fact]]]:
 
 
 def name_scorer(sweep: Sweep) -> str:
-    """The scorer that computes the quality; an older sweep has the one for texts."""
+    """The scorer that computes the quality; ``text`` for an older sweep, which does not record it."""
     return join_settings(list_configs(sweep), "eval.scorer") or "text"
 
 
@@ -88,7 +88,7 @@ def describe_data(sweep: Sweep) -> str:
 
 
 def describe_source(group: Config) -> str | None:
-    """``catalogue (bioregistry==0.15.6)``; of a path only its last part, for a report names no folders."""
+    """``catalogue (bioregistry==0.15.6)``. A path is shown as its last part, because a report names no folders."""
     if group.get("path"):
         source = str(group["path"]).replace("\\", "/").rstrip("/").rpartition("/")[2]
     elif group.get("hub_id"):
@@ -103,13 +103,13 @@ def describe_source(group: Config) -> str | None:
 
 
 def count_parameters(training: TrialResult) -> str | None:
-    """The parameters of a baseline, whose total holds no adapter."""
+    """The number of parameters of the base; only a baseline tells it, because its total includes no adapter."""
     total = training.total_params if training.kind == "baseline" else None
     return None if total is None else f"{format_count(total)} parameters ({format_millions(total)})"
 
 
 def fill_counts(sweep: Sweep, words: str) -> str:
-    """``words`` filled in from the data counts of each trial that has all of its numbers."""
+    """``words`` with its placeholders replaced by the counts of each trial that has recorded all of them."""
     texts = []
     for training in list_trainings(sweep):
         counts = {key: format_count(value) for key, value in vars(training.data).items() if isinstance(value, int)}
@@ -130,7 +130,7 @@ def describe_dropped_rows(sweep: Sweep) -> str:
 
 
 def describe_training(sweep: Sweep) -> str:
-    """The settings of training that no column shows, or that all rows share."""
+    """The settings of training; a setting with several values lists them."""
     configs = list_configs(sweep, "trial")
     steps = join_values(format_count(item.summary.steps) for item in sweep.trials if item.summary.steps is not None)
     names = {
@@ -192,7 +192,7 @@ def describe_failed_attempts(sweep: Sweep) -> str:
 
 
 def describe_attempts(record: TrialRecord) -> str:
-    """What went wrong before a trial ended as it did; "" for nothing."""
+    """What went wrong before the trial ended; "" if nothing did."""
     step = record.training.resumed_from
     parts = [
         ("its worker died {}", count_times(record.training.setbacks)),

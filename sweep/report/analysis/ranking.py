@@ -1,8 +1,8 @@
-"""Which configurations are tied with the best, which one to use, and how many trials came to what end.
+"""Which configurations are tied with the best, which one to use, and how many trials have which status.
 
-Decides which configurations are ranked, and writes the sentences about them. It recommends the cheapest configuration
-of the tied group, not the one with the highest mean: of twenty equal configurations on fifty prompts, the highest looks
-8 to 11 points better than it is.
+This module decides which configurations are ranked, and writes the sentences about them. It recommends the cheapest
+configuration of the tied group and not the one with the highest mean: among twenty equal configurations scored on fifty
+prompts, the highest mean looks 8 to 11 points better than it is.
 """
 
 import math
@@ -24,15 +24,15 @@ SINGLE_SEED = "single seed: ranking not established"
 
 @dataclass(frozen=True)
 class Ranking:
-    """The configurations compared, and what follows from it.
+    """The comparison of a sweep, and the recommendation that follows from it.
 
     Attributes:
         tied: the group tied with the best, the cheapest first.
-        recommended: the one to use; None where nothing is ranked.
-        baseline: the baseline of the recommended one.
-        choice: the recommendation in a sentence, or why there is none.
-        rivals: a sentence on the group that it is the cheapest of; "" where there is none.
-        notes: what limits the recommendation, a sentence each.
+        recommended: the configuration to use; None if nothing is ranked.
+        baseline: the baseline of the recommended configuration.
+        choice: the recommendation in a sentence, or the reason why there is none.
+        rivals: how the recommended configuration stands among the other ranked ones; "" if nothing is ranked.
+        notes: sentences on what limits the recommendation.
     """
 
     comparison: Comparison
@@ -77,7 +77,7 @@ def rank(sweep: Sweep) -> Ranking:
 
 
 def measure_cost(standing: Standing) -> tuple[float, ...]:
-    """Trainable parameters, then memory, then time; what is unknown costs most."""
+    """The cost to sort by: trainable parameters, then memory, then time. An unknown cost counts as the highest."""
     summary = standing.summary
     costs = (summary.trainable_params, summary.peak_memory_bytes, summary.train_seconds)
     return tuple(math.inf if cost is None else cost for cost in costs)
@@ -87,7 +87,7 @@ def measure_cost(standing: Standing) -> tuple[float, ...]:
 
 
 def find_obstacle(sweep: Sweep, ranked: list[Configuration]) -> str:
-    """Why the configurations cannot be compared, as a sentence; "" where they can."""
+    """A sentence on why the configurations cannot be compared; "" if they can."""
     unclear = find_unclear_sources(sweep, ranked)
     if unclear:
         names = " and of ".join(escape_controls(name) for name in unclear)
@@ -102,7 +102,7 @@ def find_obstacle(sweep: Sweep, ranked: list[Configuration]) -> str:
 
 
 def find_unclear_sources(sweep: Sweep, ranked: list[Configuration]) -> list[str]:
-    """Names of models and data that stand for several sources, where an older sweep's file has not recorded one."""
+    """Names of models and data that stand for several sources, if the sweep's file does not record the present one."""
     differences = find_differences(sweep, [trial.summary for trial in list_scored(ranked)])
     return [name for name in differences if name.startswith(SOURCE_PREFIXES) and name not in sweep.sources]
 
@@ -112,8 +112,8 @@ def list_scored(configurations: list[Configuration]) -> list[Trial]:
 
 
 def is_evaluated_differently(sweep: Sweep) -> bool:
-    """Whether complete rows answered other prompts, or the same ones under other limits."""
-    ignored = ("quant", "batch_size", "baseline_templates")  # these change no text, or are shown as columns
+    """Whether complete rows answered different prompts, or the same prompts under different limits."""
+    ignored = ("quant", "batch_size", "baseline_templates")  # they change no text, or the table has a column for them
     present = [trial for trial in sweep.trials if trial.record.status == "complete" and not trial.summary.is_outdated]
     configs = [trial.record.config.get("eval") for trial in present]
     settings = [{k: v for k, v in config.items() if k not in ignored} for config in configs if isinstance(config, dict)]
@@ -121,7 +121,7 @@ def is_evaluated_differently(sweep: Sweep) -> bool:
 
 
 def is_asked_differently(ranked: list[Configuration]) -> bool:
-    """Whether one prompt id stands for several prompts, as under another data.split_seed or in other data."""
+    """Whether one prompt id stands for several prompts, for example because data.split_seed or the data changed."""
     prompts: dict[str, list[object]] = {}
     for trial in (trial for configuration in ranked for trial in configuration.trials):
         for line in trial.record.generations:
@@ -135,7 +135,7 @@ def is_asked_differently(ranked: list[Configuration]) -> bool:
 
 
 def describe_choice(chosen: Standing, baseline: Trial | None, tied: list[Standing]) -> str:
-    """The recommendation, with its mean and what it gains."""
+    """The recommendation, with its mean and its gain over the baseline."""
     summary, quality = chosen.summary, chosen.quality
     assert quality is not None
     interval = format_interval(OBJECTIVE, quality.low, quality.high)
@@ -157,14 +157,14 @@ def describe_choice(chosen: Standing, baseline: Trial | None, tied: list[Standin
 
 
 def describe_gain(gain: Estimate, baseline: str = "") -> str:
-    """``9.0 above its baseline, row B1 (baseline 4bit) (difference [2.3, 15.6])``; no interval where none is known."""
+    """``9.0 above its baseline, row B1 (baseline 4bit) (difference [2.3, 15.6])``, without an unknown interval."""
     side, interval = "above" if gain.value >= 0 else "below", format_interval(OBJECTIVE, gain.low, gain.high)
     difference = f" (difference {interval})" if interval else ""
     return f"{format_metric(OBJECTIVE, abs(gain.value))} {side} its baseline{baseline}{difference}"
 
 
 def describe_rivals(chosen: Standing, tied: list[Standing], comparison: Comparison) -> str:
-    """How many rows the chosen one is the cheapest of, and which row has the highest mean."""
+    """How many rows are tied with the chosen one, and which row has the highest mean."""
     assert comparison.best is not None
     best = comparison.standings[comparison.best]
     ranked = count_noun(len(comparison.ranked), "ranked row")
@@ -177,22 +177,22 @@ def describe_rivals(chosen: Standing, tied: list[Standing], comparison: Comparis
     if best is chosen:
         return f"{text}, and has the highest mean." if has_single_best(comparison) else f"{text}."
     assert best.quality is not None
-    mine, its = chosen.summary.trainable_params, best.summary.trainable_params
+    chosen_params, best_params = chosen.summary.trainable_params, best.summary.trainable_params
     cost = ""
-    if mine and its and mine != its:
-        cost = f", which trains {format_count(its)} parameters instead of {format_count(mine)}"
+    if chosen_params and best_params and chosen_params != best_params:
+        cost = f", which trains {format_count(best_params)} parameters instead of {format_count(chosen_params)}"
     mean = format_metric(OBJECTIVE, best.quality.value)
     return f"{text}. The highest mean, {mean}, is that of {name_row(best.summary)}{cost}."
 
 
 def has_single_best(comparison: Comparison) -> bool:
-    """Whether no other ranked row has the mean of the best one."""
+    """Whether exactly one ranked row has the highest mean."""
     means = [standing.quality.value for standing in comparison.ranked_standings if standing.quality]
     return means.count(max(means, default=0.0)) == 1
 
 
 def describe_noise(comparison: Comparison) -> str:
-    """Which noise the intervals allow for."""
+    """A sentence on which noise the intervals allow for."""
     seeds = sorted({standing.seeds for standing in comparison.ranked_standings})
     if comparison.noise is None:
         return (
@@ -211,11 +211,11 @@ def describe_noise(comparison: Comparison) -> str:
 def describe_outdated(summaries: list[TrialSummary]) -> list[str]:
     """``2 rows were made from other data and are not ranked.``"""
     counts = Counter(describe_other_sources(list(summary.drift)) for summary in summaries)
-    verbs = {True: ("row was", "is"), False: ("rows were", "are")}
-    words = ((count, *verbs[count == 1], sources) for sources, count in counts.items())
-    return [
-        f"{count} {rows_were} made from {sources} and {are} not ranked." for count, rows_were, are, sources in words
-    ]
+    notes = []
+    for sources, count in counts.items():
+        subject, verb = ("row was", "is") if count == 1 else ("rows were", "are")
+        notes.append(f"{count} {subject} made from {sources} and {verb} not ranked.")
+    return notes
 
 
 def note_makers(sweep: Sweep, ranked: list[Configuration]) -> str:

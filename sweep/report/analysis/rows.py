@@ -17,11 +17,11 @@ from sweep.report.analysis.load import Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRow(TrialSummary):
-    """One trial, or one configuration, with what the comparison says about it.
+    """One trial or one configuration, with the results of the comparison.
 
     Attributes:
-        trial: the trial; of a configuration, the first one.
-        baseline: the trial's baseline; None for a baseline.
+        trial: the trial; for a configuration, its first trial.
+        baseline: the baseline of the trial; None for a baseline.
         is_recommended: whether it is the configuration to use.
         quality_ci_low, quality_ci_high: the 95 % interval of the quality.
         delta_baseline, delta_best: differences of means to the baseline and to the best.
@@ -79,7 +79,7 @@ def make_configuration_row(sweep: Sweep, standing: Standing, is_recommended: boo
 
 
 def make_trial_row(sweep: Sweep, standing: Standing, trial: Trial, is_share: bool) -> ReportRow:
-    """The row of one of several seeds: its interval is over its own prompts, its verdict is the configuration's."""
+    """The row of one of several seeds: it has the interval of the trial and the verdict of the configuration."""
     interval = mean_interval(list(read_scores(trial.record).values()), SCALE, is_share)
     return make_row(sweep, standing, trial.summary, trial, interval, measure_forgetting(sweep, trial))
 

@@ -1,7 +1,4 @@
-"""The cells of the report's tables and the names of its rows as text, the same in every format.
-
-Knows nothing of files or of markup.
-"""
+"""The cells of the report's tables and the names of its rows as plain text, the same in every format."""
 
 from collections.abc import Sequence
 
@@ -29,10 +26,10 @@ DEFAULT_DIGITS = 3  # of a metric that is not in METRICS
 
 
 def explain_metric(name: str, scorer: str = "text") -> str:
-    """What a metric means and whether higher is better; "" for one that is not known here.
+    """What a metric means and whether higher is better; "" for a metric without a description.
 
     Args:
-        scorer: what computes the quality.
+        scorer: the name of the scorer that computes the quality.
     """
     meaning, is_higher_better = {**METRICS, **SCORER_METRICS}.get(name, ("", None))
     if name == "quality" and scorer != "text":
@@ -41,18 +38,18 @@ def explain_metric(name: str, scorer: str = "text") -> str:
 
 
 def format_metric(key: str, value: Number | None) -> str:
-    """A number in the digits of its column."""
+    """A number with the digits of its column."""
     digits = find_column(key).digits
     return format_decimals(value, DEFAULT_DIGITS if digits is None else digits)
 
 
 def format_interval(key: str, low: float | None, high: float | None) -> str:
-    """``[14.0, 22.5]`` in the digits of the column; "" where it is not known."""
+    """``[14.0, 22.5]`` with the digits of the column; "" if the interval is unknown."""
     return "" if low is None or high is None else f"[{format_metric(key, low)}, {format_metric(key, high)}]"
 
 
 def format_change(key: str, value: float | None) -> str:
-    """A difference with its sign; without one where it rounds to zero."""
+    """A difference with its sign, and without a sign if it rounds to zero."""
     if value is None:
         return UNKNOWN
     text = format_metric(key, value).lstrip("-")
@@ -75,7 +72,7 @@ def format_modules(modules: Sequence[object] | None) -> str:
 
 
 def format_cell(row: ReportRow, key: str) -> str:
-    """One cell of the summary, as text without markup."""
+    """One cell of the summary table, without markup."""
     if key == "targets":
         return describe_baseline(row) if row.is_baseline else describe_targets(row)
     if key == "status":
@@ -93,7 +90,7 @@ def format_cell(row: ReportRow, key: str) -> str:
 
 
 def describe_status(row: TrialSummary) -> str:
-    """``complete, other data`` for a row that was made from other data than its sweep has now."""
+    """``complete, other data`` for a row that was made from other data than the sweep has now."""
     seeds = f"without {count_noun(row.missing_seeds, 'seed')}" if row.missing_seeds else ""
     return ", ".join(
         part for part in (format_setting(row.status), seeds, describe_other_sources(list(row.drift))) if part
@@ -101,7 +98,7 @@ def describe_status(row: TrialSummary) -> str:
 
 
 def choose_tone(row: TrialSummary) -> str:
-    """``good``, ``bad`` or ``wait``: a class of the page's styles."""
+    """The class of a status in page.css: ``good``, ``bad`` or ``wait``."""
     if row.is_complete:
         return "wait" if row.is_outdated else "good"
     return "bad" if row.status in STATUSES else "wait"
@@ -114,7 +111,7 @@ def describe_baseline(row: TrialSummary) -> str:
 
 
 def describe_targets(row: TrialSummary) -> str:
-    """``attn: q_proj, v_proj``; a list of modules that was typed is not repeated."""
+    """``attn: q_proj, v_proj``, or only the modules if the targets are a list of modules themselves."""
     modules = format_modules(row.target_modules)
     if isinstance(row.targets, list):
         return modules or format_modules(row.targets)

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 from lora_sweep.scoring.metrics import METRICS
 from sweep.text import escape_controls
 
-Unit: TypeAlias = Literal["", "parameters", "seconds", "bytes", "change"]  # change: a difference, with its sign
+Unit: TypeAlias = Literal["", "parameters", "seconds", "bytes", "change"]  # a "change" is a difference with its sign
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class ReportColumn:
     """One column.
 
     Attributes:
-        key: of the row's value, and the header in report.csv.
-        header: in every other table.
-        digits: after the decimal point; None for a setting or a text, which is written as it is.
-        terminal_header: a shorter one, for a terminal's width.
+        key: the name of the value in a row, which is also the header in report.csv.
+        header: the header in every other table.
+        digits: digits after the decimal point; None for a setting or a text, which is written unchanged.
+        terminal_header: a shorter header for the table on a terminal; "" for the same one.
     """
 
     key: str
@@ -45,7 +45,7 @@ def name_header(key: str) -> str:
     return escape_controls(key.rpartition(".")[2]).replace("_", " ")
 
 
-ONE_DIGIT_METRICS = ("quality", "chrf", "words")  # up to 100 and more; other metrics are at most about 1 and have three
+ONE_DIGIT_METRICS = ("quality", "chrf", "words")  # they reach 100 and more; other metrics have three digits
 METRIC_COLUMNS = {
     name: number_column(name, name_header(name), 1 if name in ONE_DIGIT_METRICS else 3) for name in METRICS
 }
@@ -119,8 +119,9 @@ SUMMARY_KEYS = (
     "adapter_bytes",
     "status",
 )
-OPTIONAL_KEYS = ("peak_gpu_memory_bytes", "forgetting")  # left out of the summary where no row has a value
-VARIED_KEYS = ("base", "data", "template", "alpha", "dropout", "learning_rate", "seed")  # in it where rows differ
+OPTIONAL_KEYS = ("peak_gpu_memory_bytes", "forgetting")  # left out of the summary if no row has a value
+# These are in the summary if the rows differ.
+VARIED_KEYS = ("base", "data", "template", "alpha", "dropout", "learning_rate", "seed")
 TERMINAL_KEYS = (
     "quality",
     "delta_baseline",

@@ -1,4 +1,4 @@
-"""The commands that a reader may want next: to make a row again, and to use the recommended one."""
+"""The commands that a reader may want next: to train a row again, and to use the recommended one."""
 
 import itertools
 import shlex
@@ -8,11 +8,11 @@ from sweep.report.analysis.load import Sweep
 from sweep.report.analysis.rows import ReportRow
 from sweep.text import escape_controls
 
-AGAIN_FOLDER = "again"  # the runs folder of a row made again: the old folder holds its result already
+AGAIN_FOLDER = "again"  # another runs folder, because the old one holds the result already
 
 
 def write_train_command(sweep: Sweep, row: ReportRow) -> str:
-    """The command that trains a row anew, in a runs folder of its own; "" where its overrides were not recorded."""
+    """The command that trains a row again, in another runs folder; "" if the row's overrides were not recorded."""
     if not row.trial.overrides:
         return ""
     kept = [text for text in row.trial.overrides if not text.startswith(("runs_dir=", "sweep_name="))]
@@ -21,7 +21,7 @@ def write_train_command(sweep: Sweep, row: ReportRow) -> str:
 
 
 def find_config_folder(sweep: Sweep) -> list[str]:
-    """``--config-dir FOLDER``, where the sweep's command had it."""
+    """The words of ``--config-dir FOLDER`` if they are in the sweep's command, else []."""
     try:
         words = shlex.split(sweep.command)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Every comparison of a configuration in words: with its baseline, with the best, and both kinds of noise."""
+"""The table of comparisons: each configuration with its baseline and with the best, and both kinds of noise."""
 
 from sweep.report.analysis.analyse import Analysis
 from sweep.report.analysis.comparison import Standing
@@ -26,7 +26,7 @@ LEGEND = (
 
 
 def list_comparisons(analysis: Analysis) -> list[tuple[ReportRow, list[str]]]:
-    """Each ranked configuration and its cells, in the order of HEADERS."""
+    """Each ranked configuration with its cells, in the order of HEADERS."""
     pairs = zip(analysis.rows.configurations, analysis.standings, strict=True)
     return [(row, write_cells(standing)) for row, standing in pairs if standing.is_tied is not None]
 

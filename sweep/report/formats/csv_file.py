@@ -1,4 +1,4 @@
-"""report.csv: a line for each trial, every number in full, and nothing that a spreadsheet would run."""
+"""report.csv: a line for each trial, numbers with all digits, and no cell that a spreadsheet would run as a formula."""
 
 import csv
 import io
@@ -7,12 +7,12 @@ from sweep.report.analysis.analyse import Analysis
 from sweep.report.formats.summary import list_csv_keys
 from sweep.text import escape_controls
 
-# A spreadsheet takes a cell that begins so for a formula (OWASP, "CSV Injection"); tab and CR lead into one.
+# A spreadsheet runs a cell that starts like this as a formula (OWASP, "CSV Injection"), also after a tab or newline.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def write_csv(analysis: Analysis) -> str:
-    """The table with its header. Unknown is an empty cell; a list is joined by a space; floats are repr."""
+    """The table with its header. An unknown value is an empty cell; the items of a list are joined by spaces."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     keys = list_csv_keys(analysis)
@@ -33,5 +33,5 @@ def write_csv_cell(value: object) -> str:
 
 
 def defuse_text(text: str) -> str:
-    """``text`` that no spreadsheet takes for a formula."""
+    """``text``, with a quote in front if a spreadsheet would take it for a formula."""
     return ("'" if text.startswith(FORMULA_STARTS) else "") + escape_controls(text)

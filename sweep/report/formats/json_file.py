@@ -1,6 +1,6 @@
-"""report.json: everything that the report tells, numbers in full.
+"""report.json: everything that the report shows, with all digits of the numbers.
 
-Texts are not in it: they stand in each trial's generations.jsonl.
+The generated texts are not in it; they are in generations.jsonl of each trial.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ Json = dict[str, object]
 
 
 def write_json_report(analysis: Analysis) -> str:
-    """The file. Unknown is null; the rows have report.csv's columns."""
+    """The content of the file. Unknown values are null; the rows have the columns of report.csv."""
     sweep, ranking, test = analysis.sweep, analysis.ranking, analysis.test
     content = {
         "format": FORMAT,
@@ -42,17 +42,17 @@ def write_json_report(analysis: Analysis) -> str:
         "rows": rows_to_json(analysis),
         "facts": dict([*list_facts(sweep), *list_provenance(sweep)]),
     }
-    return json.dumps(drop_infinite(content), indent=1, allow_nan=False) + "\n"  # ASCII shows every character
+    return json.dumps(drop_infinite(content), indent=1, allow_nan=False) + "\n"  # ASCII: no control character hides
 
 
 def rows_to_json(analysis: Analysis) -> list[Json]:
-    """The columns of report.csv, a dict for each trial."""
+    """For each trial, its mark and the columns of report.csv."""
     keys = list_csv_keys(analysis)
     return [{"mark": row.mark, **{key: row.value(key) for key in keys}} for row in analysis.rows.trials]
 
 
 def drop_infinite(item: object) -> object:
-    """A copy in which a number that is not finite is null, because JSON has none."""
+    """A copy of ``item`` with null for every number that is not finite, because JSON has only finite numbers."""
     if isinstance(item, dict):
         return {str(key): drop_infinite(value) for key, value in item.items()}
     if isinstance(item, list | tuple):
@@ -61,7 +61,7 @@ def drop_infinite(item: object) -> object:
 
 
 def standing_to_json(standing: Standing) -> Json:
-    """Every number of a standing, and the configuration that it is of."""
+    """Every number of a standing, with the mark and the label of its configuration."""
     return {
         "mark": standing.summary.mark,
         "label": standing.summary.label,

@@ -1,6 +1,6 @@
-"""What the page's scripts read: every number that a chart draws, and the texts.
+"""The data of the page's scripts: every number that a chart draws, and the texts.
 
-Decides the shape of that JSON, which ``page/page.js`` reads. An element of ``rows`` is a configuration.
+The functions define the keys of the JSON that ``page/*.js`` read. An element of ``rows`` is a configuration.
 """
 
 from datetime import UTC, datetime
@@ -18,12 +18,12 @@ from sweep.text import escape_controls, format_setting
 
 MAX_CURVE_POINTS = 200  # of one trial
 MAX_ALL_POINTS = 40_000  # of all trials: 0.4 MB
-MIN_CURVE_POINTS = 20  # of one trial, however many there are
+MIN_CURVE_POINTS = 20  # of one trial, also if there are very many trials
 Json = dict[str, object]
 
 
 def write_page_data(analysis: Analysis) -> tuple[Json, dict[str, str]]:
-    """The data, and the files of texts beside the page: name -> content."""
+    """The data of the page, and the files with texts beside it: path -> content."""
     sweep = analysis.sweep
     keys, texts = list_keys(sweep), collect_page_texts(sweep)
     data: Json = {
@@ -110,7 +110,7 @@ def interaction_to_json(pair: FactorPair) -> Json:
 
 
 def list_curves(analysis: Analysis) -> list[Json]:
-    """The loss of each trial at its steps, evenly thinned; seeds of one configuration have curves of their own."""
+    """The training loss of each trial at its steps, thinned evenly; each seed of a configuration has a curve."""
     trials = [trial for trial in analysis.sweep.trials if not trial.summary.is_baseline]
     marks = {
         trial.summary.mark: configuration.summary.mark
@@ -139,13 +139,13 @@ def read_losses(trial: Trial) -> list[tuple[Number, Number]]:
 
 
 def thin_points(points: list[tuple[Number, Number]], limit: int) -> list[tuple[Number, Number]]:
-    """Every n-th point, so that about ``limit`` are left, and the last one."""
+    """Every n-th point, so that at most about ``limit`` are left, and always the last point."""
     thinned = points[:: max(1, -(-len(points) // limit))]
     return thinned if thinned[-1:] == points[-1:] else [*thinned, points[-1]]
 
 
 def write_timeline(analysis: Analysis) -> Json:
-    """When each trial was trained and evaluated, in seconds since the first of all began."""
+    """When each trial was trained and evaluated, in seconds since the first of them started."""
     spans: list[tuple[float, float, Json]] = []
     for trial in analysis.sweep.trials:
         steps: list[tuple[str, TrialResult | EvaluationResult]] = [("evaluation", trial.record.evaluation)]
@@ -169,7 +169,7 @@ def write_timeline(analysis: Analysis) -> Json:
 
 
 def parse_time(text: str | None) -> float | None:
-    """Seconds since 1970 of an ISO time; a time without a zone is read as UTC. None for what is no time."""
+    """An ISO time as seconds since 1970; without a time zone it is read as UTC. None if the text is no time."""
     try:
         moment = datetime.fromisoformat(text or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which columns the tables of a report have: they depend on what the sweep varied and measured."""
+"""The columns of the report's tables, which depend on what the sweep varied and measured."""
 
 from sweep.report.analysis.analyse import Analysis
 from sweep.report.analysis.load import list_extra_keys, list_metrics
@@ -22,7 +22,7 @@ def list_csv_keys(analysis: Analysis) -> list[str]:
 
 
 def list_summary_columns(analysis: Analysis) -> list[ReportColumn]:
-    """The columns of the table that leads report.md and the page."""
+    """The columns of the first table in report.md and in the page."""
     rows = analysis.rows.trials
     keys = [key for key in SUMMARY_KEYS if key not in OPTIONAL_KEYS or any(row.value(key) is not None for row in rows)]
     varied = [key for key in (*VARIED_KEYS, *list_extra_keys(analysis.sweep.varied)) if is_varied(analysis, key)]

@@ -1,4 +1,4 @@
-"""The summary as a terminal shows it: one line for each configuration, at most WIDTH characters wide."""
+"""The report as printed on a terminal: a table with a line for each configuration, at most WIDTH characters wide."""
 
 import textwrap
 
@@ -16,11 +16,11 @@ from sweep.text import UNKNOWN, count_noun, escape_controls, format_count
 
 WIDTH = 119  # characters; fixed, so that a pipe gets what a terminal shows
 MIN_SHRUNK_WIDTH = 8  # characters that a column keeps when a line is too long
-MAX_OBSERVATIONS = 8  # lines; the report has all
+MAX_OBSERVATIONS = 8  # report.md and the page have all
 
 
 def write_terminal(analysis: Analysis) -> str:
-    """The table, what to use, and what is known about it."""
+    """The table, the recommendation with its notes, and the key observations."""
     sweep, ranking = analysis.sweep, analysis.ranking
     head = wrap_text(f"sweep {escape_controls(sweep.name)}: {count_trials(sweep)}")
     sentences = [ranking.text, *ranking.notes, *([analysis.test.text] if analysis.test else [])]
@@ -35,7 +35,7 @@ def wrap_text(text: str, indent: str = "") -> str:
 
 
 def draw_table(rows: list[ReportRow]) -> str:
-    """The table as plain text. Where a line is too long, the names and the status are cut."""
+    """The table as plain text. If a line is too long, the names and the status are cut."""
     columns = [find_column(key) for key in TERMINAL_KEYS]
     headers = ["row", *(column.terminal_header or column.header for column in columns)]
     lines = [write_line(row) for row in rows]
@@ -59,7 +59,7 @@ def write_line(row: ReportRow) -> list[str]:
 
 
 def fit_widths(lines: list[list[str]], shrinking: tuple[int, int]) -> list[int]:
-    """Widths with which every line fits into WIDTH: two columns shrink, always the wider one first.
+    """The widths of the columns so that a line fits into WIDTH: two columns shrink, the wider one first.
 
     Args:
         shrinking: the indices of the columns that may be cut.
