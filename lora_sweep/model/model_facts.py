@@ -1,4 +1,4 @@
-"""Facts of a base model: its architecture built on the meta device, with shapes and without weights."""
+"""Finds the facts about a base model: builds its architecture on torch's meta device, which holds only shapes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from lora_sweep.facts.facts import Linear, ModelFacts
 
 
 def inspect_model(config: Config) -> ModelFacts:
-    """The facts of the base model of ``config``.
+    """The facts about the base model of ``config``.
 
     Raises:
         Refused: transformers knows no causal language model of this architecture.
@@ -17,23 +17,23 @@ def inspect_model(config: Config) -> ModelFacts:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lora_sweep.model.load import fingerprint_model, load_config
+    from lora_sweep.model.load import fingerprint_model, load_config, take_first_line
 
     architecture = load_config(config.model)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
     except ValueError as error:
-        fault = f"is no causal language model that transformers knows ({str(error).splitlines()[0][:200]})"
+        fault = f"is no causal language model that transformers knows ({take_first_line(error)})"
         raise Refused(f"model {config.model.name}", fault) from error
     return describe_model(model, architecture.get_text_config(), fingerprint_model(config.model))
 
 
 def describe_model(model: Any, architecture: Any, fingerprint: str) -> ModelFacts:
-    """The facts of a transformers model that is built, on any device.
+    """The facts about a transformers model, which can be on any device.
 
     Args:
-        architecture: its text config.
+        architecture: the text config of the model.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), None)
@@ -44,13 +44,13 @@ def describe_model(model: Any, architecture: Any, fingerprint: str) -> ModelFact
         block_linears = [linear for linear in linears if linear.name.startswith(f"{block}.")]
         attn += [linear.name for linear in find_query_and_value(block_linears)]
         in_attention |= {linear.name for linear in block_linears}
-    mlp = [x.name for x in linears if x.name not in in_attention and x.name != head_name and is_in_a_layer(x.name)]
+    names = [linear.name for linear in linears if linear.name not in in_attention and linear.name != head_name]
     return ModelFacts(
         fingerprint=fingerprint,
         model_type=architecture.model_type,
         linears=linears,
         attn=attn,
-        mlp=mlp,
+        mlp=[name for name in names if is_in_layer(name)],
         head=head_name if any(linear.name == head_name for linear in linears) else None,
         tied_head=head is not None and head.weight is embedding.weight,
         total_params=sum(parameter.numel() for parameter in model.parameters()),
@@ -79,7 +79,7 @@ def list_linears(model: Any) -> list[Linear]:
 def list_attention_blocks(model: Any) -> list[str]:
     """The names of the outermost attention blocks.
 
-    transformers ends the class names of all of them alike: LlamaAttention, GPT2Attention, LongcatFlashMLA.
+    Their class names all end in Attention or MLA: LlamaAttention, GPT2Attention, LongcatFlashMLA.
     """
     blocks: list[str] = []
     for name, module in model.named_modules():
@@ -89,19 +89,19 @@ def list_attention_blocks(model: Any) -> list[str]:
     return blocks
 
 
-def is_in_a_layer(name: str) -> bool:
-    """Whether the module is part of a numbered layer, as ``model.layers.0.mlp.up_proj`` is."""
+def is_in_layer(name: str) -> bool:
+    """Whether the module ``name`` is in a numbered layer, such as ``model.layers.0.mlp.up_proj``."""
     return any(part.isdigit() for part in name.split("."))
 
 
 def find_query_and_value(linears: Sequence[Linear]) -> list[Linear]:
-    """The query and value projections of one attention block, or the one projection that holds them both.
+    """The query and value projections of one attention block, or the one projection that contains both.
 
-    A block of one or two matrices has a fused projection, which is wider than its input, and the output: GPT-2's
-    c_attn, GPT-NeoX's query_key_value, Phi-3's qkv_proj. With more matrices, nearly all models of transformers name
-    them with q and v first, or kv where one matrix makes both. Where several names match, the last matrix makes the
-    heads: DeepSeek's low-rank pairs are q_a_proj and q_b_proj. Where no name matches, four matrices are taken for
-    query, key, value and output, in this order.
+    A block of one or two matrices has a fused projection, whose output is wider than its input, and an output
+    projection: GPT-2's c_attn, GPT-NeoX's query_key_value, Phi-3's qkv_proj. In blocks of more matrices, the names
+    start with q and v in nearly all models of transformers, or with kv if one matrix makes keys and values. If several
+    names match, the last matrix makes the heads: DeepSeek's low-rank pairs are q_a_proj and q_b_proj. If no name
+    matches, four matrices are taken as query, key, value and output, in this order.
     """
     wide = [linear for linear in linears if linear.out_features > linear.in_features]
     if len(linears) <= 2:

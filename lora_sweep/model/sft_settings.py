@@ -1,4 +1,4 @@
-"""The settings of a training as TRL's SFTConfig."""
+"""Turns the settings of a training into TRL's SFTConfig."""
 
 import dataclasses
 from pathlib import Path
@@ -9,10 +9,11 @@ from trl import SFTConfig
 from lora_sweep.config.schema import Train
 from lora_sweep.errors import Refused, find_nearest
 from lora_sweep.model.device import Device
+from lora_sweep.model.load import take_first_line
 
 
 def make_sft_config(train: Train, seed: int, device: Device, scratch: Path) -> SFTConfig:
-    """TRL's settings for ``train``; the keys of ``train.sft`` are passed on unchanged.
+    """TRL's SFTConfig for ``train``. The keys of ``train.sft`` are passed on unchanged.
 
     Args:
         scratch: TRL's output folder.
@@ -43,13 +44,13 @@ def make_sft_config(train: Train, seed: int, device: Device, scratch: Path) -> S
             dataloader_pin_memory=device.type != "cpu",
             logging_steps=1,
             logging_nan_inf_filter=False,  # the default logs 0.0 for NaN
-            save_strategy="no",  # CheckpointCallback says when; transformers would save the last step too
+            save_strategy="no",  # CheckpointCallback decides when; transformers would also save the last step
             report_to=[],
             disable_tqdm=True,
             **train.sft,
         )
     except (ValueError, TypeError) as error:
-        raise Refused("train", f"is refused by TRL's SFTConfig: {str(error).splitlines()[0]}") from error
+        raise Refused("train", f"is refused by TRL's SFTConfig: {take_first_line(error)}") from error
 
 
 def check_sft_keys(train: Train) -> None:

@@ -1,4 +1,4 @@
-"""Random models of about 0.1M parameters: real architectures at toy size, for tests and smoke sweeps."""
+"""Makes random models of about 0.1M parameters, with real architectures, for tests and smoke sweeps."""
 
 from pathlib import Path
 from typing import Any

@@ -14,7 +14,7 @@ from lora_sweep.config.schema import Tracking
 from lora_sweep.tracking import mlflow, trackio, wandb
 from lora_sweep.tracking.mirror import Mirror, RunInfo, Values
 from lora_sweep.tracking.tables import Chart
-from lora_sweep.tracking.values import clean_mapping, clean_text, format_cell, shorten_error
+from lora_sweep.tracking.values import clean_mapping, format_cell, replace_surrogates, shorten_error
 
 BACKENDS: dict[str, ModuleType] = {"wandb": wandb, "mlflow": mlflow, "trackio": trackio}
 BACKEND_NAMES = {"wandb": "W&B", "mlflow": "MLflow", "trackio": "Trackio"}
@@ -56,12 +56,12 @@ class Run:
         columns = [column for column in FIRST_COLUMNS if column in present]
         columns += [column for column in present if column not in columns]
         cells = [[format_cell(row.get(column)) for column in columns] for row in rows]
-        self._try(lambda mirror: mirror.log_table(key, [clean_text(column) for column in columns], cells))
+        self._try(lambda mirror: mirror.log_table(key, [replace_surrogates(column) for column in columns], cells))
 
     def log_chart(self, chart: Chart) -> None:
         cells = [[format_cell(value) for value in row] for row in chart.rows]
-        columns = [clean_text(column) for column in chart.columns]
-        title = clean_text(chart.title)
+        columns = [replace_surrogates(column) for column in chart.columns]
+        title = replace_surrogates(chart.title)
         self._try(lambda mirror: mirror.log_chart(chart.kind, chart.key, title, columns, cells))
 
     def log_files(self, name: str, paths: list[Path]) -> None:
@@ -83,7 +83,7 @@ class Run:
     def fail(self, status: str, reason: str) -> None:
         """End the run as failed, with the status and the reason in its summary."""
         self._log_summary({"status": status, "reason": reason})
-        self._end_run(clean_text(f"{status}: {reason}"))
+        self._end_run(replace_surrogates(f"{status}: {reason}"))
 
     def _log_summary(self, summary: Values) -> None:
         self._try(lambda mirror: mirror.log_summary(clean_mapping(summary)))
@@ -122,7 +122,14 @@ def open_run(
     backend = BACKENDS.get(tracking.backend)
     if backend is None:
         return Run(None)
-    info = RunInfo(group, clean_text(name), run_id, job_type, clean_mapping(config), [clean_text(tag) for tag in tags])
+    info = RunInfo(
+        group,
+        replace_surrogates(name),
+        run_id,
+        job_type,
+        clean_mapping(config),
+        [replace_surrogates(tag) for tag in tags],
+    )
     try:
         mirror = backend.open_run(tracking, runs_dir, info, partial(print_warning, tracking.backend))
     except Exception as error:  # noqa: BLE001 - an error of a tracker must not end the trial

@@ -49,8 +49,8 @@ def clean_value(value: object, key: str = "") -> object:
     if isinstance(value, list | tuple):
         return [clean_value(item, key) for item in value]
     if isinstance(value, str):
-        return "***" if re.search(rf"(?i){SECRET}$", key) else clean_text(value)
-    return value if value is None or isinstance(value, bool | int | float) else clean_text(str(value))
+        return "***" if re.search(rf"(?i){SECRET}$", key) else replace_surrogates(value)
+    return value if value is None or isinstance(value, bool | int | float) else replace_surrogates(str(value))
 
 
 def hide_secrets(command: str) -> str:
@@ -61,15 +61,15 @@ def hide_secrets(command: str) -> str:
 def format_cell(value: object) -> object:
     """``value`` as a table's cell: a list as text with commas, a dict as JSON, a number that is not finite as None."""
     if isinstance(value, list | tuple):
-        return clean_text(", ".join(str(item) for item in value))
+        return replace_surrogates(", ".join(str(item) for item in value))
     if isinstance(value, dict):
-        return clean_text(json.dumps(value, ensure_ascii=False, default=str))
+        return replace_surrogates(json.dumps(value, ensure_ascii=False, default=str))
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return clean_value(value)
 
 
-def clean_text(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """``text`` with a question mark for each lone surrogate, which no UTF-8 file can hold."""
     return text.encode("utf-8", "replace").decode()
 

@@ -1,7 +1,7 @@
 """The evaluation of one trial: from its adapter to generated texts, scores and the evaluation's result.json.
 
-:func:`prepare_evaluation` collects what is generated and computed. ``worker.pack`` does that for a whole pack, and
-:func:`generate_single` for one trial with PEFT. :func:`write_evaluation` scores the texts and writes the files.
+:func:`prepare_evaluation` collects the inputs. ``worker.pack`` generates the texts of a whole pack, and
+:func:`generate_single` the texts of one trial with PEFT. :func:`write_evaluation` scores them and writes the files.
 """
 
 import dataclasses
@@ -46,15 +46,16 @@ class EvalPrompt:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation generates and computes.
+    """The inputs of one evaluation.
 
     Attributes:
         end_marker: the text that ends a response.
-        reference_rows: rows whose response gets a loss. The first ones belong to the prompts that have a reference.
-        scorer: computes the quality; None for the project's own formula.
-        adapter: the trial's adapter in the form of a pack. None for a baseline, and where ``peft_reason`` is set.
-        peft_reason: why the trial cannot generate in a pack.
-        started: when the work on this evaluation began.
+        reference_rows: the loss of their responses is computed. The first ones belong to the prompts that have a
+            reference.
+        scorer: computes the quality; None for the formula of ``scoring.score``.
+        adapter: the trial's adapter in the form of a pack. None for a baseline, and if ``peft_reason`` is set.
+        peft_reason: why the trial cannot generate in a pack but only with PEFT; None if it can.
+        started: when the work on this evaluation began, in ISO 8601.
     """
 
     task: TrialTask
@@ -69,13 +70,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationTexts:
-    """What the model generated for the prompts, and its losses on given texts.
+    """The texts that the model generated for the prompts, and its losses on the references and the neutral text.
 
     Attributes:
         texts: one for each prompt.
-        losses: for each reference row, the summed loss in nats and the number of tokens.
-        neutral_loss: on the neutral text, in nats a token; None where it is not finite.
-        seconds: the time of the generation.
+        losses: for each reference row, the sum of the loss in nats and the number of tokens.
+        neutral_loss: the loss on the neutral text, in nats a token; None if it is not finite.
+        seconds: how long the generation took.
     """
 
     texts: list[GeneratedText]
@@ -88,19 +89,18 @@ def prepare_evaluation(task: TrialTask, base: Any) -> Evaluation:
     """Load the scorer and the adapter, and make the prompts.
 
     Raises:
-        RuntimeError: the scorer is not the one that was planned.
-        Refused: the scorer cannot be loaded.
+        RuntimeError, Refused: see :func:`load_scorer`.
     """
     job, resident, started = task.job, task.resident, utc_now()
     config = job.config
-    held_out_rows = select_held_out_rows(task)
-    scorer = load_scorer(job, held_out_rows)
+    held_out_rows = select_prompt_rows(task)
+    scorer = load_scorer(job, held_out_rows)  # before any text is generated, because it may fail
     prompts = make_prompts(task, held_out_rows)
     rows = resident.tokenize_rows(config.eval.split, config.data, config.train.max_length)
     reference_rows = rows[: max(config.eval.validation_rows, len(held_out_rows))]
     marker = choose_end_marker(config.data, config.data.template)
     if job.kind == "trial" and (config.lora.use_dora or config.lora.bias != "none"):
-        peft_reason: str | None = "its adapter is more than LoRA's matrices"
+        peft_reason: str | None = "its adapter has more than LoRA's matrices"
     else:
         lengths = [len(prompt.token_ids) for prompt in prompts] + [len(row.input_ids) for row in reference_rows]
         max_tokens = max(lengths, default=0) + job.eval_settings.max_new_tokens
@@ -108,21 +108,26 @@ def prepare_evaluation(task: TrialTask, base: Any) -> Evaluation:
     task.reporter.report_phase("writing")
     adapter = None
     if peft_reason:
-        task.reporter.report_text(f"{job.label}: writes as PEFT does: {peft_reason}")
+        task.reporter.report_text(f"{job.label}: generates with PEFT: {peft_reason}")
     elif job.kind == "trial":
         adapter = load_adapter(task.folder.adapter, task.device.type)
     return Evaluation(task, prompts, marker, reference_rows, scorer, adapter, peft_reason, started)
 
 
-def select_held_out_rows(task: TrialTask) -> list[Row]:
+def select_prompt_rows(task: TrialTask) -> list[Row]:
     """The rows of the prompts that have a reference."""
     settings = task.job.config.eval
-    rows: list[Row] = getattr(task.resident.split, settings.split)
+    rows: list[Row] = getattr(task.resident.splits, settings.split)
     return rows[: settings.prompts]
 
 
 def load_scorer(job: Job, rows: list[Row]) -> Scorer | None:
-    """The scorer of an evaluation, loaded before any text is generated; None for the project's own formula."""
+    """The scorer of an evaluation; None for the formula of ``scoring.score``.
+
+    Raises:
+        RuntimeError: the scorer is not the one that was planned.
+        Refused: the scorer cannot be loaded.
+    """
     settings = job.config.eval
     scorer = make_scorer(settings, [row.description for row in rows])
     if scorer is not None and short_hash(eval_identity(job.config)) != job.eval_id:
@@ -216,7 +221,7 @@ def write_evaluation(evaluation: Evaluation, generated: EvaluationTexts) -> None
     quality, finished = scores["means"]["quality"], scores["means"]["finished"]
     quality_text = "unknown" if quality is None else f"{quality:.1f}"
     loss_text = f"{job.config.eval.split} loss {fields['validation_loss']:.3f}"
-    task.reporter.report_text(f"{job.label}: quality {quality_text}, {loss_text}, {finished:.0%} end")
+    task.reporter.report_text(f"{job.label}: quality {quality_text}, {loss_text}, {finished:.0%} finished")
     finish_tracker_run(task, generations, scores, result)
 
 
@@ -244,7 +249,7 @@ def make_generation_rows(evaluation: Evaluation, generated: EvaluationTexts) -> 
 
 
 def compute_result_fields(job: Job, generated: EvaluationTexts) -> ResultFields:
-    """The numbers of an evaluation's result that the rows of generations.jsonl do not hold."""
+    """The fields of an evaluation's result.json that generations.jsonl does not hold. Losses are in nats a token."""
     losses = generated.losses[: job.config.eval.validation_rows]
     new_tokens = sum(text.new_tokens for text in generated.texts)
     return {

@@ -1,8 +1,8 @@
-"""The worker: `python -m lora_sweep.worker.loop RUNS_DIR SWEEP`, packs of jobs on its stdin, events on its stdout.
+"""The worker: `python -m lora_sweep.worker.loop RUNS_DIR SWEEP` reads packs from stdin and writes events to stdout.
 
-For each pack: lock the trials, run the stages, write down how each trial ended, report it. A ``messages.Runner`` does
-the work of the stages. This module holds whatever the runner does: one trial's failure is its own, a failure of the
-common work splits the pack, and a full disk is no trial's failure. Imports no torch before the first job.
+For each pack it locks the trials, runs the stages, and writes and reports how each trial ended. A ``messages.Runner``
+does the work of the stages. Three rules hold for any runner: a failure in one trial ends only that trial, a failure of
+the common work splits the pack, and a full disk is no trial's failure. Imports no torch before the first job.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from lora_sweep.worker.process import (
     write_events_to,
 )
 
-MAX_TEXT_CHARACTERS = 160  # of a reason, in a line for people
+MAX_TEXT_CHARACTERS = 160  # of a failure's reason, in a line for people
 
 MakeRunner = Callable[[Path, str], Runner]  # from the runs folder and the name of the sweep
 
 
 def main(make_runner: MakeRunner | None = None) -> None:
-    """Run packs for the orchestrator until it says ``end``. A test passes its own ``make_runner``."""
+    """Run packs for the orchestrator until it sends ``end``. A test passes another ``make_runner``."""
     runs, sweep = Path(sys.argv[1]), sys.argv[2]
     with guard_process_group():
         die_with_parent()
@@ -53,8 +53,8 @@ def main(make_runner: MakeRunner | None = None) -> None:
 def make_pack_runner(runs: Path, sweep: str) -> Runner:
     """The runner that trains models. From here on this process holds torch.
 
-    The modules that it imports are never freed. When the garbage collector looked through them during the import and
-    at the end of the process, both took 6.0 s of a core; without that they take 3.4 s (2 cores of an AMD EPYC).
+    The garbage collector is off during the import and skips the imported modules afterwards, because they are never
+    freed. Start and end of the process then take 3.4 s of a core, instead of 6.0 s (2 cores of an AMD EPYC).
     """
     gc.disable()
     from lora_sweep.worker.pack import PackRunner
@@ -69,8 +69,8 @@ def run_messages(lines: Iterator[str], runs: Path, sweep: str, make_runner: Make
 
     Returns:
         The exit code. EXIT_COMPLETE after the last pack; also after running out of memory and after a split pack,
-        because the next pack needs a fresh process. EXIT_INTERRUPTED after a stop, and when the disk cannot be
-        written: that is no trial's fault, so no trial gets an outcome for it.
+        because the next pack needs a fresh process. EXIT_INTERRUPTED after a stop, and if the disk cannot be written:
+        no trial is the cause of that, so no trial gets an outcome.
     """
     runner: Runner | None = None
     for line in lines:
@@ -103,17 +103,12 @@ class LockedJob:
     lock: contextlib.ExitStack
 
 
-def run_job(job: Job, runs: Path, runner: Runner, reporter: Reporter) -> str:
-    """Run a pack of one."""
-    return run_pack([job], runs, runner, reporter)[0]
-
-
 def run_pack(jobs: Sequence[Job], runs: Path, runner: Runner, reporter: Reporter) -> list[str]:
     """Run the stages of jobs that share a base, each under the lock of its trial.
 
     Returns:
-        The status of each job: one of results.STATUSES; ``trained`` when only its evaluation is left; ``busy`` when
-        another process holds its lock; ``apart`` when the pack was split, so that it has to run again, alone.
+        The status of each job: one of results.STATUSES; ``trained`` if only its evaluation is left; ``busy`` if
+        another process holds its lock; ``apart`` if the pack was split and the job has to run again, alone.
     """
     statuses: dict[str, str] = {}  # trial id: how its job ended
     with contextlib.ExitStack() as locks:
@@ -143,7 +138,7 @@ def run_pack(jobs: Sequence[Job], runs: Path, runner: Runner, reporter: Reporter
 
 
 def prepare_job(job: Job, runs: Path, reporter: Reporter, locks: contextlib.ExitStack) -> LockedJob:
-    """What the steps below read of a job. Its lock is not held yet."""
+    """Find the folder of a job and bind its reporter. Its lock is not held yet."""
     folder = files.trial_folder(runs, job.trial_id)
     job_reporter = reporter.bind_job(job, functools.partial(append_output, folder.log))
     return LockedJob(job, folder, job_reporter, locks.enter_context(contextlib.ExitStack()))
@@ -157,7 +152,7 @@ def lock_trial(locked: LockedJob, runs: Path) -> str | None:
     crash_point("trial locked")
     files.remove_temporary_files(folder.path)
     if results.is_trained(folder):
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)  # the worker that trained it died before it could
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)  # the worker that trained it died before it removed them
     if results.has_final_outcome(runs, job.trial_id, job.eval_id):  # another sweep ran it in between
         return str(results.read_outcome(runs, job.trial_id, job.eval_id).status)
     results.remove_failures(folder, job.eval_id)
@@ -167,11 +162,11 @@ def lock_trial(locked: LockedJob, runs: Path) -> str | None:
 def run_stage(
     stage: str, pack: Sequence[LockedJob], runs: Path, runner: Runner, is_alone: bool
 ) -> Iterator[tuple[LockedJob, str]]:
-    """Run a stage of each job. Yields each with the status of the stage, as soon as its result is written.
+    """Run a stage of each job. Yields each job with the status of its stage, as soon as the result is written.
 
     Raises:
-        PackFailed: the common work of several failed, or one of several ran out of memory, which might have been
-            enough for it alone.
+        PackFailed: the common work of several jobs failed, or one of them ran out of memory. The memory may be enough
+            for it alone.
         Exception: the disk cannot be written.
     """
     waiting: dict[str, LockedJob] = {}
@@ -207,13 +202,13 @@ def read_stage_status(stage: str, locked: LockedJob) -> str | None:
 def run_next(
     outcomes: Iterator[tuple[Job, Failure | None]], waiting: Sequence[LockedJob], runner: Runner, is_alone: bool
 ) -> list[tuple[LockedJob, Failure | None]]:
-    """Run until the next job's stage has ended. The log of the first waiting job gets what is printed meanwhile.
+    """Run until the stage of the next job has ended. What is printed meanwhile goes to the first waiting job's log.
 
     Returns:
-        One job and its failure, or all waiting jobs when the error is common to them: a request to stop.
+        One job and its failure. After an error that concerns all waiting jobs, as a request to stop does, all of them.
 
     Raises:
-        PackFailed: the common work of several failed.
+        PackFailed: the common work of several jobs failed.
         Exception: the disk cannot be written.
     """
     with waiting[0].reporter.capture_output():
@@ -254,7 +249,7 @@ def end_job(locked: LockedJob, status: str, **details: str) -> str:
     locked.lock.close()
     crash_point("before end")
     locked.reporter.send_event({"event": "end", "status": status, **details})
-    crash_point("end told")
+    crash_point("end reported")
     return status
 
 

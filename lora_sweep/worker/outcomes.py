@@ -1,4 +1,4 @@
-"""From an exception to the outcome of a trial: a failure is a value, and a full disk is no trial's failure."""
+"""Turns an exception into the failure of a trial, which is a value. A full disk is no trial's failure."""
 
 import traceback
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def attempt_step(
 
 
 def describe_failure(error: Exception, is_out_of_memory: Callable[[BaseException], bool]) -> Failure:
-    """The status and the reason of an exception. Prints the traceback of one that nobody expects."""
+    """The status and the reason of an exception. Prints the traceback unless it is Preempted or Diverged."""
     reason = str(error).strip() or type(error).__name__
     if isinstance(error, Preempted):
         return Failure("preempted", reason)

@@ -1,8 +1,8 @@
 """A pack of trials: they use one base model, train together and generate together.
 
-An error in a trial's own part is a failure of that trial. An error in the common work leaves the iterator, and
-``worker.loop`` splits the pack. A trial that a pack cannot train or generate exactly as the libraries do runs after
-the pack, with TRL or PEFT.
+An error in a step of one trial is a failure of that trial. An error in the common work leaves the iterator, and
+``worker.loop`` splits the pack. If a pack cannot train a trial or generate its texts exactly as the libraries do, the
+trial runs after the pack, with TRL or PEFT.
 """
 
 import contextlib
@@ -50,10 +50,10 @@ Value = TypeVar("Value")
 
 
 class PackRunner:
-    """The ``messages.Runner`` that trains models: one base, then adapters, texts, scores and results.
+    """The ``messages.Runner`` that trains models and generates texts.
 
-    A base local to a generator would stay in memory as long as the generator is suspended. So the work on a whole pack
-    and the work on single trials, which may have to load the base anew, are generators of their own.
+    A generator that is suspended keeps its local variables in memory, also a base model. So the work on a whole pack is
+    a generator by itself: when it ends, its base is freed, and a single trial after it can load another base.
     """
 
     def __init__(self, runs: Path, sweep: str) -> None:
@@ -133,7 +133,7 @@ class PackRunner:
         if isinstance(base, Failure):
             yield from [(task.job, base) for task in tasks]
             return []
-        groups: dict[str, list[Evaluation]] = {}  # evaluations that decode alike generate together
+        groups: dict[str, list[Evaluation]] = {}  # evaluations with equal decoding settings generate together
         single_evaluations: list[Evaluation] = []
         for task in tasks:
             evaluation = self.run_step(task, partial(prepare_evaluation, task, base))
@@ -157,7 +157,7 @@ class PackRunner:
     def open_tasks(
         self, jobs: Sequence[Job], reporters: Sequence[Reporter]
     ) -> Generator[Outcome, None, list[TrialTask]]:
-        """Load the tokenizer and the rows of each job, unless they are loaded. Yields the jobs where that fails."""
+        """Load the tokenizer and the rows of each job, unless they are loaded. Yields the jobs for which this fails."""
         tasks = []
         for job, reporter in zip(jobs, reporters, strict=True):
             resident = attempt_step(partial(self.provide_resident, job), reporter, is_out_of_memory)
@@ -169,10 +169,10 @@ class PackRunner:
         return tasks
 
     def provide_resident(self, job: Job) -> Resident:
-        """What stays loaded between trials, for this job.
+        """The resident that this job uses. It is kept from the last job if model and data are the same.
 
         Raises:
-            RuntimeError: the data has other rows than planning saw.
+            RuntimeError: the rows of the data have changed since planning.
         """
         if self.resident is None or self.resident.key != make_resident_key(job.config):
             self.resident = None  # this frees the old base before the next one is loaded
@@ -183,7 +183,7 @@ class PackRunner:
         return self.resident
 
     def provide_base(self, task: TrialTask, bits: int | None) -> Any:
-        """The base model of a stage, at ``bits`` as configured. The stage's peak of memory is counted from here.
+        """The base model of a stage, at ``bits`` as configured. Starts the stage's peak of memory from zero.
 
         Raises:
             Preempted: a signal asked for a stop.
@@ -195,7 +195,7 @@ class PackRunner:
 
     @contextlib.contextmanager
     def drop_base_on_error(self) -> Iterator[None]:
-        """Forget the base when common work fails within this: it can leave adapters and hooks on it."""
+        """Drop the base if the work in this block fails: the failure can leave adapters and hooks on it."""
         try:
             yield
         except BaseException:
@@ -211,7 +211,7 @@ def evaluate_single(evaluation: Evaluation) -> None:
 
 
 def generate_together(base: Any, evaluations: Sequence[Evaluation], device: Device) -> list[EvaluationTexts]:
-    """Generate the texts of evaluations that decode alike, and compute their losses.
+    """Generate the texts of evaluations that have equal decoding settings, and compute their losses.
 
     Raises:
         Preempted: a signal asked for a stop.

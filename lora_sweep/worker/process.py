@@ -1,4 +1,4 @@
-"""The worker as a process of the operating system: its events, its logs, its signals, and its end with its parent."""
+"""The worker as a process of the operating system: events, logs, signals, and how it ends with its parent."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1  # man 2 prctl
 
 @contextlib.contextmanager
 def append_output(log: Path) -> Iterator[None]:
-    """Append everything that this process prints to ``log``, output of compiled code included."""
+    """Append everything that this process prints to ``log``, including the output of compiled code."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -41,7 +41,7 @@ def append_output(log: Path) -> Iterator[None]:
 
 
 def write_events_to(handle: int) -> Callable[[Event], None]:
-    """A function that writes an event as a JSON line to ``handle``. It prints a text for people as well."""
+    """Make a function that writes an event as a JSON line to ``handle``. It also prints the texts for people."""
 
     def write_event(event: Event) -> None:
         if event["event"] == "say":
@@ -50,7 +50,7 @@ def write_events_to(handle: int) -> Callable[[Event], None]:
         try:
             while data:
                 data = data[os.write(handle, data) :]
-        except BrokenPipeError:  # the orchestrator is gone: nobody wants this trial's result now
+        except BrokenPipeError:  # the orchestrator is gone: nothing reads the events any more
             os._exit(EXIT_INTERRUPTED)
 
     return write_event
@@ -65,17 +65,17 @@ def watch_stop_signals() -> Callable[[], bool]:
 
 
 def die_with_parent() -> None:
-    """On Linux: have the kernel kill this process when the orchestrator ends, however it ends."""
+    """On Linux, ask the kernel to kill this process when the orchestrator ends, even if it is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def guard_process_group() -> Iterator[None]:
-    """Have a child process kill this process's group as soon as the orchestrator or this process is gone.
+    """Start a child process, the guard, that kills the process group when the orchestrator or this process is gone.
 
     The kernel's signal of :func:`die_with_parent` reaches this process only, not the processes that it started. The
-    guard sees the end of both: the pipe of jobs ends with the orchestrator, and its own parent is this process.
+    guard notices the end of both: the pipe of jobs ends with the orchestrator, and this process is its parent.
     """
     guard = start_guard()
     try:

@@ -1,4 +1,4 @@
-"""What stays in a worker's memory from one trial to the next: tokenizer, rows, their token ids, and one base model."""
+"""The objects that stay in a worker's memory between trials: tokenizer, rows, their token ids, one base model."""
 
 import dataclasses
 import time
@@ -18,25 +18,25 @@ from lora_sweep.multi_lora.dequantize import dequantize_base
 
 
 class Resident:
-    """The tokenizer, the rows and the base model that trials of one model and one data split use one after another."""
+    """The tokenizer, the rows and the base model that all trials on one model and one data set use."""
 
     def __init__(self, config: Config, device: Device) -> None:
         self.key = make_resident_key(config)
         self.model, self.device = config.model, device
         self.tokenizer = load_tokenizer(config.model)
-        self.split: Splits = load_splits(config.data)
-        self.rows_fingerprint = self.split.compute_fingerprint()
-        self._examples: dict[str, list[Example]] = {}  # by split, form of the prompt and length
+        self.splits: Splits = load_splits(config.data)
+        self.rows_fingerprint = self.splits.compute_fingerprint()
+        self._examples: dict[str, list[Example]] = {}  # the key holds the split, the form of the prompt and max_length
         self._base: Any = None
         self._quant: Quant | None = None
         self._signature: Any = None
-        self._pack_problem: str | None = None  # of the loaded base; empty when there is none, None before the test
+        self._pack_problem: str | None = None  # of the loaded base: "" means none, None not yet tested
 
     def tokenize_rows(self, split: str, data: Data, max_length: int) -> list[Example]:
-        """The rows of a split as token ids. They are made once for each form of the prompt."""
+        """The rows of a split as token ids. They are made only once for each form of the prompt."""
         key = to_canonical_json([split, data.template, data.end_marker, max_length])
         if key not in self._examples:
-            self._examples[key] = make_examples(getattr(self.split, split), data, self.tokenizer, max_length)
+            self._examples[key] = make_examples(getattr(self.splits, split), data, self.tokenizer, max_length)
         return self._examples[key]
 
     def provide_base(self, quant: Quant, reporter: Reporter) -> Any:
@@ -54,16 +54,17 @@ class Resident:
         return self._base
 
     def find_pack_problem(self, rows: list[Example]) -> str | None:
-        """Why trials on the loaded base cannot run in a pack. None: a pack computes what the libraries compute.
+        """Why trials on the loaded base cannot run in a pack; None if a pack computes the same as the libraries.
 
-        ``rows`` are what the base is tested with, once.
+        Args:
+            rows: the base is tested with these rows, only once.
         """
         if self._pack_problem is None:
             self._pack_problem = find_ragged_batch_problem(self._base, rows, self.device) or ""
         return self._pack_problem or None
 
     def detach_adapter(self, model: PeftModel) -> None:
-        """Take the adapter off the base. When this changes the base, the next ``provide_base`` loads it anew."""
+        """Take the adapter off the base. If that changes the base, the next ``provide_base`` loads it again."""
         self._base = model.unload()
 
     def drop_base(self) -> None:

@@ -1,4 +1,4 @@
-"""The tracker's runs of a worker's trials: each is open from the first step of the training to the scores."""
+"""Runs in a tracker for the trials of a worker. A run is open from the first training step to the scores."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -19,9 +19,9 @@ class TrackerRuns:
         self.open_runs: dict[str, Run] = {}
 
     def log_step(self, job: Job, step: int, values: Mapping[str, float]) -> None:
-        """Show a training step as it happens, when the evaluation follows in this process.
+        """Show a training step while the training runs, if the evaluation follows in this process.
 
-        A training that goes on from a checkpoint has no first step here. :meth:`take_run` then shows its whole curve.
+        A training that resumes from a checkpoint has no step 1 here. :meth:`take_run` then shows its whole curve.
         """
         if step == 1 and "evaluate" in job.stages:
             self.open_runs[job.trial_id] = self.open_run(job)
@@ -30,7 +30,7 @@ class TrackerRuns:
             run.log_step(step, values)
 
     def take_run(self, job: Job, losses: Iterable[Mapping[str, float]]) -> Run:
-        """The run to finish. One that is opened only now shows the training's curve from ``losses``."""
+        """The trial's run, for the caller to finish. If it opens only now, ``losses`` give the training's curve."""
         run = self.open_runs.pop(job.trial_id, None)
         if run is None:
             run = self.open_run(job)
@@ -39,7 +39,7 @@ class TrackerRuns:
         return run
 
     def mirror_failure(self, job: Job, failure: Failure) -> None:
-        """End the trial's run as failed. A preempted trial goes on later: it gets no run only to say so."""
+        """End the trial's run as failed. A preempted trial runs again later, so no run is opened for it."""
         run = self.open_runs.pop(job.trial_id, None)
         if run is None and failure.status != "preempted":
             run = self.open_run(job)
@@ -47,7 +47,7 @@ class TrackerRuns:
             run.fail(failure.status, failure.reason)
 
     def open_run(self, job: Job) -> Run:
-        """Open the trial's run. Its name sorts among the names of the sweep's other trials."""
+        """Open the trial's run. Its name is padded so that the names of all trials of the sweep sort well."""
         return tracking.open_run(
             job.config.tracking,
             self.runs,

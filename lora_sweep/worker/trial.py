@@ -1,8 +1,8 @@
 """The training of one trial: from its job to the files adapter/, losses.jsonl and result.json.
 
 :func:`plan_training` decides whether the trial trains in a pack or with TRL. ``worker.pack`` trains packs, and
-:func:`train_single` trains one trial with TRL. :func:`write_training` writes what came of either. Each function raises
-whatever goes wrong; ``worker.pack`` makes a failure of that trial out of it.
+:func:`train_single` trains one trial with TRL. :func:`write_training` writes the files of both. Each function raises
+its errors; ``worker.pack`` turns an error into the failure of the trial.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ ResultFields = dict[str, Any]  # a part of a result.json
 
 @dataclass(frozen=True)
 class TrialTask:
-    """One job, with everything on this worker that the steps of its trial use."""
+    """One job, and the objects of this worker that the steps of its trial use."""
 
     job: Job
     reporter: Reporter
@@ -52,12 +52,12 @@ class TrialTask:
         return self.resident.tokenize_rows("train", config.data, config.train.max_length)
 
     def raise_on_stop(self) -> None:
-        """Raise Preempted between two pieces of work, if a signal asked for a stop."""
+        """Raise Preempted if a signal asked for a stop. Called between two pieces of work."""
         if self.reporter.is_stop_requested():
-            raise Preempted("before it began; nothing is lost")
+            raise Preempted("stopped before it began; nothing is lost")
 
     def report_train_step(self, step: int, steps: int, values: dict[str, float]) -> None:
-        """Report an optimizer step to the tracker and to the orchestrator, and every quarter of a training in words."""
+        """Report an optimizer step to the tracker and to the orchestrator, and to people four times a training."""
         self.tracker_runs.log_step(self.job, step, values)
         loss = values["loss"]
         self.reporter.report_step(step, steps, loss=loss, tokens_per_second=values.get("tokens_per_second"))
@@ -67,7 +67,7 @@ class TrialTask:
 
 @dataclass(frozen=True)
 class PackTraining:
-    """A trial whose adapter is drawn and ready to train in a pack. ``started`` is when that began."""
+    """A trial with its new adapter, ready to train in a pack. ``started`` is the time when its work began."""
 
     task: TrialTask
     member: PackMember
@@ -77,7 +77,7 @@ class PackTraining:
 
 @dataclass(frozen=True)
 class SingleTraining:
-    """A trial that TRL has to train, and why."""
+    """A trial that TRL has to train, and the reason."""
 
     task: TrialTask
     trl_reason: str
@@ -85,16 +85,16 @@ class SingleTraining:
 
 
 def plan_training(task: TrialTask, base: Any) -> PackTraining | SingleTraining:
-    """Draw the trial's adapter for a pack on ``base``; or say why TRL has to train the trial.
+    """Make the trial's adapter for a pack on ``base``, or find the reason why TRL has to train the trial.
 
     Raises:
-        RuntimeError: the adapter has another size than planning said.
+        RuntimeError: see :func:`check_adapter_size`.
     """
     config, reporter, started = task.job.config, task.reporter, utc_now()
     trl_reason = find_trl_reason(config.train, config.lora, base, task.train_rows)
     trl_reason = trl_reason or task.resident.find_pack_problem(task.train_rows)
     if trl_reason:
-        reporter.report_text(f"{task.job.label}: trains as TRL does: {trl_reason}")
+        reporter.report_text(f"{task.job.label}: trains with TRL: {trl_reason}")
         return SingleTraining(task, trl_reason, started)
     adapter, peft_config = create_adapter(base, config.lora, task.job.target_modules, config.seed)
     check_adapter_size(task.job, len(adapter.numbers))
@@ -112,17 +112,21 @@ def plan_training(task: TrialTask, base: Any) -> PackTraining | SingleTraining:
 
 
 def check_adapter_size(job: Job, trainable_params: int) -> None:
-    """Refuse to train an adapter of another size than the plan and the report tell."""
+    """Refuse to train an adapter that does not have the planned size, which the report shows.
+
+    Raises:
+        RuntimeError: the size differs.
+    """
     planned = job.facts["trainable_params"]
     if trainable_params != planned:
-        raise RuntimeError(f"PEFT would train {trainable_params} parameters, {planned} were planned")
+        raise RuntimeError(f"the adapter has {trainable_params} parameters, but {planned} were planned")
 
 
 def train_single(training: SingleTraining) -> None:
     """Train a trial alone with TRL's SFTTrainer, and write its files.
 
     Raises:
-        Diverged, Preempted: as ``train_with_trl`` says.
+        Diverged, Preempted: see ``train_with_trl``.
     """
     task = training.task
     config, resident = task.job.config, task.resident
@@ -163,7 +167,7 @@ def write_pack_training(training: PackTraining, trained: Trained, pack_size: int
 def write_training(
     task: TrialTask, trained: Trained, started: str, pack_size: int = 1, trl_reason: str | None = None
 ) -> None:
-    """Write the loss curve and the result of a training; adapter/ is written already."""
+    """Write the loss curve and the result of a training. Its adapter/ must be written before."""
     settings = task.job.train_settings
     files.write_jsonl(task.folder.losses, trained.losses)
     together = f" in a pack of {pack_size}" if pack_size > 1 else ""
@@ -179,22 +183,22 @@ def write_training(
         "pack": pack_size,
         "why_trl": trl_reason,
     }
-    write_result(task, fields, task.job.config.quant.bits, started, ["config.json", "losses.jsonl", "adapter"])
+    write_trial_result(task, fields, task.job.config.quant.bits, started, ["config.json", "losses.jsonl", "adapter"])
 
 
 def write_baseline(task: TrialTask) -> None:
     """Write the result of a baseline, which has nothing to train."""
     config = task.job.config
     fields = {"trainable_params": 0, "template": config.data.template}
-    write_result(task, fields, config.eval_bits(), utc_now(), ["config.json"])
+    write_trial_result(task, fields, config.eval_bits(), utc_now(), ["config.json"])
 
 
-def write_result(task: TrialTask, fields: ResultFields, bits: int | None, started: str, names: list[str]) -> None:
+def write_trial_result(task: TrialTask, fields: ResultFields, bits: int | None, started: str, names: list[str]) -> None:
     """Write config.json and the trial's result.json, and remove its checkpoints.
 
     Args:
         bits: of the base model, as configured.
-        names: the files and folders whose hashes the result keeps.
+        names: the result keeps the hashes of these files and folders.
     """
     job, device = task.job, task.device
     config = {"trial_id": job.trial_id, "kind": job.kind, "config": dataclasses.asdict(job.config)}

@@ -58,7 +58,7 @@ class FailingRunner(ScriptedRunner):
 
 def run(runs: Path, runner: FailingRunner, **more: Any) -> tuple[str, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
-    return loop.run_job(job(runs, **more), runs, runner, Reporter(events.append)), events
+    return loop.run_pack([job(runs, **more)], runs, runner, Reporter(events.append))[0], events
 
 
 FAULTS = [

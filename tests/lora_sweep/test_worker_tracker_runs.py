@@ -78,7 +78,7 @@ def test_a_failure_ends_the_run_and_a_preemption_opens_none(
     opened: list[RecordingRun], job: Job, tmp_path: Path
 ) -> None:
     runs = TrackerRuns(tmp_path, "a")
-    runs.mirror_failure(job, Failure("preempted", "before it began; nothing is lost"))
+    runs.mirror_failure(job, Failure("preempted", "stopped before it began; nothing is lost"))
     assert not opened
     runs.log_step(job, 1, {"loss": 2.0})
     runs.mirror_failure(job, Failure("preempted", "saved at step 1 of 4"))

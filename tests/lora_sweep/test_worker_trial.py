@@ -25,7 +25,7 @@ from lora_sweep.runs import files, results
 from lora_sweep.runs.records import TrialRecord
 from lora_sweep.worker import pack as pack_module
 from lora_sweep.worker import resident
-from lora_sweep.worker.loop import run_job, run_pack
+from lora_sweep.worker.loop import run_pack
 from lora_sweep.worker.trial import TrialTask
 from sweep.plan import facts as plan_facts
 from sweep.plan.make import make_plan
@@ -53,7 +53,7 @@ def run(configs: list[Config], runs: Path, **more: Any) -> tuple[list[Job], list
     if any(job.config.eval_bits() != job.config.quant.bits for job in jobs):  # as the schedule does: a base at a time
         jobs = [dataclasses.replace(job, stages=[stage]) for stage in ("train", "evaluate") for job in jobs]
     for job in jobs:
-        if run_job(job, runs, runner, reporter) == "oom":
+        if run_pack([job], runs, runner, reporter) == ["oom"]:
             break  # the worker would end
     return jobs[-len(plan.trials) :], said
 
@@ -147,9 +147,8 @@ def test_a_function_of_one_s_own_scores_what_is_written(tmp_path: Path, monkeypa
         assert result.evaluation.eval["split"] == "test"
     (tmp_path / "own_scorer.py").write_text(OWN + "# another thought\n")
     shutil.rmtree(files.trial_folder(tmp_path, jobs[0].trial_id).evaluation(jobs[0].eval_id).path)
-    assert (
-        run_job(jobs[0], tmp_path, pack_module.PackRunner(tmp_path, "test"), Reporter(lambda event: None)) == "failed"
-    )
+    runner = pack_module.PackRunner(tmp_path, "test")
+    assert run_pack(jobs[:1], tmp_path, runner, Reporter(lambda event: None)) == ["failed"]
     said = "RuntimeError: the scorer own_scorer:score changed after planning: run the command again"
     assert outcome(jobs[0], tmp_path).reason == said
 
@@ -289,10 +288,10 @@ def test_a_pack_has_the_results_of_its_trials_alone(tmp_path: Path, monkeypatch:
     jobs, statuses, said = run_together(configs, tmp_path / "pack")
     assert set(statuses) == {"complete"}
     assert sum(text.startswith("loaded tiny") for text in said) == 1, "what takes TRL's way needs no other base"
-    assert any("trains as TRL does: lora.use_dora" in text for text in said)
+    assert any("trains with TRL: lora.use_dora" in text for text in said)
     assert any("train.optim=adafactor" in text for text in said)
     alone, _ = run(configs, tmp_path / "alone")
-    assert any("writes as PEFT does: its adapter is more than LoRA's matrices" in text for text in said)
+    assert any("generates with PEFT: its adapter has more than LoRA's matrices" in text for text in said)
     assert not any("optim=adafactor" in text and "writes" in text for text in said)
     trained = [outcome(job, tmp_path / "pack").training for job in jobs if job.kind == "trial"]
     for training in trained[:2]:  # the common work is in a member's time, as the page's timeline shows it
@@ -348,5 +347,5 @@ def test_a_base_that_looks_back_a_few_tokens_is_trained_by_trl_and_writes_as_pef
     _, statuses, said = run_together([config()], tmp_path)
     assert statuses == ["complete", "complete"]
     reason = "a base that looks back 20 tokens"
-    assert len({text for text in said if text.endswith(f": trains as TRL does: {reason}")}) == 1
-    assert len({text for text in said if text.endswith(f": writes as PEFT does: {reason}")}) == 2
+    assert len({text for text in said if text.endswith(f": trains with TRL: {reason}")}) == 1
+    assert len({text for text in said if text.endswith(f": generates with PEFT: {reason}")}) == 2

@@ -21,7 +21,7 @@ from sweep.trials import Plan, PlannedTrial, make_invalid_trial
 
 def run(trial: PlannedTrial, runs: Path, stages: list[str] | None = None) -> str:
     job = Job.from_json(job_json(trial, stages=stages or ["train", "evaluate"]))
-    return loop.run_job(job, runs, ScriptedRunner(runs, "a"), Reporter(lambda event: None))
+    return loop.run_pack([job], runs, ScriptedRunner(runs, "a"), Reporter(lambda event: None))[0]
 
 
 def state(trial: PlannedTrial, runs: Path) -> tuple[str, bool]:
