@@ -1,4 +1,7 @@
-"""Hydra's address for our sweeper: every combination of the swept values, or an experiment's list of rows."""
+"""Hydra finds our sweeper here: it runs every combination of the swept values, or the rows of an experiment.
+
+Hydra imports this module in every program that uses Hydra, so our modules are imported inside the methods.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +16,7 @@ from lora_sweep.errors import EXIT_FAILED
 
 
 class GridSweeper(Sweeper):
-    """Expands the command into points and gives them all to the launcher at once. Writes no file."""
+    """Expands the command into points, and gives all of them to the launcher at once. Writes no file."""
 
     def __init__(self, params: dict[str, Any], rows: Sequence[Sequence[str]]) -> None:
         self.params, self.rows = params, rows
@@ -37,15 +40,15 @@ class GridSweeper(Sweeper):
         assert self.config is not None
         loader, launcher = self.hydra_context.config_loader, self.launcher
         assert launcher is not None
-        trials = list_points(loader, arguments, dict(self.params), list(self.rows))
+        points = list_points(loader, arguments, dict(self.params), list(self.rows))
         if self.is_local:
-            returns = launcher.launch(trials, initial_job_idx=0)
-            local: Any = launcher  # Hydra 1.3 may load the class a second time: isinstance would not know it
+            returns = launcher.launch(points, initial_job_idx=0)
+            local: Any = launcher  # Hydra 1.3 can load the class twice, and then isinstance is false
             is_complete = local.is_complete
         else:
-            configs = compose_points(loader, [str(text) for text in self.config.hydra.overrides.hydra], trials)
+            configs = compose_points(loader, [str(text) for text in self.config.hydra.overrides.hydra], points)
             engine = HydraEngine(lambda jobs: launcher.launch(jobs, initial_job_idx=0))
-            _, outcomes = launch_points(configs, trials, sys.argv[1:], engine)
+            _, outcomes = launch_points(configs, points, sys.argv[1:], engine)
             returns = engine.returns
             is_complete = all(result.status == "complete" for result in outcomes.values())
         if not is_complete:

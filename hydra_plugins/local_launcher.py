@@ -1,4 +1,4 @@
-"""Hydra's address for our launcher: worker processes on this machine."""
+"""Hydra finds our launcher here: it runs trials in worker processes on this machine."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 
 class LocalLauncher(Launcher):
-    """Composes the points, and hands them to ``sweep.launch`` with the local engine."""
+    """Composes the points, and gives them to ``sweep.launch`` with the local engine."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config

@@ -1,4 +1,4 @@
-"""Hydra's address for the user's own values: ``./conf`` of the working folder is found without a flag."""
+"""Hydra finds the user's values with this plugin: it reads ``./conf`` of the working folder without a flag."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from lora_sweep.config.conf_folder import find_conf_folder, find_hidden_files
 
 
 class OwnConf(SearchPathPlugin):
-    """Adds ``./conf`` behind our own folder, as Hydra's ``--config-dir`` does: new names are found, ours stay ours."""
+    """Adds ``./conf`` after our folder, as Hydra's ``--config-dir`` does. Of two files with one name ours is read."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         own, ours = Path("conf").absolute(), find_conf_folder()

@@ -1,4 +1,4 @@
-"""``python -m sweep [--runs DIR]``: the commands, and a line for each sweep of a runs folder. Writes no file.
+"""``python -m sweep [--runs DIR]``: list the commands, and the sweeps of a runs folder. Writes no file.
 
 The console script ``lora-sweep`` starts here too: ``lora-sweep train ...`` is ``python -m lora_sweep.train ...``.
 """
@@ -23,10 +23,10 @@ from sweep.tables import Column, build_table, print_renderable
 from sweep.text import format_decimals
 
 COMMANDS = {
-    "lora_sweep.train": "run a sweep, or resume it, and write its report; with -m over several values",
-    "sweep.plan": "show the trials of such a command, and train nothing",
-    "sweep.status": "how far a sweep is",
-    "sweep.report": "the report of a sweep again, from its results",
+    "lora_sweep.train": "run or resume a sweep, and write its report; -m sweeps over several values of a key",
+    "sweep.plan": "show the trials of a command, and train nothing",
+    "sweep.status": "show how far a sweep is",
+    "sweep.report": "write the report of a sweep again, from its results",
     "sweep.confirm": "train the best rows with more seeds, and score the winner on the test split",
     "sweep.dashboard": "save a workspace and a report of a sweep in W&B",
 }
@@ -46,10 +46,10 @@ class SweepSummary:
     """One sweep of a runs folder.
 
     Attributes:
-        started: in seconds since 1970; minus infinity if it is unknown.
-        trials: how many trials have which status; or why the sweep's file cannot be read.
-        best: label of the recommended row, else of the row with the highest quality; None if no row is complete.
-        quality: of the best row.
+        started: when it was started, in seconds since 1970; minus infinity if that is unknown.
+        trials: the number of trials with each status, in words; or the reason why the sweep's file cannot be read.
+        best: the label of the recommended row, else of the row with the highest quality; None without a complete row.
+        quality: the quality of that row, 0 to 100.
     """
 
     name: str
@@ -68,10 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_subcommand(name: str, arguments: list[str]) -> int:
-    """``python -m MODULE ARGUMENTS`` in this process.
+    """Do what ``python -m MODULE ARGUMENTS`` does, in this process. Returns the exit code.
 
-    The working folder comes last on Python's path: a scorer in a file there is found, and a file called ``sweep.py``
-    hides nothing.
+    The working folder comes last on Python's path, so that a scorer in a file there is found, and a file there that is
+    called ``sweep.py`` does not hide our package.
     """
     sys.argv = [f"lora-sweep {name}", *arguments]
     sys.path.append(str(Path.cwd()))
@@ -83,6 +83,7 @@ def run_subcommand(name: str, arguments: list[str]) -> int:
 
 
 def print_lists(arguments: list[str]) -> int:
+    """Print the commands, and the sweeps of a runs folder. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sweep", description="List the commands and the sweeps.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     runs = parser.parse_args(arguments).runs
@@ -98,7 +99,7 @@ def print_lists(arguments: list[str]) -> int:
 
 
 def list_cells(summary: SweepSummary) -> list[str]:
-    """The cells of one line of the table; what is unknown is ``-``."""
+    """The cells of one line of the table. An unknown value is ``-``."""
     started = "-"
     if summary.started > 0:
         started = datetime.fromtimestamp(summary.started, UTC).strftime("%Y-%m-%d %H:%M")
@@ -110,13 +111,13 @@ def list_cells(summary: SweepSummary) -> list[str]:
 
 
 def list_summaries(runs: Path) -> list[SweepSummary]:
-    """A summary of every sweep below ``runs``, the last started first."""
+    """A summary of every sweep in ``runs``, the latest first."""
     summaries = [summarize_sweep(runs, path.stem) for path in sorted((runs / "sweeps").glob("*.json"))]
     return sorted(summaries, key=lambda summary: summary.started, reverse=True)
 
 
 def summarize_sweep(runs: Path, name: str) -> SweepSummary:
-    """A summary of one sweep. Never raises for a file that is torn, foreign or unreadable."""
+    """A summary of one sweep. It never raises for a file that is torn, unreadable or not ours."""
     try:
         sweep = read_sweep_file(runs, name)
     except Refused as refused:
@@ -133,7 +134,7 @@ def summarize_sweep(runs: Path, name: str) -> SweepSummary:
 
 
 def find_recommended(runs: Path, name: str) -> tuple[str, float] | None:
-    """Label and quality of the row that report.json recommends."""
+    """The label and the quality of the row that report.json recommends; None without a recommendation."""
     try:
         report = files.read_json(files.report_folder(runs, name) / "report.json") or {}
     except OSError:
@@ -147,7 +148,7 @@ def find_recommended(runs: Path, name: str) -> tuple[str, float] | None:
 
 
 def find_best(runs: Path, sweep: SweepFile, statuses: list[TrialStatus]) -> tuple[str, float] | None:
-    """Label and quality of the complete trial with the highest quality."""
+    """The label and the quality of the complete trial with the highest quality; None if there is none."""
 
     def read_qualities() -> Iterator[tuple[float, str]]:
         for entry, trial in zip(sweep.trials, statuses, strict=True):

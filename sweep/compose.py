@@ -1,7 +1,7 @@
-"""Overrides to configurations: Hydra composes the points of a grid or a list, and each becomes a dataclass.
+"""Compose the configuration of each point of a command from its overrides, with Hydra.
 
-Hydra takes 0.1 s to compose, so it does that once for each choice of groups. Plain values are then set on copies: a
-grid of a thousand points takes seconds.
+One composition by Hydra takes 0.1 s. So Hydra composes once for each choice of groups, and plain values are set on
+copies of the result: a grid of a thousand points takes seconds.
 """
 
 import copy
@@ -31,12 +31,12 @@ def compose_points(
     """The configuration of each point.
 
     Args:
-        base_overrides: overrides of Hydra itself, the same for all points.
+        base_overrides: the overrides of Hydra's own settings, the same for all points.
         points: the overrides of each point, from :func:`sweep.search.grid.list_points`.
 
     Raises:
         HydraException, OmegaConfBaseException: a key, group or value does not fit the schema.
-        Refused: a point would be scored on the test split. Choosing by that score would make it worthless.
+        Refused: a point asks for scores on the test split. Scores that chose the winner cannot confirm it.
     """
     composer = PointComposer(loader, base_overrides)
     configs = [composer.compose_point(point) for point in points]
@@ -47,10 +47,10 @@ def compose_points(
 
 @dataclass(frozen=True)
 class Composition:
-    """What Hydra composed for one choice of groups, as its own tree and as a dataclass.
+    """The result of Hydra for one choice of groups, as Hydra's tree and as a dataclass.
 
     Attributes:
-        has_interpolation: whether a value follows another, as ``${lora.r}`` does. Only Hydra can then change a value.
+        has_interpolation: whether a value refers to another, as ``${lora.r}`` does. Then only Hydra can change values.
     """
 
     tree: DictConfig
@@ -59,13 +59,13 @@ class Composition:
 
 
 class PointComposer:
-    """Composes points of one command; what several points share is done once."""
+    """Composes the points of one command. What several points share is composed once."""
 
     def __init__(self, loader: ConfigLoader, base_overrides: Sequence[str]) -> None:
         self._loader = loader
         self._base_overrides = list(base_overrides)
         parser = OverridesParser.create(config_loader=loader)
-        self._parse = functools.cache(lambda line: parser.parse_overrides([line])[0])  # many points, few values
+        self._parse = functools.cache(lambda line: parser.parse_overrides([line])[0])  # many points share few values
         self._is_group = functools.cache(lambda name: bool(loader.get_group_options(name)))  # 10 ms a call
         self._compositions: dict[tuple[str, ...], Composition] = {}
         self._values: dict[tuple[tuple[str, ...], str | None], Any] = {}
@@ -96,18 +96,18 @@ class PointComposer:
 
 
 def has_interpolation(tree: DictConfig) -> bool:
-    """Whether any value follows another, as ``${lora.r}`` does."""
+    """Whether any value refers to another, as ``${lora.r}`` does."""
     return "${" in json.dumps(OmegaConf.to_container(tree, resolve=False))
 
 
 def can_be_set(config: Config, override: Override) -> bool:
-    """Whether the value is plain and its key exists: not in a list, nor below a value that is null or unknown."""
+    """Whether the value refers to no other, and its key is in the tree: not in a list, nor below a null value."""
     parent = find_parent(config, override.key_or_group)
     return "${" not in str(override.input_line) and (isinstance(parent, dict) or dataclasses.is_dataclass(parent))
 
 
 def compose_groups(loader: ConfigLoader, overrides: list[str]) -> tuple[DictConfig, Config]:
-    """What Hydra composes from conf/base.yaml and ``overrides``, without Hydra's own settings."""
+    """Hydra's tree and the configuration for conf/base.yaml and ``overrides``, without Hydra's own settings."""
     tree = loader.load_configuration(CONFIG_NAME, overrides=overrides, run_mode=RunMode.MULTIRUN)
     with open_dict(tree):
         del tree["hydra"]
@@ -117,7 +117,7 @@ def compose_groups(loader: ConfigLoader, overrides: list[str]) -> tuple[DictConf
 
 
 def parse_value(tree: DictConfig, override: Override) -> Any:
-    """The override's value in the schema's type, found by setting it on a copy of the composed tree."""
+    """The value of the override, converted to the type in the schema by setting it on a copy of the composed tree."""
     changed = copy.deepcopy(tree)
     OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     value = OmegaConf.select(changed, override.key_or_group)
@@ -125,7 +125,7 @@ def parse_value(tree: DictConfig, override: Override) -> Any:
 
 
 def set_value(config: Config, key: str, value: Any) -> None:
-    """Set ``key``, a dotted path, on a tree of dataclasses and dicts."""
+    """Set the value of ``key``, a dotted path in a tree of dataclasses and dicts."""
     node, last = find_parent(config, key), key.rpartition(".")[2]
     if isinstance(node, dict):
         node[last] = value
@@ -134,7 +134,7 @@ def set_value(config: Config, key: str, value: Any) -> None:
 
 
 def find_parent(config: Config, key: str) -> Any:
-    """The node that holds ``key``, a dotted path through dataclasses and dicts; None if the path ends earlier."""
+    """The node that holds ``key``, a dotted path in a tree of dataclasses and dicts; None if there is no such node."""
     node: Any = config
     for name in key.split(".")[:-1]:
         node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)

@@ -1,9 +1,9 @@
 """``python -m sweep.confirm [NAME]``: confirm a ranking with more seeds, then with the test split.
 
-First the tied group is trained with more seeds, as further trials of the same sweep, until each row has enough. The
-report then knows the noise of seeds, and the tied group is found again. Then the recommended row is scored on the test
-split, which no command has read before. Its scores are the sweep NAME-test, and the report of NAME shows them. The same
-command resumes after an interruption.
+First each configuration of the tied group is trained with more seeds, as further trials of the same sweep, until it
+has enough of them. The results show how much the seed changes the scores, and the tied group is computed again. Then
+the recommended configuration is scored on the test split, which no command has read before. These scores are stored
+as the sweep NAME-test, and the report of NAME shows them. After an interruption the same command resumes.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from sweep.store.sweep_file import find_newest_sweep, read_sweep_file
 from sweep.text import count_noun
 from sweep.trials import Plan
 
-DEFAULT_SEEDS = 3  # for each tied row
+DEFAULT_SEEDS = 3  # for each tied configuration
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 if a trial failed, 75 after an interruption, 78 if the command is refused."""
+    """Run the command. Returns the exit code: 0, 1 if a trial failed, 75 after an interruption, 78 if refused."""
     parser = argparse.ArgumentParser(
         prog="python -m sweep.confirm",
         description="Train the rows tied with the best with more seeds, and score the chosen one on the test split.",
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.seeds < 2:
-            raise Refused(f"--seeds {options.seeds}", "must be at least 2: one seed shows no noise of seeds")
+            raise Refused(f"--seeds {options.seeds}", "must be at least 2: one seed shows no difference between seeds")
         return confirm_sweep(options.runs, options.name or find_newest_sweep(options.runs), options.seeds)
     except Refused as refused:
         print(f"refused: {refused}", file=sys.stderr)
@@ -55,13 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def confirm_sweep(runs: Path, name: str, seeds: int) -> int:
-    """Train until every tied row has ``seeds`` seeds, then score the recommended row on the test split.
+    """Train until every tied configuration has ``seeds`` seeds, then score the recommended one on the test split.
 
     Returns:
         The exit code.
 
     Raises:
-        Refused: the sweep holds test scores itself, its name with ``-test`` is taken, or no row is recommended.
+        Refused: the sweep is NAME-test of another sweep, the name NAME-test is taken, or no row is recommended.
     """
     sweep = read_sweep_file(runs, name)
     if sweep is not None and sweep.split == "test":
@@ -79,7 +79,7 @@ def confirm_sweep(runs: Path, name: str, seeds: int) -> int:
             return EXIT_FAILED
         analysis = analyse_sweep(runs, name)
         if list_row_names(find_missing_seeds(analysis, seeds)) == list_row_names(missing):
-            raise RuntimeError(f"no row of {name} has more seeds after training them")
+            raise RuntimeError(f"the new trials of {name} gave no row a further seed")
     recommended = analysis.ranking.recommended
     if recommended is None:
         raise Refused(f"sweep {name}", analysis.ranking.text)
@@ -89,15 +89,15 @@ def confirm_sweep(runs: Path, name: str, seeds: int) -> int:
 
 
 def list_row_names(missing: list[tuple[Configuration, list[int]]]) -> list[tuple[str, list[int]]]:
-    """The names of the rows with their missing seeds; names stay the same when the sweep is analysed again."""
+    """The name of each row with its missing seeds. Names stay the same when the sweep is analysed again."""
     return [(name_row(configuration.summary), seeds) for configuration, seeds in missing]
 
 
 def find_missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Configuration, list[int]]]:
     """The tied configurations with fewer than ``seeds`` complete trials, each with the seeds to train it with.
 
-    The seeds are the smallest unused ones. A seed that diverged is passed over, and a trial that failed is tried again.
-    A configuration gets no more seeds once as many as were asked for ended without an adapter.
+    The seeds are the smallest unused ones. A seed that diverged is not used again; a trial that failed is tried again.
+    If ``seeds`` trials of a configuration ended without an adapter, it gets no more seeds.
     """
     missing = []
     for standing in analysis.ranking.tied:
@@ -112,10 +112,10 @@ def find_missing_seeds(analysis: Analysis, seeds: int) -> list[tuple[Configurati
 
 
 def plan_more_seeds(runs: Path, analysis: Analysis, missing: list[tuple[Configuration, list[int]]]) -> Plan:
-    """The plan of the sweep's complete trials and the further seeds.
+    """The plan of the sweep's complete trials and of the trials with further seeds.
 
     Raises:
-        Refused: the model or the data are not those of the sweep, so its rows could not be compared with new ones.
+        Refused: the model or the data changed since the sweep, so new rows could not be compared with its rows.
     """
     sweep = analysis.sweep
     ranked = [standing.configuration for standing in analysis.standings if standing.is_tied is not None]
@@ -140,7 +140,7 @@ def score_on_test(runs: Path, analysis: Analysis, recommended: Configuration, re
     """Evaluate every seed of the recommended configuration on the test split; returns whether all are complete.
 
     Raises:
-        Refused: the test split was used for another row. A second look would make it a validation split.
+        Refused: the test split was used for another configuration. Used twice, it would be one more validation split.
     """
     sweep, name = analysis.sweep, f"{analysis.sweep.name}{TEST_SUFFIX}"
     trials = [trial for trial in recommended.trials if trial.summary.is_complete]
@@ -153,7 +153,7 @@ def score_on_test(runs: Path, analysis: Analysis, recommended: Configuration, re
         rows = [trial.summary for trial in sweep.trials if trial.summary.trial_id in tested]
         other = name_row(rows[0]) if rows else "a row that the sweep no longer has"
         reason = (
-            f"was used to score {other}, and it is scored only once; now the recommendation is "
+            f"was used to score {other}, and it may be used only once; the recommendation is now "
             f"{name_row(recommended.summary)}"
         )
         raise Refused(f"the test split of sweep {sweep.name}", reason)
@@ -163,7 +163,7 @@ def score_on_test(runs: Path, analysis: Analysis, recommended: Configuration, re
 
 
 def launch_plan(plan: Plan, command: str, resume_command: str) -> bool:
-    """Launch the plan, and record the sweep's own command for it; returns whether all trials are complete."""
+    """Launch the plan under the command of the sweep itself; returns whether all trials are complete."""
     try:
         arguments = shlex.split(command)[3:]
     except ValueError:
@@ -173,7 +173,7 @@ def launch_plan(plan: Plan, command: str, resume_command: str) -> bool:
 
 
 def restore_config(runs: Path, name: str, config: dict[str, Any]) -> Config:
-    """The recorded configuration of a trial, changed to belong to the sweep ``name`` in ``runs``."""
+    """The recorded configuration of a trial, as one of the sweep ``name`` in ``runs``."""
     return dataclasses.replace(config_from_json(config), runs_dir=str(runs), sweep_name=name)
 
 

@@ -1,8 +1,8 @@
 """``python -m sweep.dashboard [NAME]``: save a W&B workspace and a W&B report of a sweep whose runs are in W&B.
 
-This module decides what the two show. The numbers are in W&B's runs already, and the sentences come from
-``sweep.report``. Each call saves a new workspace and a new report, so that changes that somebody made to earlier ones
-stay.
+This module decides what the two pages show. The numbers are already in the runs of W&B, and the sentences come from
+``sweep.report``. Each call saves a new workspace and a new report, so that earlier ones keep the changes that people
+made to them.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from sweep.report.analysis.configurations import look_up
 from sweep.report.formats.page_data import write_page_data
 from sweep.store.sweep_file import find_newest_sweep
 
-MAX_RUNS = 100  # drawn in one panel; W&B draws 10 unless told otherwise
+MAX_RUNS = 100  # drawn in one panel; the default of W&B is 10
 COLUMNS = ("quality", "quality_ci_low", "quality_ci_high", *COSTS, "validation_loss", "finished", "status")
 PANEL_WIDTH, PANEL_HEIGHT = 12, 8  # grid units of the report, which is 24 units wide
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 if W&B refused to save, or 78 without such a sweep, a login or the package."""
+    """Run the command. Returns the exit code: 0, 1 if W&B refused to save, 78 without the sweep, login or package."""
     parser = argparse.ArgumentParser(prog="python -m sweep.dashboard", description="Save a W&B workspace and report.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep (default: the one that was started last)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find_project(analysis: Analysis, entity: str | None, project: str | None) -> tuple[str | None, str]:
-    """W&B's entity and project: the arguments, else those of the sweep's first trial that names one."""
+    """W&B's entity and project: the arguments, else those of the first trial of the sweep that has one."""
 
     def find_setting(key: str) -> str | None:
         values = (look_up(trial.record.config, key) for trial in analysis.sweep.trials)
@@ -78,7 +78,7 @@ def save_dashboard(analysis: Analysis, entity: str | None, project: str) -> int:
             page.save()
             print(f"{kind}: {page.url}")
     except Exception as error:  # noqa: BLE001 - an error of the network or the server becomes one sentence
-        print(f"W&B did not take it: {shorten_error(error)}", file=sys.stderr)
+        print(f"W&B could not save it: {shorten_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_COMPLETE
 
@@ -86,7 +86,7 @@ def save_dashboard(analysis: Analysis, entity: str | None, project: str) -> int:
 def dump_dashboard(analysis: Analysis, entity: str, project: str) -> dict[str, object]:
     """The workspace and the report as JSON, without a call to W&B.
 
-    The report's set of runs names no entity: with one, W&B would be asked for the project's number.
+    The set of runs in the report has no entity, because wandb-workspaces would ask W&B for the number of its project.
     """
     report = build_report(analysis, entity, project, runs_entity="")
     pages = {"workspace": build_workspace(analysis, entity, project), "report": report}
@@ -94,10 +94,10 @@ def dump_dashboard(analysis: Analysis, entity: str, project: str) -> dict[str, o
 
 
 def import_workspaces() -> tuple[Any, Any, Any]:
-    """wandb-workspaces' modules for workspaces, reports and filters.
+    """The modules of wandb-workspaces for workspaces, reports and filters.
 
     Raises:
-        Refused: it is not installed.
+        Refused: wandb-workspaces is not installed.
     """
     names = ("workspaces", "reports.v2", "expr")
     try:
@@ -107,11 +107,11 @@ def import_workspaces() -> tuple[Any, Any, Any]:
     return workspaces, reports, expr
 
 
-# --- what they show ----------------------------------------------------------------------------------------------
+# --- content of the pages ----------------------------------------------------------------------------------------
 
 
 def build_workspace(analysis: Analysis, entity: str, project: str) -> Any:
-    """A ``Workspace`` of wandb-workspaces that shows the sweep's runs, best first, with their numbers as columns."""
+    """A ``Workspace`` of wandb-workspaces with the runs of the sweep, best first, and their numbers in columns."""
     workspaces, _, expr = import_workspaces()
     sections = [
         workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in build_panels(analysis).items()
@@ -131,7 +131,7 @@ def build_workspace(analysis: Analysis, entity: str, project: str) -> Any:
 
 
 def build_report(analysis: Analysis, entity: str, project: str, runs_entity: str | None = None) -> Any:
-    """A ``Report`` of wandb-workspaces: what to use and why, in the words of report.md, then the workspace's panels."""
+    """A ``Report`` of wandb-workspaces: the recommendation of report.md with its reasons, then the same panels."""
     _, reports, expr = import_workspaces()
     runs = reports.Runset(
         entity=entity if runs_entity is None else runs_entity,
@@ -154,7 +154,7 @@ def build_report(analysis: Analysis, entity: str, project: str, runs_entity: str
 
 
 def build_panels(analysis: Analysis) -> dict[str, list[Any]]:
-    """The panels of each section, without the sections for which the sweep has no panel."""
+    """The panels of each section. Sections without a panel are left out."""
     _, reports, _ = import_workspaces()
 
     def make_bars(title: str, metric: str) -> Any:
@@ -174,7 +174,7 @@ def build_panels(analysis: Analysis) -> dict[str, list[Any]]:
     effects = [
         reports.CustomChart(
             query={"summaryTable": {"tableKey": f"{chart.key}_table"}},
-            chart_name="wandb/bar/v0",  # wandb.plot.bar's
+            chart_name="wandb/bar/v0",  # the chart that wandb.plot.bar makes
             chart_fields={"label": chart.columns[0], "value": chart.columns[1]},
             chart_strings={"title": chart.title},
         )

@@ -1,4 +1,4 @@
-"""What trials are called, and which configuration keys vary between them."""
+"""The labels of trials and baselines, and the configuration keys that vary between trials."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from typing import Any
 
 from lora_sweep.config.schema import Config
 
-LABELLED_KEYS = ("lora.r", "lora.targets", "quant.bits", "quant.double_quant")  # every label shows them already
+LABELLED_KEYS = ("lora.r", "lora.targets", "quant.bits", "quant.double_quant")  # not repeated among varied keys
 
 
 def label_trial(config: Config, compute_bytes: int | None, varied: Sequence[str]) -> str:
-    """A trial's name for people, as ``r=8 attn 4bit seed=1``: r, targets and bits, then whatever else varies.
+    """The label of a trial, as ``r=8 attn 4bit seed=1``: r, targets and bits, then all other values that vary.
 
     Args:
-        compute_bytes: of one number in the dtype that the model computes in; None if no model is known.
+        compute_bytes: bytes of one number in the dtype that the model computes in; None if that is not known.
         varied: from :func:`list_varied_keys`.
     """
     targets = config.lora.targets
@@ -23,28 +23,28 @@ def label_trial(config: Config, compute_bytes: int | None, varied: Sequence[str]
 
 
 def label_baseline(config: Config, compute_bytes: int, varied: Sequence[str]) -> str:
-    """A baseline's name for people: its bits, then what varies in its model, its prompts and its decoding."""
+    """The label of a baseline: its bits, then the values that vary in its model, its prompts and its decoding."""
     keys = [key for key in varied if key.partition(".")[0] in ("model", "data", "eval")]
     keys = [key for key in keys if key not in ("data.template", "eval.quant", "eval.baseline_templates")]
-    keys += [key for key in varied if key == "train.max_length"]  # rows of the validation loss are cut to it
+    keys += [key for key in varied if key == "train.max_length"]  # the rows of the validation loss are cut to it
     words = ["baseline", *label_bits(config, compute_bytes), *label_values(config, keys)]
     has_templates = config.eval.baseline_templates or "data.template" in varied
     return " ".join([*words, *([config.data.template] if has_templates else [])])
 
 
 def label_bits(config: Config, compute_bytes: int | None) -> list[str]:
-    """``["4bit"]``; [] if the base is stored in the dtype it computes in, and that dtype is unknown."""
+    """The bits of the base, as ``["4bit"]``; [] if the base is not quantized and its compute dtype is unknown."""
     bits = config.quant.bits or 8 * (compute_bytes or 0)
     return [f"{bits}bit"] if bits else []
 
 
 def label_values(config: Config, keys: Sequence[str]) -> list[str]:
-    """``last part of the key=value`` for each key that has a value; a group's ``name`` stands for the group."""
+    """``key=value`` for each key with a value, with only the last part of the key. ``data.name`` becomes ``data``."""
     values = {key: value for key in keys if (value := find_config_value(config, key)) is not None}
     return [f"{key.removesuffix('.name').rpartition('.')[2]}={value}" for key, value in values.items()]
 
 
-# --- what varies -------------------------------------------------------------------------------------------------
+# --- keys that vary ----------------------------------------------------------------------------------------------
 
 
 def list_varied_keys(configs: Sequence[Config]) -> list[str]:
@@ -70,7 +70,7 @@ def list_varied_keys(configs: Sequence[Config]) -> list[str]:
 
 
 def find_config_value(config: Config, key: str) -> Any:
-    """The leaf at a dotted path, as :func:`flatten_tree` gives it; None if there is no leaf at the path."""
+    """The leaf at a dotted path, as in :func:`flatten_tree`; None if there is no leaf."""
     node: Any = config
     for name in key.split("."):
         node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)
@@ -80,12 +80,12 @@ def find_config_value(config: Config, key: str) -> Any:
 
 
 def flatten_tree(value: object, prefix: str = "") -> dict[str, object]:
-    """A tree of dicts as {dotted path: leaf}."""
+    """A tree of dicts as one dict from dotted paths to leaves."""
     if isinstance(value, dict) and value:
         return {k: v for key, sub in value.items() for k, v in flatten_tree(sub, f"{prefix}{key}.").items()}
     return {prefix.removesuffix("."): value}
 
 
 def to_plain_tree(value: Any) -> Any:
-    """A dataclass as a dict; anything else as it is."""
+    """A dataclass as a dict; any other value unchanged."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

@@ -1,6 +1,6 @@
-"""The order of a sweep: look at what is there, run what is left on an engine, report. Imports no torch.
+"""The steps of a sweep: read what is on disk, run what is left on an engine, write the report. Imports no torch.
 
-What happened to a trial is read from the trial's files, never from the engine.
+The outcome of a trial is read from the trial's files, never from the engine.
 """
 
 import shlex
@@ -40,7 +40,8 @@ def launch_points(
     """Plan the points of a command and launch the plan.
 
     Args:
-        points: the overrides of each config.
+        points: the overrides of each config, in the order of ``configs``.
+        arguments: as for :func:`launch`.
 
     Returns:
         The plan, and the result of each of its trials.
@@ -53,12 +54,13 @@ def launch(plan: Plan, arguments: list[str], engine: Engine, resume_command: str
     """Run what is left of the plan, write and print the report, and return the result of every trial.
 
     Args:
-        arguments: of the command ``lora_sweep.train``; they are recorded, and printed after an interruption.
-        resume_command: what to print instead, where another command resumes the sweep.
+        arguments: those of the command ``lora_sweep.train``. The sweep's file records this command, and an interruption
+            prints it.
+        resume_command: the command to print after an interruption, if another one resumes the sweep.
 
     Raises:
-        Refused: the sweep is being run already, or its folder cannot take what it needs.
-        SystemExit: 75 after a signal or when the disk is full, 1 when no worker starts.
+        Refused: another process runs the sweep, or the runs folder cannot be written or has too little space.
+        SystemExit: 75 after a signal or if nothing can be written, 1 if no worker starts.
     """
     runs, name = Path(plan.trials[0].config.runs_dir), name_sweep(plan)
     command = shlex.join(["python", "-m", "lora_sweep.train", *arguments])
@@ -69,7 +71,7 @@ def launch(plan: Plan, arguments: list[str], engine: Engine, resume_command: str
         check_disk(plan, states, runs, engine.count_workers(plan))
     try:
         if not is_done or has_leftovers(runs, name) or not trial_state.is_mirrored(runs, name):
-            run_sweep(plan, runs, name, command, engine)  # else no file is written, not even a lock
+            run_sweep(plan, runs, name, command, engine)  # otherwise no file is written, not even a lock
         return report_outcomes(plan, runs, name, has_run=not is_done)
     except SweepStopped as stopped:
         reason, code = str(stopped), EXIT_INTERRUPTED if stopped.can_resume else EXIT_FAILED
@@ -82,10 +84,10 @@ def launch(plan: Plan, arguments: list[str], engine: Engine, resume_command: str
 
 
 def check_disk(plan: Plan, states: dict[Key, TrialState], runs: Path, workers: int) -> None:
-    """Refuse a disk that cannot take the sweep, before anything is trained."""
+    """Refuse a runs folder that cannot be written or has too little space, before anything is trained."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=runs):  # it has no name that a killed process could leave behind
+        with tempfile.TemporaryFile(dir=runs):  # a file without a name, so a killed process leaves nothing
             pass
     except OSError as error:
         raise Refused(f"runs_dir = {runs}", f"cannot be written: {error.strerror}") from None
@@ -97,7 +99,11 @@ def check_disk(plan: Plan, states: dict[Key, TrialState], runs: Path, workers: i
 
 
 def run_sweep(plan: Plan, runs: Path, name: str, command: str, engine: Engine) -> None:
-    """Run what is left, as the only process that runs this sweep."""
+    """Run what is left while this process holds the sweep's lock.
+
+    Raises:
+        Refused: another process holds the lock.
+    """
     path = files.sweep_lock(runs, name)
     with hold_lock(path) as is_ours:
         if not is_ours:
@@ -111,10 +117,10 @@ def run_sweep(plan: Plan, runs: Path, name: str, command: str, engine: Engine) -
 
 
 def prepare_sweep(plan: Plan, runs: Path, name: str, command: str) -> list[PendingTrial]:
-    """Record the sweep, move broken trials aside, and list what is left to run. The caller holds the sweep's lock."""
+    """Move broken trials to quarantine, record the sweep, and list what is left to run. The caller holds the lock."""
     remove_temporary_files(runs, name)
     retry_failed = plan.trials[0].config.launch.retry == "failed"
-    # Read again: another command may have run the sweep before we had its lock.
+    # Read again: another command may have run the sweep before we got the lock.
     states = trial_state.read_trial_states(plan, runs)
     for trial in plan.trials:
         message = trial_state.prepare_trial(trial, states[trial.key], runs, retry_failed)
@@ -130,17 +136,18 @@ def prepare_sweep(plan: Plan, runs: Path, name: str, command: str) -> list[Pendi
 
 
 def mirror_sweep(plan: Plan, runs: Path, name: str, command: str) -> None:
-    """Send the sweep's own run to the tracker, unless the tracker has the present results."""
+    """Send the results of the sweep to the tracker as one run, unless the tracker has these results already."""
     if trial_state.is_mirrored(runs, name):
         return
     settings = plan.trials[0].config.tracking
     if settings.backend != "none":
+        # Imported late: the report loads scipy, which a refused command does not need.
         from sweep.report.analysis.analyse import analyse_sweep
         from sweep.report.formats.json_file import rows_to_json
         from sweep.report.formats.page_data import write_page_data
         from sweep.report.write import write_report
 
-        write_report(runs, name)  # its files are an artifact of the run
+        write_report(runs, name)  # the run gets the report's files as an artifact
         analysis = analyse_sweep(runs, name)
         rows, charts = rows_to_json(analysis), write_page_data(analysis)[0]
         log_sweep(settings, runs, name=name, command=command, rows=rows, charts=charts)
@@ -149,7 +156,7 @@ def mirror_sweep(plan: Plan, runs: Path, name: str, command: str) -> None:
 
 def report_outcomes(plan: Plan, runs: Path, name: str, has_run: bool) -> Outcomes:
     """Write and print the report, and return the result of every trial."""
-    from sweep.report.write import write_report
+    from sweep.report.write import write_report  # imported late, as in mirror_sweep
 
     print(write_report(runs, name))
     rows = [*plan.trials, *plan.invalid]

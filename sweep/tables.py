@@ -1,4 +1,4 @@
-"""Tables for people: the one way in which the plan, the status and the list of sweeps print theirs.
+"""Tables for people: the plan, the status and the list of sweeps all print theirs with this module.
 
 On a terminal a table fits the terminal's width, and has colors unless NO_COLOR is set. In a file or a pipe it is plain
 text without escape sequences, and no line is wrapped or cut.
@@ -27,7 +27,7 @@ class Column:
     """One column of a table.
 
     Attributes:
-        is_flexible: whether the column gets narrower, and its cells end in an ellipsis, if the terminal is too narrow.
+        is_flexible: whether the column shrinks on a narrow terminal. Cells that are cut end in an ellipsis.
     """
 
     header: str
@@ -38,7 +38,7 @@ class Column:
 def build_table(columns: Sequence[Column], rows: Iterable[Sequence[str | RenderableType]], gap: int = 2) -> Table:
     """A table without lines, with ``gap`` spaces between its columns.
 
-    A cell that is a string is data: it stays on one line, and its markup and control characters are only shown.
+    A string in a cell stays on one line. Its markup has no effect, and its control characters are written out.
     """
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style=HEADER_STYLE)
     for column in columns:
@@ -64,7 +64,7 @@ def render_text(renderable: RenderableType, width: int = PIPED_WIDTH) -> str:
 
 
 def print_renderable(renderable: RenderableType) -> None:
-    """Print to stdout, fitted to a terminal or as plain text to a file or a pipe."""
+    """Print to stdout: fitted to the width of a terminal, or as plain text into a file or a pipe."""
     if is_terminal():
         Console(markup=False, highlight=False, emoji=False).print(renderable)
     else:
@@ -72,15 +72,15 @@ def print_renderable(renderable: RenderableType) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether stdout is a terminal that can redraw, with an encoding that has the characters of a progress bar."""
+    """Whether stdout is a terminal that can redraw lines, and its encoding can print a progress bar."""
     try:
         encoding = (sys.stdout.encoding or "").lower().replace("-", "")
         is_dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
         return sys.stdout.isatty() and encoding == "utf8" and not is_dumb
-    except (AttributeError, ValueError):  # the process began without stdout, or it is closed
+    except (AttributeError, ValueError):  # the process has no stdout, or stdout is closed
         return False
 
 
 def find_output_width() -> int:
-    """The width in columns of the terminal that stdout is; :data:`PIPED_WIDTH` if it is none."""
+    """The width of the terminal in columns; :data:`PIPED_WIDTH` if stdout is not a terminal."""
     return Console().width if is_terminal() else PIPED_WIDTH

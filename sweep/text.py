@@ -1,21 +1,20 @@
-"""How a value is written for people, so that the terminal, the plan, the report's files and its page say the same.
+"""How values are written for people, so that the terminal, the plan, the report's files and its page agree.
 
-Owns digits, units, plurals, and what happens to a character that would act on a terminal instead of being shown.
-Knows nothing of files or of markup.
+This module decides digits, units and plurals, and how control characters are shown. It uses no files and no markup.
 """
 
 import unicodedata
 from typing import Any
 
 UNKNOWN = "–"
-MAX_TEXT_CHARACTERS = 2000  # of one generation, in a report or on a terminal; generations.jsonl holds all of it
+MAX_TEXT_CHARACTERS = 2000  # of one generation in a report or on a terminal; generations.jsonl has the whole text
 
 
 # --- text from outside -------------------------------------------------------------------------------------------
 
 
 def escape_controls(text: str) -> str:
-    """``text`` with every control character written out: an escape character becomes ⟨U+001B⟩.
+    """``text`` with every control character replaced by its code point in brackets: ESC becomes ⟨U+001B⟩.
 
     Newlines and tabs stay, and CR LF becomes a newline. Joiners (U+200C and U+200D) stay, because scripts and emoji
     need them. Half of a surrogate pair, which no encoding can write, becomes U+FFFD.
@@ -37,14 +36,14 @@ def _escape_character(ch: str) -> str:
 
 
 def shorten_text(text: str, limit: int = MAX_TEXT_CHARACTERS) -> str:
-    """At most ``limit`` characters of ``text``; what follows them is counted in words."""
+    """At most ``limit`` characters of ``text``, and how many more characters there are."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}… ({len(text) - limit:,} more characters)"
 
 
 def fit_one_line(text: str, limit: int) -> str:
-    """``text`` on one line and without control characters, cut after ``limit`` characters."""
+    """``text`` on one line, without control characters. A text of more than ``limit`` characters ends in ``…``."""
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     return escape_controls(cut).replace("\n", " ").replace("\t", " ")
 
@@ -53,17 +52,17 @@ def fit_one_line(text: str, limit: int) -> str:
 
 
 def format_decimals(value: float | int | None, digits: int) -> str:
-    """``1,234.50``: ``digits`` of them after the point."""
+    """A number with ``digits`` digits after the point, as ``1,234.50``."""
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
 def format_count(value: float | int | None) -> str:
-    """``12,994,560``"""
+    """A whole number, as ``12,994,560``."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
 def format_millions(params: float | int) -> str:
-    """Three digits of a million: 12,994,560 is 13.0 M."""
+    """Millions with three digits: 12,994,560 is ``13.0 M``."""
     value = params / 1e6
     if value >= 100 or value == 0:
         return f"{value:,.0f} M"
@@ -73,7 +72,7 @@ def format_millions(params: float | int) -> str:
 
 
 def count_noun(amount: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``"""
+    """A number with its noun in singular or plural, as ``1 trial`` or ``2 trials``."""
     return f"{amount} {noun}{'s' * (amount != 1)}"
 
 
@@ -92,7 +91,7 @@ def format_clock(seconds: float) -> str:
 
 
 def format_bytes(value: float | int | None) -> str:
-    """Bytes of memory or of a file as KiB, MiB or GiB."""
+    """Bytes of memory or of a file in KiB, MiB or GiB."""
     if value is None:
         return UNKNOWN
     for unit, power in (("GiB", 30), ("MiB", 20)):
@@ -102,14 +101,14 @@ def format_bytes(value: float | int | None) -> str:
 
 
 def format_disk_bytes(value: int) -> str:
-    """Bytes of a disk as ``340 MB``: in steps of a thousand, as disks are sold."""
+    """Bytes of a disk as ``340 MB``. These units are powers of 1000, as on the label of a disk."""
     unit, step = next(((unit, step) for unit, step in (("TB", 10**12), ("GB", 10**9)) if value >= step), ("MB", 10**6))
     amount = value / step
     return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:.0f} {unit}"
 
 
 def format_setting(value: Any) -> str:
-    """A hyperparameter: 0.001, not 1e-03; the items of a list with a space between them."""
+    """The value of a hyperparameter: 0.001 instead of 1e-03, and the items of a list with a space between them."""
     if value is None:
         return UNKNOWN
     if isinstance(value, float):

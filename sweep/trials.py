@@ -1,4 +1,4 @@
-"""What a plan holds: its trials, its baselines, and the points of the command that cannot work."""
+"""The content of a plan: its trials, its baselines, and the points of the command that cannot work."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ SWEEP_WIDE_KEYS = ("tracking", "launch", "runs_dir", "sweep_name")  # the same f
 
 
 class PlanRow:
-    """What every row of a plan has, whether it can run or not."""
+    """The fields that every row of a plan has, whether it can run or not."""
 
     trial_id: str
     eval_id: str
@@ -35,8 +35,10 @@ class PlannedTrial(PlanRow):
 
     Attributes:
         kind: ``trial`` or ``baseline``.
-        identity: everything that can change the adapter; its hash is ``trial_id``.
-        baseline: the key of the trial's baseline, which is prompted in the same form; None for a baseline.
+        target_modules: the names of the adapted modules, for PEFT.
+        forecast: the forecast of the memory that it needs.
+        identity: everything that can change the adapter. Its hash is ``trial_id``.
+        baseline: the key of the trial's baseline, which has the same prompt template; None for a baseline.
     """
 
     trial_id: str
@@ -54,11 +56,11 @@ class PlannedTrial(PlanRow):
 
 @dataclass(frozen=True)
 class InvalidTrial(PlanRow):
-    """A point of the command that cannot work, while other points can. There is nothing to run.
+    """A point of the command that cannot work, while other points can. It does not run.
 
     Attributes:
-        config: the point's configuration. JSON has no NaN and no infinity, so these are words in it.
-        reason: the sentence that refuses the point when it is run alone.
+        config: the point's configuration. NaN and the infinities are strings in it, because JSON has no such numbers.
+        reason: the sentence that refuses a command with only this point.
     """
 
     trial_id: str
@@ -77,7 +79,7 @@ class Plan:
         points: the key of each point of the command, in the command's order; two points may share a trial.
         varied: the configuration keys that differ between points.
         invalid: the points that cannot work.
-        overrides: what a person types to run a trial alone, where that is known.
+        overrides: what a person types to run a trial alone, by the trial's key, where it is known.
     """
 
     trials: list[PlannedTrial]
@@ -88,7 +90,11 @@ class Plan:
 
 
 def attach_overrides(plan: Plan, overrides: Sequence[Sequence[str]]) -> Plan:
-    """The plan with the overrides of its points, given in their order. Points that share a trial keep the first's."""
+    """The plan with the overrides of its points. A trial that several points share gets those of the first point.
+
+    Args:
+        overrides: of each point, in the order of ``plan.points``.
+    """
     by_key: dict[Key, list[str]] = {}
     for key, point in zip(plan.points, overrides, strict=True):
         by_key.setdefault(key, list(point))
@@ -96,7 +102,7 @@ def attach_overrides(plan: Plan, overrides: Sequence[Sequence[str]]) -> Plan:
 
 
 def make_invalid_trial(config: Config, compute_bytes: int | None, varied: Sequence[str], reason: str) -> InvalidTrial:
-    """The row of a point that cannot work. Its ids are hashes of the values as they were typed.
+    """The row of a point that cannot work. Its ids are hashes of the values that the person typed.
 
     Args:
         compute_bytes: as for :func:`sweep.labels.label_trial`.
@@ -109,7 +115,7 @@ def make_invalid_trial(config: Config, compute_bytes: int | None, varied: Sequen
 
 
 def hash_invalid_trial(config: Config) -> str:
-    """The trial id of a point as long as it cannot work."""
+    """The trial id that a point has while it cannot work."""
     tree = dataclasses.asdict(config)
     for key in SWEEP_WIDE_KEYS:
         tree.pop(key)
@@ -117,12 +123,12 @@ def hash_invalid_trial(config: Config) -> str:
 
 
 def spell_non_finite(node: Any) -> Any:
-    """A copy of a tree in which NaN and the infinities are words."""
+    """A copy of a tree in which NaN and the infinities are strings."""
     return copy_tree(node, lambda leaf: str(leaf) if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
 
 
 def copy_tree(node: Any, change_leaf: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
-    """A copy of a tree of dataclasses, dicts and lists; ten times as fast as copy.deepcopy."""
+    """A copy of a tree of dataclasses, dicts and lists, with each leaf changed. Ten times as fast as copy.deepcopy."""
     if isinstance(node, dict):
         return {key: copy_tree(value, change_leaf) for key, value in node.items()}
     if isinstance(node, list):

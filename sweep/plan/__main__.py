@@ -16,7 +16,7 @@ from sweep.store.trial_state import read_trial_states
 
 
 def print_plan(arguments: list[str]) -> None:
-    """Compose the points of the command as ``lora_sweep.train`` does, plan them, and print the plan."""
+    """Compose the points of the command as ``lora_sweep.train`` does, make a plan of them, and print it."""
     configs = compose_configs(parse_overrides(arguments))
     plan = make_plan(configs, strict=False)
     runs = Path(configs[0].runs_dir)
@@ -45,13 +45,13 @@ def compose_configs(overrides: list[str]) -> list[Config]:
         for key in sweeper:
             if key not in ("_target_", "params", "rows"):
                 raise Refused(f"hydra.sweeper.{key}", "is no known key", ("params", "rows"), str(key))
-        typed: Any = OmegaConf.to_container(tree.hydra.overrides, resolve=False)  # each point resolves its own ${...}
+        typed: Any = OmegaConf.to_container(tree.hydra.overrides, resolve=False)  # ${...} is resolved for each point
         points = list_points(loader, typed["task"], dict(sweeper["params"]), list(sweeper["rows"]))
         return compose_points(loader, typed["hydra"], points)
 
 
 def parse_overrides(arguments: list[str]) -> list[str]:
-    """The overrides in the arguments of ``lora_sweep.train``; ``--config-dir`` becomes an override too."""
+    """The overrides among the arguments of ``lora_sweep.train``. ``--config-dir`` becomes an override too."""
     parser = argparse.ArgumentParser(prog="python -m sweep.plan", description="Show a command's trials; train nothing.")
     parser.add_argument("-m", "--multirun", action="store_true", help="taken as lora_sweep.train takes it")
     parser.add_argument("-cd", "--config-dir", help="a folder with further files of the groups")
@@ -67,7 +67,7 @@ def parse_overrides(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Print the plan, or one sentence that refuses the command."""
+    """Print the plan, or refuse the command in one sentence."""
     from lora_sweep.config.hydra_errors import explain_hydra_error
 
     register_schema()

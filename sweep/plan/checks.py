@@ -1,4 +1,4 @@
-"""What makes a point of the command, or the whole command, impossible."""
+"""Checks that refuse a point of the command, or the whole command."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from sweep.trials import SWEEP_WIDE_KEYS
 
 
 class Refusals:
-    """The refused points of a command.
+    """The refusals of a command's points.
 
     Attributes:
-        by_number: the refusal of each such point, by the point's number, in the order in which they were found.
+        by_number: the refusals by the number of the point, in the order in which they were raised.
     """
 
     def __init__(self, configs: list[Config]) -> None:
@@ -23,7 +23,7 @@ class Refusals:
 
     @contextlib.contextmanager
     def collect_refusal(self, number: int) -> Iterator[None]:
-        """Keep a refusal that is raised in the block as that of point ``number``."""
+        """Catch a refusal that the block raises, and keep it for point ``number``."""
         try:
             yield
         except Refused as refusal:
@@ -40,14 +40,14 @@ class Refusals:
 
 
 def check_shared_settings(configs: list[Config]) -> None:
-    """Refuse a setting that belongs to the whole sweep and differs between its points."""
+    """Refuse points that differ in a setting of the whole sweep."""
     if len({repr([getattr(config, name) for name in SWEEP_WIDE_KEYS]) for config in configs}) > 1:
         keys = [key for key in list_varied_keys(configs) if key.partition(".")[0] in SWEEP_WIDE_KEYS]
         raise Refused(keys[0], "differs between points; it is one setting of the whole sweep")
 
 
 def check_positions(config: Config, facts: Facts) -> None:
-    """Refuse rows and texts with more tokens than the model has positions."""
+    """Refuse rows and texts that have more tokens than the model has positions."""
     positions, longest_prompt = facts.model.max_positions, facts.data.longest_prompt
     if not positions:
         return

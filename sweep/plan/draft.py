@@ -1,4 +1,4 @@
-"""A configuration and its facts to a trial with its baselines: adapted matrices, ids, parameters, memory."""
+"""Make a trial and its baselines from a configuration and its facts: adapted matrices, ids, parameters, memory."""
 
 import copy
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from sweep.trials import PlannedTrial
 
 @dataclass(frozen=True)
 class Draft:
-    """A point's trial and the baselines of its base; the trial's own baseline comes first."""
+    """The trial of a point, and the baselines on its base. The baseline that the trial is compared with comes first."""
 
     trial: PlannedTrial
     baselines: list[PlannedTrial]
 
 
 class TrialDrafter:
-    """Drafts trials and baselines. What many points of a grid share is worked out once.
+    """Drafts trials and baselines. What many points of a grid share is computed once.
 
     Args:
         varied: the configuration keys that differ between the points.
@@ -70,7 +70,7 @@ class TrialDrafter:
         return self._matrices[key]
 
     def draft_baselines(self, config: Config, facts: Facts) -> list[PlannedTrial]:
-        """A baseline in the data's own template, then one in each template of ``eval.baseline_templates``."""
+        """A baseline with the prompt template of the data, then one with each of ``eval.baseline_templates``."""
         key = repr((config.model, config.data, config.quant, config.eval, config.train.max_length, config.seed))
         if key not in self._baselines:
             templates = dict.fromkeys([config.data.template, *config.eval.baseline_templates])
@@ -79,7 +79,7 @@ class TrialDrafter:
 
 
 def draft_baseline(config: Config, facts: Facts, template: str, varied: Sequence[str]) -> PlannedTrial:
-    """The untuned base of ``config``, prompted in ``template`` and quantized as it is for generation."""
+    """The baseline of ``config``: its untuned base, quantized as for generation, with another prompt template."""
     identity = baseline_identity(config, facts.model.fingerprint, facts.data.fingerprint, template)
     config = copy.deepcopy(config)
     config.quant.bits, config.eval.quant, config.data.template = config.eval_bits(), "same", template

@@ -1,4 +1,4 @@
-"""The facts of each configuration's model and data: from the cache, else from one child process that imports torch."""
+"""Gather the facts of each configuration's model and data, from the cache or from a child process with torch."""
 
 import dataclasses
 import json
@@ -16,32 +16,32 @@ from lora_sweep.facts.facts import Facts, facts_key, library_versions, read_cach
 from lora_sweep.runs.cache import cache_folder
 from lora_sweep.runs.files import write_json
 
-MAX_LOG_CHARACTERS = 4000  # of the child process's log in an error
+MAX_LOG_CHARACTERS = 4000  # of the child's log, in the message of an error
 
 
 class InspectRequest(TypedDict):
-    """What ``lora_sweep.model.inspect`` is asked about: a configuration as a tree of dicts."""
+    """A question to ``lora_sweep.model.inspect``: a configuration as a tree of dicts."""
 
     config: dict[str, Any]
     strict: bool
 
 
 class InspectAnswer(TypedDict, total=False):
-    """Its answer: ``facts`` as ``Facts.to_json`` writes them, or in ``refused`` the sentence that refuses the point."""
+    """An answer: either ``facts`` as ``Facts.to_json`` writes them, or the sentence that refuses the point."""
 
     facts: dict[str, Any]
     refused: str
 
 
 def gather_facts(configs: list[Config], strict: bool) -> list[Facts | Refused]:
-    """The facts of each configuration, or the reason why there are none, in the order of ``configs``.
+    """The facts of each configuration, or its refusal, in the order of ``configs``.
 
-    The child process also asks the libraries about trainer settings that no plan has used before.
+    The child process also checks with the libraries those trainer settings that no plan has used before.
 
     Args:
         strict: as for :func:`sweep.plan.make.make_plan`.
     """
-    keys: dict[str, str] = {}  # of the facts, by the settings that make the key
+    keys: dict[str, str] = {}  # key of the facts in the cache, by the settings that it depends on
     cached: dict[str, Facts | None] = {}
     accepted: dict[Path, bool] = {}
     pairs: list[tuple[str, Path]] = []
@@ -59,11 +59,11 @@ def gather_facts(configs: list[Config], strict: bool) -> list[Facts | Refused]:
         pairs.append((key, marker))
     answers = inspect_missing(missing, strict)
     gathered = [answers.get(pair) or cached[pair[0]] for pair in pairs]
-    return [facts for facts in gathered if facts is not None]  # none is left out: what was not cached has an answer
+    return [facts for facts in gathered if facts is not None]  # every config has some: from the cache or as an answer
 
 
 def inspect_missing(missing: dict[tuple[str, Path], Config], strict: bool) -> dict[tuple[str, Path], Facts | Refused]:
-    """The answer of ``lora_sweep.model.inspect`` about each configuration; settings that it accepts are remembered."""
+    """Ask ``lora_sweep.model.inspect`` about each configuration, and remember the trainer settings that it accepts."""
     answers: dict[tuple[str, Path], Facts | Refused] = {}
     if not missing:
         return answers
@@ -79,9 +79,9 @@ def inspect_missing(missing: dict[tuple[str, Path], Config], strict: bool) -> di
 
 
 def accepted_settings_file(train: Train) -> Path:
-    """A file in the cache that exists once the installed libraries have accepted these trainer settings."""
+    """A file in the cache that exists if the installed libraries have accepted these trainer settings before."""
     settings: list[Any] = [train.lr_scheduler_type, train.optim, train.train_sampling_strategy]
-    if train.sft:  # the libraries judge these together with all others
+    if train.sft:  # the libraries check these together with all other settings
         settings.append(dataclasses.asdict(train))
     settings += library_versions()
     return cache_folder() / "settings" / f"{short_hash(settings, 24)}.json"
@@ -96,7 +96,7 @@ def ask_inspect(requests: list[InspectRequest], strict: bool) -> list[InspectAns
     with tempfile.TemporaryDirectory() as folder:
         request_path, answer_path, log_path = (Path(folder) / n for n in ("requests.json", "answers.json", "log"))
         request_path.write_text(json.dumps(requests))
-        environment = {**os.environ, **({} if strict else {"HF_HUB_OFFLINE": "1"})}  # a plan does not wait for a hub
+        environment = {**os.environ, **({} if strict else {"HF_HUB_OFFLINE": "1"})}  # a plan must not wait for a hub
         if requests[0]["config"]["launch"]["devices"] == "cpu":  # the same for all points of a sweep
             environment["LORA_SWEEP_DEVICE"] = "cpu"
         with log_path.open("w") as log:

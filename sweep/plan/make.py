@@ -1,7 +1,7 @@
-"""Configurations to a plan: each point of the command checked, identified, sized, and listed once.
+"""Make a plan from the configurations of a command: check each point, compute its ids and sizes, list it once.
 
 ``python -m sweep.plan [-m] [KEY=VALUE ...]`` takes the arguments of ``lora_sweep.train`` and prints the plan without
-training anything. Nothing here imports torch: a child process looks at the model and the data once.
+training anything. Nothing here imports torch: a child process inspects the model and the data once.
 """
 
 from dataclasses import dataclass, field
@@ -19,18 +19,18 @@ from sweep.trials import InvalidTrial, Key, Plan, PlannedTrial, make_invalid_tri
 
 
 def make_plan(configs: list[Config], strict: bool) -> Plan:
-    """Check, identify and size the trials of ``configs``, and add a baseline for each base.
+    """Check the points, compute the ids and sizes of their trials, and add a baseline for each base.
 
     A point that cannot work becomes an invalid row of the plan, if other points can work and ``launch.strict`` is off.
 
     Args:
         configs: one for each point of the command.
-        strict: whether everything that training needs must be at hand. If not, what only a model hub can answer stays
-            unknown.
+        strict: whether everything that training needs must be on this machine or be downloaded now. If not, facts that
+            only a model hub could tell stay unknown.
 
     Raises:
-        Refused: a setting of the whole sweep differs between points; or a point cannot work and none other can, or
-            ``launch.strict`` is on. The message is that of the first such point.
+        Refused: a setting of the whole sweep differs between points; or no point can work; or a point cannot work and
+            ``launch.strict`` is on. The message is that of the first refused point.
     """
     check_shared_settings(configs)
     configs = [apply_typed_paths(config) for config in configs]
@@ -54,7 +54,7 @@ def make_plan(configs: list[Config], strict: bool) -> Plan:
 def draft_trials(
     configs: list[Config], facts_by_number: dict[int, Facts | Refused], refusals: Refusals
 ) -> dict[int, Draft]:
-    """A draft of each point with facts; a point that does not fit its model or its data is refused instead."""
+    """A draft of each point that has facts. A point that does not fit its model or its data is refused."""
     drafter = TrialDrafter(list_varied_keys(configs))
     drafts: dict[int, Draft] = {}
     for number, facts in facts_by_number.items():
@@ -66,7 +66,7 @@ def draft_trials(
 
 @dataclass
 class PlanRows:
-    """The rows of a plan by their key, so that what several points share stands in the plan once."""
+    """The rows of a plan by their key. A row that several points share is in the plan once."""
 
     baselines: dict[Key, PlannedTrial] = field(default_factory=dict)
     trials: dict[Key, PlannedTrial] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class PlanRows:
 
 def assemble_plan(configs: list[Config], drafts: dict[int, Draft], refusals: Refusals) -> Plan:
     """The plan of all points, each of which is either drafted or refused."""
-    compute_bytes = next(iter(drafts.values())).trial.facts.compute_bytes  # of this machine, so the same for all points
+    compute_bytes = next(iter(drafts.values())).trial.facts.compute_bytes  # the same for all points
     varied = list_varied_keys(configs)
     rows, points = PlanRows(), []
     for number, config in enumerate(configs):

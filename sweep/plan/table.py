@@ -1,4 +1,4 @@
-"""A plan as a terminal shows it: what the command means, what it needs, and a line for each trial."""
+"""Write a plan as text: what the command runs, what it needs, and a table with a line for each trial."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def format_plan(
 ) -> str:
     """The head of the plan, a table of its rows, and the reasons why some rows are invalid or run again.
 
-    In the table ``trainable`` is the exact number of parameters, and ``memory`` is the forecast for a training step.
+    In the table ``trainable`` is the exact number of parameters, and ``memory`` is the forecast of a training step.
 
     Args:
         name: of the sweep.
@@ -70,8 +70,8 @@ def list_rows(
     """The cells of each trial, then of each invalid point."""
     rows: list[tuple[str, ...]] = []
     for number, trial in enumerate(plan.trials, start=1):
-        verdict = f"does not fit {format_gibibytes(memory)}" if memory is not None and trial.key in too_large else ""
-        sizes = (f"{trial.trainable_params:,}", f"{trial.forecast.total / 2**30:.2f} GiB", verdict)
+        warning = f"does not fit {format_gibibytes(memory)}" if memory is not None and trial.key in too_large else ""
+        sizes = (f"{trial.trainable_params:,}", f"{trial.forecast.total / 2**30:.2f} GiB", warning)
         modules = shorten_modules(trial.target_modules)
         rows.append((str(number), trial.label, trial.trial_id, states[trial.key].name, modules, *sizes))
     for number, point in enumerate(plan.invalid, start=len(plan.trials) + 1):
@@ -80,7 +80,7 @@ def list_rows(
 
 
 def shorten_modules(target_modules: Sequence[str]) -> str:
-    """The names of target modules in the width of their column; ``-`` for a baseline."""
+    """The names of target modules, cut to the width of their column; ``-`` for a baseline."""
     modules = ", ".join(target_modules) or "-"
     return modules if len(modules) <= MAX_MODULES_CHARACTERS else modules[: MAX_MODULES_CHARACTERS - 3] + "..."
 
@@ -89,7 +89,7 @@ def shorten_modules(target_modules: Sequence[str]) -> str:
 
 
 def format_counts(plan: Plan, states: Mapping[Key, TrialState], remaining: Sequence[PlannedTrial], name: str) -> str:
-    """How many trials and baselines of which models, and how many rows are in which state.
+    """The number of trials and baselines with their models, and the number of rows in each state.
 
     The counts after the semicolon add up to the rows of the table.
     """
@@ -108,12 +108,12 @@ def format_counts(plan: Plan, states: Mapping[Key, TrialState], remaining: Seque
 
 
 def format_data(plan: Plan) -> list[str]:
-    """A line for each data set: the sizes of its splits, and how many rows were left out or cut."""
+    """A line for each data set: the sizes of its splits, and the numbers of rows that were left out or cut."""
     lines = []
     for source, trial in {trial.config.data.name: trial for trial in plan.trials if trial.kind == "trial"}.items():
         data = trial.facts.data
         if data.train_rows is None:
-            lines.append(f"data {source}: not at hand, so lengths and drops are unknown")
+            lines.append(f"data {source}: not downloaded yet, so the numbers of rows and tokens are unknown")
             continue
         tokens = "" if data.train_tokens is None else f", {data.train_tokens:,} training tokens an epoch"
         dropped = "".join(f"; {count} left out ({reason})" for reason, count in data.dropped.items())
@@ -129,10 +129,10 @@ def format_data(plan: Plan) -> list[str]:
 
 
 def find_worker_memory(slots: Sequence[Slot]) -> int | None:
-    """The bytes of memory of the worker that has most; None if a device does not report its memory.
+    """Bytes of memory of the worker that has most of it; None if a device does not report its memory.
 
     Args:
-        slots: the slot of each worker; workers divide the memory of a slot that they share.
+        slots: the slot of each worker. Workers that share a slot divide its memory.
     """
     shares = [None if slot.memory_bytes is None else slot.memory_bytes // slots.count(slot) for slot in slots]
     reported = [share for share in shares if share is not None]
@@ -140,7 +140,7 @@ def find_worker_memory(slots: Sequence[Slot]) -> int | None:
 
 
 def format_devices(slots: Sequence[Slot], too_large: int) -> str:
-    """The devices of the workers, and how many trials do not fit on them.
+    """The devices of the workers, and the number of trials that do not fit on them.
 
     Args:
         slots: the slot of each worker.
@@ -159,7 +159,7 @@ def format_devices(slots: Sequence[Slot], too_large: int) -> str:
 
 
 def format_dequantized(remaining: Sequence[PlannedTrial]) -> list[str]:
-    """The memory that ``quant.materialize=auto`` adds to the memory column, if a worker has it."""
+    """The memory that ``quant.materialize=auto`` takes in addition to the table, on a worker that has enough."""
     extra = max(0 if trial.forecast.always else trial.forecast.materialized for trial in remaining)
     if not extra:
         return []
@@ -172,7 +172,7 @@ def format_time(
     finished: Sequence[FinishedTrial],
     slots: Sequence[Slot],
 ) -> str:
-    """How long the remaining trials take, from finished trials of the same base on the same device."""
+    """The time that the remaining trials take, from finished trials of the same base on the same device."""
     names = tuple(name for slot in slots for name in (slot.name, slot.type))
     estimate = estimate_time(remaining, states, [trial for trial in finished if trial.device.startswith(names)])
     if not estimate.trials:
@@ -185,7 +185,7 @@ def format_time(
 
 
 def format_disk(plan: Plan, states: Mapping[Key, TrialState], runs: Path, workers: int) -> str:
-    """The disk space that the remaining trials need, and how much is free."""
+    """The disk space that the remaining trials need, and the space that is free."""
     needed, free = estimate_disk_bytes(plan, states, workers), measure_free_disk(runs)
     return f"disk needed: about {format_disk_bytes(needed)} in {runs} (free: {format_disk_bytes(free)})"
 

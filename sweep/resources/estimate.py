@@ -1,6 +1,6 @@
-"""Estimates of what is left of a plan: how many trials, how much of the disk they need, and how long they take.
+"""List the remaining trials of a plan, and estimate the disk space and the time that they need.
 
-All of it is arithmetic. Only :func:`read_finished_trials` reads files: the results of a runs folder.
+Only :func:`read_finished_trials` reads files, the results in a runs folder; all other functions are arithmetic.
 """
 
 import math
@@ -17,9 +17,9 @@ from sweep.store.trial_state import TrialState
 from sweep.trials import Key, Plan, PlannedTrial
 
 BYTES_PER_PARAM = 4  # an adapter is stored in fp32
-CHECKPOINT_FACTOR = 3  # a checkpoint holds the adapter, and two moments of Adam for each parameter
+CHECKPOINT_FACTOR = 3  # a checkpoint holds the adapter and, for each parameter, two moments of Adam
 CHECKPOINTS_ON_DISK = 3  # two are kept, and a third is being written
-TEXT_BYTES = 200_000  # of a trial's losses, texts, scores and log
+TEXT_BYTES = 200_000  # the losses, texts, scores and log of a trial
 
 
 def list_remaining_trials(plan: Plan, states: Mapping[Key, TrialState]) -> list[PlannedTrial]:
@@ -53,9 +53,9 @@ class FinishedTrial:
     """The time that a complete trial took.
 
     Attributes:
-        base: its model, quantization and data, as :func:`identify_base` names them.
-        row_seconds: of training on one row; a step takes this long for each row of its batch.
-        eval_seconds: of generating the texts, for each of its evaluations.
+        base: the name of its base, from :func:`identify_base`.
+        row_seconds: seconds of training for one row. A step takes this long for each row of its batch.
+        eval_seconds: for each of its evaluations, the seconds of generating the texts.
         device: the device that it trained on.
     """
 
@@ -71,9 +71,9 @@ class TimeEstimate:
     """How long the remaining trials take, one after another on one device.
 
     Attributes:
-        seconds: in total, over the trials that could be estimated.
+        seconds: the total of the trials that could be estimated.
         trials: how many trials and baselines could be estimated.
-        sources: how many finished trials the estimate comes from.
+        sources: how many finished trials the estimate is made from.
     """
 
     seconds: float
@@ -82,12 +82,16 @@ class TimeEstimate:
 
 
 def identify_base(identity: Mapping[str, Any]) -> str:
-    """A name for the base in the identity of a trial or a baseline."""
+    """A name for the base of a trial or a baseline: its model, quantization and data.
+
+    Args:
+        identity: of the trial or the baseline.
+    """
     return to_canonical_json([identity.get(part) for part in ("model", "quant", "data")])
 
 
 def read_finished_trials(runs: Path) -> list[FinishedTrial]:
-    """The times of the complete trials in a runs folder; a result without the necessary numbers is left out."""
+    """The times of the complete trials in a runs folder. A result without the necessary numbers is left out."""
     folders = (trial_folder(runs, path.parent.name) for path in (runs / "trials").glob("*/result.json"))
     trials = (read_finished_trial(folder) for folder in folders)
     return [trial for trial in trials if trial is not None]
@@ -119,7 +123,7 @@ def read_finished_trial(folder: TrialFolder) -> FinishedTrial | None:
 def estimate_time(
     remaining: Sequence[PlannedTrial], states: Mapping[Key, TrialState], finished: Sequence[FinishedTrial]
 ) -> TimeEstimate:
-    """The time of the remaining trials, from finished trials of the same bases."""
+    """Estimate the time of the remaining trials from finished trials of the same bases."""
     finished_by_base: dict[str, list[FinishedTrial]] = {}
     for trial in finished:
         finished_by_base.setdefault(trial.base, []).append(trial)
@@ -134,7 +138,7 @@ def estimate_time(
 
 
 def estimate_trial_seconds(trial: PlannedTrial, state: TrialState, finished: Sequence[FinishedTrial]) -> float | None:
-    """The seconds of one trial, from finished trials of its base; None if they cannot be estimated.
+    """Estimate the seconds of one trial from finished trials of its base; None if that is not possible.
 
     Finished trials with the same target modules are preferred.
     """
@@ -153,7 +157,7 @@ def estimate_trial_seconds(trial: PlannedTrial, state: TrialState, finished: Seq
 
 
 def count_training_rows(trial: PlannedTrial) -> int | None:
-    """The number of rows that a training sees, counting the last batch of an epoch as full; None without data."""
+    """The number of rows that a training sees, with the last batch of an epoch counted as full; None without data."""
     train = trial.config.train
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     if train.max_steps:

@@ -19,7 +19,7 @@ MAX_REASON_CHARACTERS, MAX_LABEL_CHARACTERS, MAX_COMMAND_CHARACTERS = 200, 80, 1
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 78 if there is no such sweep."""
+    """Run the command. Returns the exit code: 0, or 78 if there is no such sweep."""
     parser = argparse.ArgumentParser(prog="python -m sweep.status", description="Show how far a sweep is.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep (default: the one that was started last)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
@@ -52,7 +52,7 @@ def print_status(runs: Path, name: str) -> None:
 
 
 def list_next_steps(trials: list[TrialStatus], lock_sentence: str, command: str) -> list[str]:
-    """Lines about a sweep that does not run: what is left, and the command that resumes it."""
+    """The lines about a sweep that does not run: how much is left, and the command that resumes it."""
     remaining = sum(trial.status not in results.FINAL_STATUSES for trial in trials)
     if not trials:
         return [f"{lock_sentence}; it has no trials"]
@@ -63,7 +63,7 @@ def list_next_steps(trials: list[TrialStatus], lock_sentence: str, command: str)
 
 
 def list_failures(trials: list[TrialStatus]) -> list[str]:
-    """A line for each trial that ended other than complete, with the first line of its reason."""
+    """A line for each trial that ended without being complete, with the first line of its reason."""
     failed = [trial for trial in trials if trial.reason is not None]
     if not failed:
         return []

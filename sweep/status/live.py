@@ -1,7 +1,7 @@
-"""A sweep under way, on a terminal: lines that scroll, and below them a table of the trials that run.
+"""The progress of a running sweep on a terminal: lines that scroll, and below them a table of the running trials.
 
-If stdout is not a terminal, only the lines are printed. Errors of printing never reach the sweep: a table that cannot
-be drawn is left out, and nothing more is written to a terminal that is gone.
+If stdout is not a terminal, only the lines are printed. An error while printing never reaches the sweep: a table that
+cannot be drawn is left out, and nothing more is written to a terminal that was closed.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from sweep.tables import is_terminal
 from sweep.text import escape_controls, shorten_text
 
 REDRAW_SECONDS = 0.25
-LINES_ABOVE_ROWS = 6  # of the terminal: for the title, the bar, the header and some scrolling lines
+LINES_ABOVE_ROWS = 6  # the title, the bar, the header and some of the lines that scroll
 
 
 class Screen(Protocol):
-    """Where a sweep is shown. Its methods raise only what a signal handler raises."""
+    """Where the progress of a sweep is shown. Its methods raise only what a signal handler raises."""
 
     def print_line(self, text: str) -> None:
-        """Print a line for people, with control characters written out."""
+        """Print a line for people. Control characters are written out."""
 
     def draw_table(self, progress: SweepProgress) -> None:
-        """Show the progress. This is cheap, and often does nothing."""
+        """Show the progress. The caller may call this often: it redraws only every REDRAW_SECONDS."""
 
 
 @contextlib.contextmanager
 def open_screen(progress: SweepProgress) -> Iterator[Screen]:
-    """The screen for stdout, until the block ends. On a terminal the lines stay and the table is removed."""
+    """The screen for stdout, until the block ends. On a terminal the table is then removed, and the lines stay."""
     if not is_terminal():
         yield PlainLines(progress.started)
         return
@@ -51,7 +51,7 @@ def open_screen(progress: SweepProgress) -> Iterator[Screen]:
 
 
 class PlainLines:
-    """The screen of files, pipes and terminals without escape sequences: it prints lines and no table."""
+    """The screen for files, pipes and terminals without escape sequences. It prints lines and no table."""
 
     def __init__(self, started: float) -> None:
         self._started = started
@@ -67,7 +67,7 @@ class PlainLines:
 
 
 class LiveTable:
-    """The screen of a terminal. It draws only when it is called: a thread could read a progress that is changing."""
+    """The screen for a terminal. It draws without a thread, which could read the progress while it changes."""
 
     def __init__(self, progress: SweepProgress) -> None:
         self._started = progress.started
@@ -117,13 +117,13 @@ def _format_line(text: str, started: float) -> tuple[str, str]:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Rich would end the process here."""
+        """Called by rich when nobody reads stdout. Rich itself would end the process."""
         _abandon_stdout()
 
 
 @contextlib.contextmanager
 def _ignore_errors() -> Iterator[None]:
-    """Swallow what drawing raises. KeyboardInterrupt and SystemExit, which a signal handler raises, pass."""
+    """Ignore errors of drawing. KeyboardInterrupt and SystemExit, which a signal handler raises, are not ignored."""
     try:
         yield
     except OSError as error:
@@ -134,7 +134,7 @@ def _ignore_errors() -> Iterator[None]:
 
 
 def _abandon_stdout() -> None:
-    """Point stdout at the null device, because nobody reads it: else the report's print and Python's exit fail too."""
+    """Send stdout to the null device after its reader is gone, so that later prints and Python's exit do not fail."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null_device = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null_device, sys.stdout.fileno())

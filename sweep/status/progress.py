@@ -1,4 +1,4 @@
-"""How far a sweep is: its trials by status, and the trials that run. Plain data that knows no terminal."""
+"""How far a sweep is: the number of trials with each status, and the running trials. Plain data."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -8,13 +8,20 @@ from sweep.trials import Key
 
 @dataclass
 class RunningTrial:
-    """One trial under way. ``started`` is in seconds of time.time(); a number is None until it is known."""
+    """A trial that a worker runs now.
+
+    Attributes:
+        started: when its worker got it, in seconds of time.time().
+        phase: ``starting``, ``loading``, ``training`` or ``writing``.
+        step, steps: steps that are done, and steps in total; None until they are known, like the other numbers.
+        loss: of the last step.
+    """
 
     trial_id: str
     label: str
     device: str
     started: float
-    phase: str = "starting"  # loading, training, writing
+    phase: str = "starting"
     step: int | None = None
     steps: int | None = None
     loss: float | None = None
@@ -23,14 +30,15 @@ class RunningTrial:
 
 @dataclass
 class SweepProgress:
-    """A sweep under way.
+    """The progress of a running sweep.
 
     Attributes:
         name: of the sweep.
-        started: when it was started, in seconds of time.time().
-        counts: trials and baselines by status, which includes ``waiting`` and ``running``. They add up to ``total``.
-        running: by the trial's key, or by a number where the key is unknown; trials of one worker are neighbours.
-        seconds_left: an estimate from the trials that have ended in this run; None before the first has.
+        total: how many trials and baselines it has.
+        started: when this run of the sweep started, in seconds of time.time().
+        counts: how many trials and baselines have each status, ``waiting`` and ``running`` included.
+        running: the running trials by key, or by a number if the key is unknown. Members of a pack are neighbours.
+        seconds_left: an estimate from the trials that ended in this run; None before the first one has ended.
     """
 
     name: str

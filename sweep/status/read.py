@@ -1,6 +1,7 @@
-"""What the files say about a sweep: the status of each trial, whether the sweep runs, and which trials run now.
+"""Read from its files how far a sweep is: the status of each trial, whether it runs, and which trials run now.
 
-A trial's result files tell its status. While a sweep runs, its main process writes progress.json every two seconds.
+The status of a trial is in its result files. While a sweep runs, its orchestrator writes progress.json every two
+seconds.
 """
 
 import dataclasses
@@ -16,13 +17,18 @@ from sweep.status.progress import RunningTrial, SweepProgress
 from sweep.store.sweep_file import SweepEntry
 from sweep.text import fit_one_line, format_duration
 
-STALE_SECONDS = 30  # progress.json is written every two
+STALE_SECONDS = 30  # an older progress.json is reported
 MAX_HOLDER_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """``status`` is one of results.STATUSES, ``waiting``, ``running`` or ``broken``; ``reason`` explains a failure."""
+    """The status of one trial or baseline.
+
+    Attributes:
+        status: one of ``results.STATUSES``, or ``waiting``, ``running`` or ``broken``.
+        reason: why the trial ended without being complete, or why its files are broken.
+    """
 
     trial_id: str
     label: str
@@ -35,7 +41,7 @@ class TrialStatus:
 
 
 def read_trial_status(runs: Path, entry: SweepEntry) -> TrialStatus:
-    """The status of one trial. Its files are not compared with their hashes: the next run of the sweep does that."""
+    """The status of one trial. The hashes of its files are not checked here; the next run of the sweep checks them."""
     trial_id, label = entry.trial_id, entry.label or entry.trial_id
     folder = files.trial_folder(runs, trial_id)
     for path in (folder.result, folder.evaluation(entry.eval_id).result):
@@ -60,35 +66,35 @@ def read_lock(runs: Path, name: str) -> tuple[bool, str]:
         if is_locked(lock):
             return True, f"it runs: {fit_one_line(describe_holder(lock), MAX_HOLDER_CHARACTERS)}"
     except OSError as error:
-        return False, f"whether it runs is unknown ({error.strerror})"
+        return False, f"it is not known whether it runs ({error.strerror})"
     return False, "it does not run"
 
 
 def add_running(progress: SweepProgress, runs: Path) -> str:
     """Add the running trials of progress.json to ``progress``, and return a sentence about the age of that file."""
     path = files.progress_file(runs, progress.name)
-    not_written = "which trials run is not written yet"
+    not_written = "the list of running trials is not written yet"
     try:
         written = path.stat().st_mtime
         if written < files.sweep_lock(runs, progress.name).stat().st_mtime:
-            return not_written  # the file is of an earlier process, which was killed
+            return not_written  # an earlier process wrote the file, and was killed
         content = files.read_json(path)
     except OSError:
         return not_written
     if content is None:
-        return "which trials run cannot be read: progress.json is torn"
+        return "the list of running trials cannot be read: progress.json is torn"
     rows = content.get("running")
     trials = [parse_running_trial(row) for row in (rows if isinstance(rows, list) else [])]
     progress.running = dict(enumerate(trial for trial in trials if trial is not None))
     progress.seconds_left = read_number(content.get("seconds_left"))
     age = max(0.0, time.time() - written)
     if age > STALE_SECONDS:
-        return f"but its last sign of life is {format_duration(age)} old"
+        return f"but it has reported nothing for {format_duration(age)}"
     return f"the rows are {format_duration(age)} old"
 
 
 def parse_running_trial(row: object) -> RunningTrial | None:
-    """A row of progress.json; None if it is not one."""
+    """The running trial in a row of progress.json; None if the row does not describe one."""
     if not isinstance(row, dict) or read_number(row.get("started")) is None:
         return None
     if not all(isinstance(row.get(name), str) for name in ("trial_id", "label", "device")):
@@ -97,9 +103,10 @@ def parse_running_trial(row: object) -> RunningTrial | None:
 
 
 def reconcile_trials(progress: SweepProgress, trials: list[TrialStatus]) -> list[TrialStatus]:
-    """The trials with ``running`` as the status of those that run; ``progress`` gets their counts.
+    """Give the running trials the status ``running``, and count the statuses in ``progress``. Returns all trials.
 
-    The results and progress.json were read at different times. A complete result is the newer of the two.
+    The results and progress.json were read at different times. If a trial is complete and also listed as running, the
+    result is the newer one.
     """
     complete = {trial.row_key for trial in trials if trial.status == "complete"}
     progress.running = {

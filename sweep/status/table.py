@@ -1,4 +1,4 @@
-"""The progress of a sweep as a terminal shows it: how far it is, and a row for each running trial. Pure functions."""
+"""Lay out the progress of a sweep for a terminal: how far it is, and a row for each running trial. Pure functions."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from sweep.text import fit_one_line, format_clock, format_duration
 
 
 class StatusColumn(NamedTuple):
-    """``min_width``: the width of terminal, in characters, from which the table has this column."""
+    """A column that the table has on terminals with at least ``min_width`` characters."""
 
     column: Column
     min_width: int
@@ -34,7 +34,7 @@ COLUMNS = (
     StatusColumn(Column("time", "right"), 0),
 )
 LABEL_COLUMN, BAR_COLUMN = 0, 4  # indices into COLUMNS
-BAR_WIDTH = 8  # characters, as all of these
+BAR_WIDTH = 8  # characters, like the other widths
 MAX_NAME_WIDTH, MAX_CELL_WIDTH, MAX_LABEL_WIDTH, MIN_LABEL_WIDTH = 24, 10, 200, 6
 UNKNOWN = "-"
 
@@ -44,7 +44,7 @@ def draw_progress(progress: SweepProgress, now: float, max_rows: int = 100) -> R
 
     Args:
         now: in seconds of time.time().
-        max_rows: of running trials; a line says how many more there are.
+        max_rows: how many running trials have a row. If there are more, a last line counts them.
     """
     running = list(progress.running.values())
     rows = [build_row(trial, now) for trial in running[:max_rows]]
@@ -54,7 +54,7 @@ def draw_progress(progress: SweepProgress, now: float, max_rows: int = 100) -> R
 
 
 class TableRow(NamedTuple):
-    """``cells``: one for each column, empty for the bar. ``share``: of the trial's steps that are done, or None."""
+    """The cells of a running trial; that of the bar is empty. ``share`` of its steps are done; None if not known."""
 
     cells: list[str]
     share: float | None
@@ -62,12 +62,13 @@ class TableRow(NamedTuple):
 
 @dataclass(frozen=True)
 class ProgressTable:
-    """A narrow terminal has fewer columns, and labels get the width that the other columns leave.
+    """What rich prints: the title, a bar and the rows, laid out for the width of the terminal.
 
-    In a file or a pipe there are no bars.
+    On a narrow terminal there are fewer columns, and labels get the width that the other columns leave. In a file or a
+    pipe there are no bars.
 
     Attributes:
-        ended: the share of the trials that have an outcome.
+        ended: the share of the trials that have an outcome, 0 to 1.
         hidden_rows: how many running trials have no row.
     """
 
@@ -116,7 +117,7 @@ def build_bar(share: float, width: int) -> ProgressBar:
 
 
 def build_row(trial: RunningTrial, now: float) -> TableRow:
-    """The cells of a running trial. Its values may come from a file, so they can be of any type."""
+    """The row of a running trial. Its values can come from a file, so each can be of any type."""
     step, steps, loss = read_number(trial.step), read_number(trial.steps), read_number(trial.loss)
     speed = read_number(trial.tokens_per_second)
     cells = [
@@ -133,7 +134,7 @@ def build_row(trial: RunningTrial, now: float) -> TableRow:
 
 
 def build_title(progress: SweepProgress) -> Text:
-    """``sweep NAME  12 of 40 done, 1 diverged, 25 waiting``; the trials that run have rows of their own."""
+    """The first line, as ``sweep NAME  12 of 40 done, 1 diverged, 25 waiting``. Running trials have rows instead."""
     counts = progress.counts
     title = Text.assemble("sweep ", (fit_one_line(progress.name, MAX_NAME_WIDTH), "bold"))
     title.append(f"  {counts.get('complete', 0) + counts.get('done', 0)} of {progress.total} done")

@@ -1,8 +1,8 @@
-"""Drift: a finished trial was made from another model, other data or other code than the sweep has now.
+"""Drift: the model, the data or the code changed after a trial of the sweep was finished.
 
-Another model or other data give a trial another id. A sweep that ran before with them keeps its old rows, which are
-shown but not ranked. Other code does not change the id: the trial stays done, and the report says that the code
-differs. What a file does not record is never counted as drift.
+With another model or other data a trial has another id. The old rows stay in the sweep, and are shown but not ranked.
+Other code does not change the id: the trial stays done, and the report says that the code differs. A source that a
+file does not record never counts as drift.
 """
 
 import re
@@ -20,13 +20,13 @@ SOURCE_WORDS = {"model": "another model", "data": "other data"}
 NOT_RECORDED = "not recorded"
 OUR_CODE = "our code"
 Json = dict[str, Any]  # a trial's configuration, as its config.json holds it
-CodeChanges = dict[str, tuple[str, str]]  # a library, or OUR_CODE: its version then, and its version now
+CodeChanges = dict[str, tuple[str, str]]  # name of a library, or OUR_CODE: (version then, version now)
 
 
 def list_row_sources(config: Json, training: TrialResult) -> dict[str, tuple[str, str]]:
-    """What a trial was made from: ``{"data": ("data catalogue", fingerprint)}``, and likewise ``model``.
+    """The recorded model and data of a trial, as ``{"data": ("data catalogue", fingerprint), "model": ...}``.
 
-    What the files do not record is left out.
+    A source that the files do not record is left out.
     """
     sources = {}
     for kind in SOURCE_WORDS:
@@ -38,7 +38,7 @@ def list_row_sources(config: Json, training: TrialResult) -> dict[str, tuple[str
 
 
 def find_source_changes(config: Json, training: TrialResult, sources: Sources) -> dict[str, str]:
-    """How a trial's model and data differ from the sweep's: ``{"data": "catalogue: file:ab… then, file:cd… now"}``."""
+    """The sources of a trial that changed since, as ``{"data": "catalogue: file:ab… then, file:cd… now"}``."""
     changes = {}
     for kind, (source, before) in list_row_sources(config, training).items():
         now = sources.get(source)
@@ -49,7 +49,7 @@ def find_source_changes(config: Json, training: TrialResult, sources: Sources) -
 
 
 def find_code_changes(before: Provenance, now: Provenance) -> CodeChanges:
-    """The libraries whose versions differ between two provenances, and OUR_CODE if it differs."""
+    """The libraries that have other versions in the two provenances, and OUR_CODE if it differs."""
     if not before.is_recorded or not now.is_recorded:
         return {}
     pairs = {name: (before.versions[name], now.versions[name]) for name in now.versions if name in before.versions}
@@ -61,18 +61,23 @@ def find_code_changes(before: Provenance, now: Provenance) -> CodeChanges:
 def find_row_drift(
     config: Json, training: TrialResult, evaluation: EvaluationResult, sources: Sources, now: Provenance
 ) -> list[str]:
-    """Which of ``model``, ``data`` and ``code`` differ from those that the sweep last ran with."""
+    """Those of ``model``, ``data`` and ``code`` that differ from the last run of the sweep.
+
+    Args:
+        sources: the fingerprints of the last run.
+        now: the provenance of the last run.
+    """
     has_other_code = any(find_code_changes(result.provenance, now) for result in (training, evaluation))
     return [*find_source_changes(config, training, sources), *(["code"] if has_other_code else [])]
 
 
 def shorten_fingerprint(fingerprint: str) -> str:
-    """``file:ab12cd34…``"""
+    """A fingerprint with eight digits of its hash, as ``file:ab12cd34…``."""
     return re.sub(r"([0-9a-f]{8})[0-9a-f]{3,}", r"\1…", fingerprint)
 
 
 def describe_other_sources(kinds: list[str]) -> str:
-    """``another model and other data``"""
+    """The changed sources in words, as ``another model and other data``."""
     return " and ".join(words for kind, words in SOURCE_WORDS.items() if kind in kinds)
 
 
@@ -85,14 +90,14 @@ def format_drift_notes(
     """The lines about drift above the table of a plan.
 
     Args:
-        name: of the sweep; its file can list rows of earlier runs that are not in the plan.
-        now: ``provenance.collect_versions()`` of this process, where the caller has it already.
+        name: of the sweep. Its file can list rows of earlier runs that are not in the plan.
+        now: ``provenance.collect_versions()`` of this process; None: call it if it is needed.
     """
     return [*format_source_notes(plan, runs, name), *format_code_notes(plan, states, runs, now)]
 
 
 def format_source_notes(plan: Plan, runs: Path, name: str) -> Iterator[str]:
-    """A line for each combination of other sources that finished rows of earlier runs were made from."""
+    """A line for each combination of changed sources among the finished rows of earlier runs."""
     sources, planned = list_sources(plan), {trial.trial_id for trial in plan.trials}
     sweep = read_sweep_file(runs, name)
     earlier_ids = [entry.trial_id for entry in sweep.trials if entry.trial_id not in planned] if sweep else []
@@ -118,14 +123,14 @@ def format_source_notes(plan: Plan, runs: Path, name: str) -> Iterator[str]:
 def format_code_notes(
     plan: Plan, states: Mapping[Key, TrialState], runs: Path, now: Json | None = None
 ) -> Iterator[str]:
-    """A line on the trials of the plan that are done, and were made by other code; none where there are none."""
+    """A line about the done trials of the plan that were made by other code, if there are any."""
     done = [trial for trial in plan.trials if states[trial.key].name in ("done", "trained")]
     if done and now is None:
-        from lora_sweep.runs.provenance import collect_versions  # imported here: a report must not load it
+        from lora_sweep.runs.provenance import collect_versions  # imported late: a report must not load it
 
         now = collect_versions()
     present, count = Provenance.from_json(now), 0
-    versions_before: dict[str, dict[str, None]] = {}  # as ordered sets
+    versions_before: dict[str, dict[str, None]] = {}  # the inner dicts are ordered sets
     versions_now: dict[str, str] = {}
     for trial in done:
         folder = files.trial_folder(runs, trial.trial_id)

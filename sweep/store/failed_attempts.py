@@ -1,6 +1,6 @@
 """The failed attempts at a trial: the lines of its setbacks.jsonl.
 
-A failed attempt is an attempt that gave the trial no outcome, after which the trial runs again.
+After a failed attempt the trial has no outcome yet, and runs again.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ class FailedAttempt:
 
     Attributes:
         how: ``death``: the worker died while it ran this trial alone. ``oom``: memory ran out, and the trial runs again
-            with half the batch. ``apart``: its pack failed, and the trial runs again alone.
+            with half the batch. ``apart``: its pack failed, and the trial runs again, alone.
         stage: for ``oom``, the stage whose batch is halved: ``train`` or ``evaluate``.
         signal: for ``death``, the signal or exit code of the process.
         reason: for ``apart``, why the pack failed.
@@ -33,13 +33,13 @@ class FailedAttempt:
 
     @property
     def details(self) -> dict[str, str]:
-        """What is known besides ``how``."""
+        """The fields besides ``how`` that have a value."""
         details = {"stage": self.stage, "signal": self.signal, "reason": self.reason}
         return {name: value for name, value in details.items() if value is not None}
 
 
 def read_failed_attempts(runs: Path, trial_id: str) -> list[FailedAttempt]:
-    """The failed attempts at a trial since its last outcome was asked for again, the oldest first."""
+    """The failed attempts at a trial, the oldest first. ``launch.retry=failed`` removes those before it."""
     lines = files.read_jsonl(files.trial_folder(runs, trial_id).setbacks)
     return [
         FailedAttempt(cast(Cause, line.get("how")), line.get("stage"), line.get("signal"), line.get("reason"))
@@ -55,10 +55,10 @@ def append_failed_attempt(runs: Path, trial_id: str, sweep: str, attempt: Failed
 
 
 def count_deaths(attempts: Iterable[FailedAttempt]) -> int:
-    """How many workers died while they ran the trial alone."""
+    """The number of workers that died while they ran the trial alone."""
     return sum(attempt.how == "death" for attempt in attempts)
 
 
 def count_halvings(attempts: Iterable[FailedAttempt], stage: str) -> int:
-    """How often the batch of a stage was halved because memory ran out."""
+    """The number of times that the batch of ``stage`` was halved because memory ran out."""
     return sum(attempt.how == "oom" and attempt.stage == stage for attempt in attempts)

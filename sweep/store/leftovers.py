@@ -1,4 +1,4 @@
-"""What an orchestrator that was killed leaves behind: locks, half-written files, and its progress."""
+"""The files that a killed orchestrator leaves behind: locks, half-written files and progress.json."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ def has_leftovers(runs: Path, sweep: str) -> bool:
 
 
 def remove_temporary_files(runs: Path, sweep: str) -> None:
-    """Remove what a killed orchestrator of this sweep left behind. The caller holds the sweep's lock."""
+    """Remove the files that a killed orchestrator of this sweep left behind. The caller holds the sweep's lock."""
     remove_stale_locks(runs / "locks")
     files.remove_temporary_files(files.report_folder(runs, sweep))
     for path in list_temporary_sweep_files(runs, sweep):
@@ -24,4 +24,5 @@ def remove_temporary_files(runs: Path, sweep: str) -> None:
 
 
 def list_temporary_sweep_files(runs: Path, sweep: str) -> Iterator[Path]:
+    """The half-written copies of the sweep's file."""
     return (runs / "sweeps").glob(f".{sweep}.json.*.tmp")

@@ -1,7 +1,7 @@
-"""The file runs/sweeps/<name>.json: a sweep's trials, its command, and what its trials were made from.
+"""The file runs/sweeps/<name>.json: a sweep's trials, its command, and the sources and the code that it ran with.
 
-Every other module reads and writes this file through the functions below. A trial's numbers are not in it: they are in
-the trial's own folder.
+Every other module reads and writes this file with the functions below. The results of a trial are not in it, but in
+the folder of the trial.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ from lora_sweep.runs import files
 from sweep.trials import Key, Plan, hash_invalid_trial
 
 MAIN_COMMAND = "python -m lora_sweep.train -m lora.r=8,16 lora.targets=attn,all_linear quant=4bit,8bit"
-MAX_LISTED_SWEEPS = 20  # in one sentence
+MAX_LISTED_SWEEPS = 20  # in an error message
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-Sources = dict[str, list[str]]  # "data catalogue": its fingerprints; several where a plan varies the source itself
+Sources = dict[str, list[str]]  # "data catalogue": its fingerprints; several if trials change the data's settings
 
 
 @dataclass(frozen=True)
 class SweepEntry:
-    """One trial or baseline of a sweep, as the sweep's file lists it.
+    """One trial or baseline in the sweep's file.
 
     Attributes:
-        kind: ``trial`` or ``baseline``; empty where the file does not say.
-        label: the trial's name for people; empty where the file does not say.
+        kind: ``trial`` or ``baseline``; empty if the file has no kind.
+        label: the trial's name for people; empty if the file has no label.
         baseline: the key of the trial's baseline, if it has one.
-        overrides: what a person types to run this trial alone; None where nobody recorded it.
+        overrides: what a person types to run this trial alone; None if the file has none.
     """
 
     trial_id: str
@@ -55,10 +55,10 @@ class SweepFile:
         command: the command that starts and resumes the sweep.
         started: ISO time of the last run that changed this file.
         varied: the configuration keys that differ between trials.
-        sources: the fingerprints that the names of models and data sets had when the sweep last ran.
+        sources: the fingerprints of the models and data sets in the last run.
         trials: baselines first.
         split: the split that the texts are scored on: ``validation``, or ``test`` for a sweep of ``sweep.confirm``.
-        provenance: versions and code of the last run that had work to do; None in a file of an older version.
+        provenance: versions and code of the last run that had work to do; None if an older version wrote the file.
     """
 
     name: str
@@ -75,17 +75,17 @@ class SweepFile:
 
 
 def read_sweep_file(runs: Path, name: str) -> SweepFile | None:
-    """The sweep's file; None where there is none or it is not whole.
+    """The content of the sweep's file; None if there is no file, or if it is torn.
 
     Raises:
-        Refused: the file does not list the folders of its trials.
+        Refused: the trials in the file have no valid ids.
     """
     content = files.read_json(files.sweep_file(runs, name))
     if content is None:
         return None
     entries = content.get("trials", [])
     if not isinstance(entries, list) or not all(is_entry(entry) for entry in entries):
-        raise Refused(f"sweep {name!r}", "has a file whose trials are not a list of trial_id and eval_id")
+        raise Refused(f"sweep {name!r}", "has a file that does not list a valid trial_id and eval_id for each trial")
     provenance = content.get("provenance")
     return SweepFile(
         name=name,
@@ -100,10 +100,10 @@ def read_sweep_file(runs: Path, name: str) -> SweepFile | None:
 
 
 def load_sweep_file(runs: Path, name: str) -> SweepFile:
-    """The sweep's file.
+    """The content of the sweep's file.
 
     Raises:
-        Refused: no sweep has this name, or its file does not list the folders of its trials.
+        Refused: no sweep has this name, or the trials in its file have no valid ids.
     """
     names = list_sweeps(runs)
     if not names:
@@ -118,7 +118,7 @@ def load_sweep_file(runs: Path, name: str) -> SweepFile:
 
 
 def list_sweeps(runs: Path) -> list[str]:
-    """Names of the sweeps below ``runs``, the last started first."""
+    """The names of the sweeps in ``runs``, the latest first."""
     started = []
     for path in (runs / "sweeps").glob("*.json"):
         content = files.read_json(path)
@@ -128,10 +128,10 @@ def list_sweeps(runs: Path) -> list[str]:
 
 
 def find_newest_sweep(runs: Path) -> str:
-    """The name of the sweep that was started last; a sweep on the test split counts only where there is no other.
+    """The name of the sweep that was started last. A sweep on the test split is chosen only if there is no other.
 
     Raises:
-        Refused: there is no sweep; the message holds a command that makes one.
+        Refused: there is no sweep. The message has a command that makes one.
     """
     names = list_sweeps(runs)
     if not names:
@@ -141,17 +141,18 @@ def find_newest_sweep(runs: Path) -> str:
 
 
 def make_no_sweep_error(runs: Path) -> Refused:
+    """The refusal for a runs folder without sweeps."""
     return Refused(str(runs), f"holds no sweep yet; this makes one: {MAIN_COMMAND}")
 
 
 def is_entry(value: Any) -> bool:
-    """Whether a value of ``trials`` names a trial. Its ids become names of folders, so no path is an id."""
+    """Whether an element of ``trials`` has valid ids. An id becomes the name of a folder, so it must not be a path."""
     ids = [value.get("trial_id"), value.get("eval_id")] if isinstance(value, dict) else [None]
     return all(isinstance(part, str) and FOLDER_NAME.fullmatch(part) for part in ids)
 
 
 def parse_entry(value: Mapping[str, object]) -> SweepEntry:
-    """An element of ``trials`` for which :func:`is_entry` holds."""
+    """The entry in an element of ``trials`` that :func:`is_entry` accepts."""
     baseline = as_list(value.get("baseline"))
     overrides = value.get("overrides")
     return SweepEntry(
@@ -165,7 +166,7 @@ def parse_entry(value: Mapping[str, object]) -> SweepEntry:
 
 
 def parse_sources(value: Any) -> Sources:
-    """The ``sources`` of a sweep's file; {} for the file of an older version, which has none."""
+    """The ``sources`` of a sweep's file; {} if an older version wrote the file without them."""
     if not isinstance(value, dict):
         return {}
     return {
@@ -176,11 +177,12 @@ def parse_sources(value: Any) -> Sources:
 
 
 def as_list(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty list."""
     return value if isinstance(value, list) else []
 
 
 def to_seconds(started: Any) -> float:
-    """An ISO time as seconds since 1970. A time without a zone is UTC; what is no time is older than any time."""
+    """An ISO time in seconds since 1970; minus infinity for any other value. A time without a zone is UTC."""
     try:
         moment = datetime.fromisoformat(started)
     except (TypeError, ValueError):
@@ -192,28 +194,28 @@ def to_seconds(started: Any) -> float:
 
 
 def name_sweep(plan: Plan) -> str:
-    """The name given in the config, or a short hash of the sorted trial ids."""
+    """The sweep's name: ``sweep_name`` of the configuration, else a short hash of the sorted trial ids."""
     return plan.trials[0].config.sweep_name or (
         f"sweep-{short_hash(sorted({trial.trial_id for trial in plan.trials}), 8)}"
     )
 
 
 def record_sweep(plan: Plan, runs: Path, name: str, command: str, provenance: Mapping[str, object] | None) -> None:
-    """Write the sweep's file for this run of the plan. A name that was used before keeps its other trials.
+    """Write the sweep's file for this run of the plan. If the file exists, its other trials stay in it.
 
-    A trial that is evaluated anew is listed with its new evaluation only, because two evaluations cannot be ranked
-    together. ``sources`` and ``provenance`` are those of this run; older rows of the sweep can differ from both.
+    A trial with a new evaluation is listed with this evaluation only, because two evaluations cannot be ranked
+    together. ``sources`` and ``provenance`` are those of this run; older rows of the sweep can have others.
 
     Args:
-        provenance: ``collect_code_state()`` where the run has work to do. None where it has none: the file then keeps
-            the provenance of the run before, and is not written at all if nothing else changed.
+        provenance: ``collect_code_state()`` if the run has work to do, else None. With None the file keeps the
+            provenance of the run before, and is written only if something else changed.
     """
     before = read_sweep_file(runs, name) or SweepFile(name)
     entries = list_entries(plan)
     replaced = {entry.trial_id for entry in entries}
-    replaced |= {hash_invalid_trial(trial.config) for trial in plan.trials}  # these points were invalid and now work
+    replaced |= {hash_invalid_trial(trial.config) for trial in plan.trials}  # points that were invalid and now work
     kept = [entry for entry in before.trials if entry.trial_id not in replaced]
-    trials = sorted([*kept, *entries], key=lambda entry: entry.kind)  # stable; baselines come first
+    trials = sorted([*kept, *entries], key=lambda entry: entry.kind)  # a stable sort: baselines come first
     sources = {**before.sources, **list_sources(plan)}
     if (trials, sources) == (before.trials, before.sources) and provenance is None:
         return
@@ -235,7 +237,7 @@ def is_recorded(plan: Plan, runs: Path, name: str) -> bool:
     sweep = read_sweep_file(runs, name) or SweepFile(name)
     listed = {(*entry.key, entry.label) for entry in sweep.trials}
     wanted = {(*row.key, row.label) for row in [*plan.trials, *plan.invalid]}
-    # Sources can change and change back: the trials' ids are then all listed, and the recorded sources are the others.
+    # Data can change and change back. All ids are then listed, but the recorded sources are not the present ones.
     return wanted <= listed and list_sources(plan).items() <= sweep.sources.items()
 
 
@@ -256,7 +258,7 @@ def list_entries(plan: Plan) -> list[SweepEntry]:
 
 
 def list_sources(plan: Plan) -> Sources:
-    """The fingerprints that the names of the plan's models and data sets have now."""
+    """The present fingerprints of the plan's models and data sets, by their names."""
     fingerprints: dict[str, set[str]] = {}
     for trial in plan.trials:
         for kind, group in (("model", trial.config.model), ("data", trial.config.data)):
@@ -265,7 +267,7 @@ def list_sources(plan: Plan) -> Sources:
 
 
 def to_json(sweep: SweepFile) -> dict[str, object]:
-    """The sweep as its file holds it: what is unknown, and the usual split, are left out."""
+    """The content of the sweep's file as JSON. Unknown values and the split ``validation`` are left out."""
     content: dict[str, object] = {name: getattr(sweep, name) for name in ("name", "command", "started", "varied")}
     content["sources"] = {name: prints[0] if len(prints) == 1 else prints for name, prints in sweep.sources.items()}
     if sweep.split != "validation":

@@ -1,6 +1,6 @@
-"""What the files say of each trial of a plan: which are done, which need work, and which cannot be trusted.
+"""The state of each trial of a plan, read from its files: done, still to run, or broken.
 
-Workers write these files, through ``lora_sweep.runs.results``.
+Workers write these files with ``lora_sweep.runs.results``.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from sweep.trials import Key, Plan, PlannedTrial
 
 @dataclass(frozen=True)
 class TrialState:
-    """What the files say of a trial with its evaluation.
+    """The state of a trial with its evaluation.
 
     Attributes:
         name: ``done`` (complete), ``new``, ``trained`` (only the evaluation is left), ``saved`` (there is a
             checkpoint), ``broken`` (a file changed after it was written), or the status of another outcome.
         reason: why the trial is broken or has this outcome.
-        is_final: whether the command leaves the trial as it is, unless it retries failures.
+        is_final: whether the trial does not run again, unless the command retries failures.
     """
 
     name: str
@@ -33,7 +33,7 @@ class TrialState:
         """Whether the command runs the trial.
 
         Args:
-            retry_failed: whether it retries trials that failed (``launch.retry=failed``).
+            retry_failed: whether the command retries failures (``launch.retry=failed``).
         """
         return not self.is_final or (retry_failed and self.name not in ("done", "invalid"))
 
@@ -44,7 +44,7 @@ def read_trial_states(plan: Plan, runs: Path) -> dict[Key, TrialState]:
 
 
 def read_trial_state(trial: PlannedTrial, runs: Path) -> TrialState:
-    """The state of one trial. Reads and hashes its files, and writes none."""
+    """The state of one trial. This reads and hashes its files, and writes none."""
     folder = files.trial_folder(runs, trial.trial_id)
     evaluation = folder.evaluation(trial.eval_id)
     for path in (folder.result, evaluation.result):
@@ -55,8 +55,8 @@ def read_trial_state(trial: PlannedTrial, runs: Path) -> TrialState:
     if outcome.status == "complete":
         evaluated_adapter = results.read_evaluation_result(evaluation).adapter
         if evaluated_adapter != results.hash_adapter(results.read_trial_result(folder)):
-            # The training's result was deleted by hand, and the trial was trained again.
-            return TrialState("broken", "its evaluation is of another adapter")
+            # A person deleted the result of the training, and the trial was trained again.
+            return TrialState("broken", "its texts are those of another adapter")
         return TrialState("done", is_final=True)
     if outcome.status is not None:
         return TrialState(outcome.status, outcome.reason, is_final=outcome.status in results.FINAL_STATUSES)
@@ -66,12 +66,12 @@ def read_trial_state(trial: PlannedTrial, runs: Path) -> TrialState:
 
 
 def prepare_trial(trial: PlannedTrial, state: TrialState, runs: Path, retry_failed: bool) -> str | None:
-    """Move a broken trial aside; forget the failure of a trial that is retried. Others are left as they are.
+    """Move a broken trial to quarantine, and delete the failure of a trial that is retried.
 
-    Nothing happens while another process runs the trial.
+    Any other trial stays as it is, and so does a trial that another process runs.
 
     Returns:
-        A message for people, where something was moved aside.
+        A message for people if a folder was moved, else None.
     """
     if state.name != "broken" and not (retry_failed and state.needs_work(retry_failed)):
         return None
@@ -80,7 +80,7 @@ def prepare_trial(trial: PlannedTrial, state: TrialState, runs: Path, retry_fail
     with hold_lock(files.trial_lock(runs, trial.trial_id)) as is_ours:
         if not is_ours:
             return None
-        state = read_trial_state(trial, runs)  # again: another sweep may have repaired it before we had the lock
+        state = read_trial_state(trial, runs)  # read again: another sweep may have repaired it before we got the lock
         if state.name == "broken":
             path = folder.path if results.find_damage(folder.result) else evaluation.path
             quarantined = files.quarantine_folder(runs, path, str(state.reason))
@@ -92,12 +92,12 @@ def prepare_trial(trial: PlannedTrial, state: TrialState, runs: Path, retry_fail
 
 
 def is_trained(trial: PlannedTrial, runs: Path) -> bool:
-    """Whether the training is complete, so that at most the evaluation is left."""
+    """Whether the training is complete."""
     return results.is_trained(files.trial_folder(runs, trial.trial_id))
 
 
 def hash_result(trial: PlannedTrial, runs: Path) -> str | None:
-    """The sha256 of the result.json that holds the trial's outcome; None where there is none."""
+    """The sha256 of the result.json with the trial's outcome; None if there is no such file."""
     folder = files.trial_folder(runs, trial.trial_id)
     for path in (folder.evaluation(trial.eval_id).result, folder.result):
         if path.exists():
@@ -106,13 +106,13 @@ def hash_result(trial: PlannedTrial, runs: Path) -> str | None:
 
 
 def is_done(plan: Plan, states: Mapping[Key, TrialState], runs: Path, name: str) -> bool:
-    """Whether the command would change nothing: no trial needs work, and the sweep's file is as it would be written."""
+    """Whether the command has nothing to do: no trial needs work, and the sweep's file lists all of them."""
     retry_failed = plan.trials[0].config.launch.retry == "failed"
     return is_recorded(plan, runs, name) and not any(state.needs_work(retry_failed) for state in states.values())
 
 
 def is_mirrored(runs: Path, name: str) -> bool:
-    """Whether the tracker got the results of the sweep's last run; a kill can come before that."""
+    """Whether the tracker got the results of the sweep's last run. A kill can prevent that."""
     events = [event.get("event") for event in files.read_jsonl(files.events_file(runs, name))]
     begins = [index for index, event in enumerate(events) if event == "begin"]
     return not begins or "mirrored" in events[begins[-1] :]

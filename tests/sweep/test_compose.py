@@ -137,9 +137,13 @@ def test_the_command_line_wins_over_rows(loader: ConfigLoader, typed: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "rows", "said"),
     [
-        (["lora.r=interval(1,8)"], [], "lora.r=interval(1,8): has no list of values"),
-        (["quant=glob(*bits)"], [], "quant=glob(*bits): stands for no value at all"),
-        (["experiment=demo,smoke"], [], "experiment=demo,smoke: is more than one"),
+        (["lora.r=interval(1,8)"], [], "lora.r=interval(1,8): has no list of values, and a grid needs one"),
+        (["quant=glob(*bits)"], [], "quant=glob(*bits): has no values"),
+        (
+            ["experiment=demo,smoke"],
+            [],
+            "experiment=demo,smoke: names several experiments; a command can have only one",
+        ),
         ([], ["lora.r=8"], "hydra.sweeper.rows: lora.r=8: must be a list of overrides"),
     ],
 )

@@ -145,7 +145,7 @@ def test_with_a_login_both_are_saved(runs: Path, capsys: Any, monkeypatch: pytes
 
     monkeypatch.setattr(dashboard.import_workspaces()[0].Workspace, "save", refuse)
     assert run_dashboard(runs) == EXIT_FAILED
-    assert capsys.readouterr().err == "W&B did not take it: ConnectionError: no answer\n"
+    assert capsys.readouterr().err == "W&B could not save it: ConnectionError: no answer\n"
 
 
 def test_a_missing_package_is_one_sentence(runs: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

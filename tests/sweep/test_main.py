@@ -84,7 +84,7 @@ def test_the_newest_sweep_is_first(tmp_path: Path, capsys: pytest.CaptureFixture
         (b'{"name": "s", "tri', "its file is torn"),
         (b"\xff\xfe", "its file is torn"),
         (b"[]", "its file is torn"),
-        (b'{"trials": [{"trial_id": "../../etc", "eval_id": "e"}]}', "sweep 's': has a file whose trials"),
+        (b'{"trials": [{"trial_id": "../../etc", "eval_id": "e"}]}', "sweep 's': has a file that does not list"),
         (b'{"trials": [{"trial_id": "t", "eval_id": "e", "label": "\\u001b[2J\\nx"}]}', "1 waiting"),
         (None, "its file cannot be read"),
     ],

@@ -706,7 +706,7 @@ def test_the_blogs_table_is_planned_without_any_network(tmp_path: Path) -> None:
     assert calls == []
     head, data, device, weights, time, disk, _, _, *rows = done.stdout.strip().splitlines()
     assert head.startswith("sweep databricks_table: 4 trials and 2 baselines of openllama_3b_v2; 6 to run")
-    assert data == "data red_dot: not at hand, so lengths and drops are unknown"
+    assert data == "data red_dot: not downloaded yet, so the numbers of rows and tokens are unknown"
     assert device.startswith("device: cpu, ")
     assert weights.startswith("dequantized weights: ")
     assert weights.endswith(" GiB more, where there is room (quant.materialize=auto)")

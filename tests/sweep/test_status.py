@@ -139,7 +139,7 @@ def test_a_sweep_file_that_names_no_trials_is_refused(
 ) -> None:
     sweep(tmp_path, ["complete"], trials=trials)
     assert main(["--runs", str(tmp_path)]) == EXIT_REFUSED
-    assert capsys.readouterr().err.startswith("sweep 'blog': has a file whose trials")
+    assert capsys.readouterr().err.startswith("sweep 'blog': has a file that does not list a valid trial_id")
 
 
 def test_without_any_sweep_the_command_that_makes_one_is_said(
@@ -154,7 +154,7 @@ def test_a_claim_that_cannot_be_asked_for_is_said(tmp_path: Path, capsys: pytest
     sweep(tmp_path, ["new"])
     files.sweep_lock(tmp_path, "blog").mkdir(parents=True)
     lines = shown(capsys, "--runs", tmp_path)
-    assert lines[2] == "whether it runs is unknown (Is a directory); 1 of 1 are left. Go on with:"
+    assert lines[2] == "it is not known whether it runs (Is a directory); 1 of 1 are left. Go on with:"
 
 
 # ---- the progress of a sweep that runs ----
@@ -172,7 +172,7 @@ def test_progress_that_is_old_is_called_old(tmp_path: Path, capsys: pytest.Captu
         then = time.time() - 600
         os.utime(path, (then, then))
         os.utime(files.sweep_lock(tmp_path, "blog"), (then - 1, then - 1))
-        assert last_word(tmp_path, capsys) == "but its last sign of life is 10 min old"
+        assert last_word(tmp_path, capsys) == "but it has reported nothing for 10 min"
 
 
 def test_progress_of_a_run_before_this_one_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,9 +180,9 @@ def test_progress_of_a_run_before_this_one_is_none(tmp_path: Path, capsys: pytes
     path = progress(tmp_path)
     os.utime(path, (time.time() - 600,) * 2)
     with hold_lock(files.sweep_lock(tmp_path, "blog")):
-        assert last_word(tmp_path, capsys) == "which trials run is not written yet"
+        assert last_word(tmp_path, capsys) == "the list of running trials is not written yet"
         path.unlink()
-        assert last_word(tmp_path, capsys) == "which trials run is not written yet"
+        assert last_word(tmp_path, capsys) == "the list of running trials is not written yet"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 60, -2])
@@ -191,7 +191,7 @@ def test_torn_progress(cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[s
     with hold_lock(files.sweep_lock(tmp_path, "blog")):
         path = progress(tmp_path)
         path.write_bytes(path.read_bytes()[:cut])
-        assert last_word(tmp_path, capsys) == "which trials run cannot be read: progress.json is torn"
+        assert last_word(tmp_path, capsys) == "the list of running trials cannot be read: progress.json is torn"
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_an_evaluation_of_another_adapter_is_moved_aside(plan: Plan, tmp_path: P
     hashes = files.hash_files(folder.path, value["files"])
     results.write_result(folder.result, {**{k: v for k, v in value.items() if k != "seal"}, "files": hashes})
     found = trial_state.read_trial_state(trial, tmp_path)
-    assert (found.name, found.reason) == ("broken", "its evaluation is of another adapter")
+    assert (found.name, found.reason) == ("broken", "its texts are those of another adapter")
     trial_state.prepare_trial(trial, found, tmp_path, retry_failed=False)
     assert state(trial, tmp_path) == ("trained", False)
     assert folder.adapter.exists()

@@ -73,7 +73,7 @@ def test_a_file_that_names_no_folders_is_refused_and_never_replaced(trials: Any,
         lambda: load_sweep_file(tmp_path, "s"),
         lambda: record_sweep(plan_of(tmp_path, "s", 1), tmp_path, "s", "c", {}),
     ):
-        with pytest.raises(Refused, match="sweep 's': has a file whose trials are not a list of trial_id and eval_id"):
+        with pytest.raises(Refused, match="sweep 's': has a file that does not list a valid trial_id and eval_id for"):
             action()
     assert files.sweep_file(tmp_path, "s").read_bytes() == before
     assert list_sweeps(tmp_path) == ["s"], "others can still be found beside it"
