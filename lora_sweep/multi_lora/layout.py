@@ -9,7 +9,7 @@ longest span; P: tokens of the longest prefix; n: tokens whose logits are needed
 keys and values.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -160,34 +160,20 @@ def concatenate_rows(
         loss_on: for each member, which labels count: ``response`` or ``all``.
         dtype: of the attention's masks.
     """
-    ids: list[int] = []
-    positions: list[int] = []
+    ids, positions, sizes = list[int](), list[int](), list[int]()
     spans: list[Span] = []
     weights: dict[tuple[int, int, int], float] = {}  # by member, position in the sequence, and token to predict
-    sizes = []
     for number, (member, labels_on) in enumerate(zip(members, loss_on, strict=True)):
-        begin, prefix = len(ids), member.prefix
-        if prefix:
-            ids += member.rows[0].input_ids[:prefix]
-            positions += range(prefix)
-            spans.append(Span(begin, prefix, begin, 0))
-        for row in member.rows:
-            start = len(ids)
-            ids += row.input_ids[prefix:]
-            positions += range(prefix, len(row.input_ids))
-            spans.append(Span(start, len(row.input_ids) - prefix, begin, prefix))
-            for index, label in enumerate(row.mask_labels(labels_on)[1:]):
-                if label != IGNORED_LABEL:
-                    # Rows that predict the same token at the same place in the prefix share one loss.
-                    key = (number, begin + index if index < prefix else start + index - prefix, label)
-                    weights[key] = weights.get(key, 0.0) + member.weight
+        begin = len(ids)
+        for span, token_ids in split_member(member, begin):
+            ids += token_ids
+            positions += range(span.prefix_length, span.prefix_length + span.length)
+            spans.append(span)
         sizes.append(len(ids) - begin)
-    if len(ids) > ROW_MULTIPLE:
-        # Copies of the last token, of no member and without a label, make the products' rows a multiple of eight.
-        # Another token could add an outlier column to an 8-bit product.
-        missing = -len(ids) % ROW_MULTIPLE
-        ids += ids[-1:] * missing
-        positions += positions[-1:] * missing
+        for position, token in find_targets(member, spans[-len(member.rows) :], labels_on):
+            key = number, position, token
+            weights[key] = weights.get(key, 0.0) + member.weight
+    ids, positions = repeat_last(ids), repeat_last(positions)
 
     def make_tensor(values: Iterable[Any], kind: torch.dtype = torch.long) -> torch.Tensor:
         return torch.as_tensor(values, dtype=kind).to(device)
@@ -204,6 +190,39 @@ def concatenate_rows(
         target_members=make_tensor([number for number, _, _ in weights]),
         target_counts=[sum(number == owner for owner, _, _ in weights) for number in range(len(members))],
     )
+
+
+def repeat_last(values: list[int]) -> list[int]:
+    """Add copies of the last value, to a multiple of eight, which makes products faster; a short list stays as it is.
+
+    The tokens added belong to no member and have no label. They are copies because another token could add an outlier
+    column to an 8-bit product.
+    """
+    missing = -len(values) % ROW_MULTIPLE if len(values) > ROW_MULTIPLE else 0
+    return values + values[-1:] * missing
+
+
+def split_member(member: MemberRows, begin: int) -> Iterator[tuple[Span, list[int]]]:
+    """A member's prefix, if it has one, and its rows without it: their spans from ``begin`` on, and their token ids."""
+    start, prefix = begin, member.prefix
+    if prefix:
+        yield Span(begin, prefix, begin, 0), member.rows[0].input_ids[:prefix]
+        start += prefix
+    for row in member.rows:
+        yield Span(start, len(row.input_ids) - prefix, begin, prefix), row.input_ids[prefix:]
+        start += len(row.input_ids) - prefix
+
+
+def find_targets(member: MemberRows, spans: Sequence[Span], labels_on: str) -> Iterator[tuple[int, int]]:
+    """For each label of a member's rows, which have ``spans``: the position that predicts it, and the token.
+
+    Rows that predict the same token at the same position of their prefix give the same pair, so they share one loss.
+    """
+    for row, span in zip(member.rows, spans, strict=True):
+        for index, label in enumerate(row.mask_labels(labels_on)[1:]):
+            if label != IGNORED_LABEL:
+                in_prefix = index < span.prefix_length
+                yield span.prefix_start + index if in_prefix else span.start + index - span.prefix_length, label
 
 
 def build_padded_index(spans: Sequence[Span], tokens: int, device: str, dtype: torch.dtype) -> PaddedIndex:
