@@ -228,24 +228,22 @@ def draw_effects(data: Json) -> Figure | None:
 
 
 def draw_losses(data: Json) -> Figure | None:
-    """The training loss of each trial at its steps, in the colour of its row."""
+    """The training loss of each trial at its steps; the recommended row is in colour, the others are grey."""
     curves = [curve for curve in data["curves"] if any(map(is_number, curve["losses"]))]
     if not curves:
         return None
-    rows = {row["mark"]: row for row in data["rows"]}
+    recommended = {row["mark"] for row in data["rows"] if row["recommended"]}
     figure, axes = new_chart(data, "Training loss", 4.2)
     first = [curve["losses"][0] for curve in curves if is_number(curve["losses"][0])]
     top = RUNAWAY_FACTOR * max(first, default=1.0)
     label: str | None = "recommended"  # only once in the legend, also if the recommended row has several seeds
     for curve in curves:
-        row = rows.get(curve.get("entry", curve["mark"]))  # the row of the trial's configuration
         pairs = zip(curve["steps"], curve["losses"], strict=True)
         points = [(step, loss) for step, loss in pairs if is_number(loss) and loss <= top]
         if points:
-            colour = describe_role(row)[2] if row else SOFT
-            (line,) = axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.9, alpha=0.8)
-            if row and row["recommended"]:
-                line.set(linewidth=2.0, label=label)
+            (line,) = axes.plot(*zip(*points, strict=True), color=SOFT, linewidth=0.9, alpha=0.8)
+            if curve.get("entry", curve["mark"]) in recommended:  # "entry" is the mark of the trial's configuration
+                line.set(color=ACCENT, linewidth=2.0, label=label, zorder=3)
                 label = None
     outside = sum(is_number(loss) and loss > top for curve in curves for loss in curve["losses"])
     if outside:
