@@ -36,7 +36,7 @@ class PlannedTrial(PlanRow):
     Attributes:
         kind: ``trial`` or ``baseline``.
         target_modules: the names of the adapted modules, for PEFT.
-        forecast: the forecast of the memory that it needs.
+        forecast: the memory that it is expected to need.
         identity: everything that can change the adapter. Its hash is ``trial_id``.
         baseline: the key of the trial's baseline, which has the same prompt template; None for a baseline.
     """

@@ -31,7 +31,7 @@ class Engine(Protocol):
 
         Args:
             runs: the runs folder.
-            sweep: the name of the sweep, whose lock the caller holds.
+            sweep: the name of the sweep. The caller holds its lock.
 
         Raises:
             SweepStopped: a signal, a full disk or a broken installation stopped the sweep.

@@ -184,7 +184,7 @@ def halve_batch(stage: str) -> RunAlone:
 
 
 def can_halve_batch(trial: PlannedTrial, attempt: Attempt) -> bool:
-    """Whether the settings allow to halve the batch again, and the batch is large enough for it."""
+    """Whether the settings allow halving the batch again, and the batch can be halved."""
     config = trial.config
     if config.launch.on_oom != "halve_batch":
         return False

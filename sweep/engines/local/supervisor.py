@@ -74,7 +74,7 @@ class Supervisor:
             self.selector.register(self.stop_signals.reader, selectors.EVENT_READ)
             try:
                 while self.workers or (self.queue.waiting and not self.stop_reason):
-                    self.tick()
+                    self.run_round()
             finally:
                 for worker in self.workers.values():
                     worker.kill_group()
@@ -85,8 +85,8 @@ class Supervisor:
             raise SweepStopped(self.stop_reason, can_resume=self.false_starts < policy.MAX_FALSE_STARTS)
         self.log.append_event("finish", counts=self.log.progress.counts)
 
-    def tick(self) -> None:
-        """One round of the loop. It waits for events at most TICK_SECONDS."""
+    def run_round(self) -> None:
+        """Run one round of the loop. It waits for events at most TICK_SECONDS."""
         self.obey_signals()
         self.assign_packs()
         for key, _ in self.selector.select(TICK_SECONDS):
