@@ -24,12 +24,12 @@ TRIAL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # as in a sweep's f
 
 @dataclass(frozen=True)
 class Vote:
-    """One choice. ``left`` and ``right`` are the trials that wrote the two texts; ``winner`` is one of WINNERS."""
+    """One vote. ``left_key`` and ``right_key`` name the trials that wrote the texts; ``winner`` is one of WINNERS."""
 
     vote_id: str
     prompt_id: str
-    left: Key
-    right: Key
+    left_key: Key
+    right_key: Key
     winner: str
 
 
@@ -98,7 +98,7 @@ def count_by_mark(votes: Sequence[Vote], keys: Mapping[str, Sequence[Key]]) -> d
     mark_of = {key: mark for mark, trials in keys.items() for key in trials}
     counts = {mark: [0, 0, 0] for mark in keys}
     for vote in votes:
-        left_mark, right_mark = mark_of.get(vote.left), mark_of.get(vote.right)
+        left_mark, right_mark = mark_of.get(vote.left_key), mark_of.get(vote.right_key)
         if left_mark is None or right_mark is None or left_mark == right_mark:
             continue
         counts[left_mark][(0, 1, 2)[WINNERS.index(vote.winner)]] += 1

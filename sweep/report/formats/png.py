@@ -116,19 +116,19 @@ def describe_role(row: Json) -> tuple[str, str, str, str]:
     return ("tied with the best", "o", ACCENT, ACCENT_SOFT) if row["tied"] else ("other trial", "o", SOFT, PAPER)
 
 
-def draw_rows(axes: Axes, rows: Sequence[Json], places: Sequence[float], flat: bool) -> None:
+def draw_rows(axes: Axes, rows: Sequence[Json], positions: Sequence[float], flat: bool) -> None:
     """Draw the quality of each row with its interval.
 
     Args:
-        places: the position of each row on the other axis.
+        positions: the position of each row on the other axis.
         flat: whether the intervals are horizontal.
     """
     drawn: set[str] = set()
-    for row, place in zip(rows, places, strict=True):
+    for row, position in zip(rows, positions, strict=True):
         role, marker, colour, fill = describe_role(row)
         has_interval = is_number(row["low"]) and is_number(row["high"])
         below, above = (row["quality"] - row["low"], row["high"] - row["quality"]) if has_interval else (0.0, 0.0)
-        x, y = (row["quality"], place) if flat else (place, row["quality"])
+        x, y = (row["quality"], position) if flat else (position, row["quality"])
         error = {("xerr" if flat else "yerr"): [[max(0.0, below)], [max(0.0, above)]]}
         label = role if role not in drawn else "_nolegend_"
         axes.errorbar(x, y, fmt=marker, color=colour, mfc=fill, elinewidth=1.2, label=label, **error)  # type: ignore[arg-type]
@@ -184,10 +184,12 @@ def draw_cost(data: Json) -> Figure | None:
     for number, quality in enumerate(baselines):
         label = None if number else "baseline (untuned)"
         axes.axhline(quality, color=TICK, linewidth=0.9, linestyle="--", label=label)
-    places = spread_equal([float(row["trainable_params"]) for row in rows])
-    draw_rows(axes, rows, places, flat=False)
-    for row, place in zip(rows, places, strict=True):
-        axes.annotate(cut_text(row["mark"], 8), (place, row["quality"]), (5, 3), textcoords="offset points", size=7.5)
+    positions = spread_equal([float(row["trainable_params"]) for row in rows])
+    draw_rows(axes, rows, positions, flat=False)
+    for row, position in zip(rows, positions, strict=True):
+        axes.annotate(
+            cut_text(row["mark"], 8), (position, row["quality"]), (5, 3), textcoords="offset points", size=7.5
+        )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M
@@ -215,11 +217,11 @@ def draw_effects(data: Json) -> Figure | None:
     hidden = sum(len(effect["contrasts"]) for effect in data["effects"]) - len(contrasts)
     notes = [f"Not drawn: {count_noun(hidden, 'difference')}."] if hidden else []
     figure, axes = new_chart(data, "What each setting changes", 1.6 + 0.3 * len(contrasts), notes)
-    for place, (_, contrast) in enumerate(contrasts):
+    for position, (_, contrast) in enumerate(contrasts):
         colour = ACCENT if contrast["shown"] else SOFT
         if is_number(contrast["low"]) and is_number(contrast["high"]):
-            axes.plot([contrast["low"], contrast["high"]], [place, place], color=colour, linewidth=1.4)
-        axes.plot(contrast["value"], place, "o", color=colour)
+            axes.plot([contrast["low"], contrast["high"]], [position, position], color=colour, linewidth=1.4)
+        axes.plot(contrast["value"], position, "o", color=colour)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(contrasts)), [name for name, _ in contrasts])
     axes.set_ylim(len(contrasts) - 0.5, -0.5)
