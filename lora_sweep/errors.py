@@ -59,3 +59,9 @@ def find_nearest(word: str, allowed: Iterable[str]) -> str | None:
     """The allowed word that is most similar to ``word``; None when none is similar."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return close[0] if close else None
+
+
+def describe_error(error: BaseException) -> str:
+    """The type of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

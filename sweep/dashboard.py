@@ -14,10 +14,9 @@ from typing import Any
 
 from lora_sweep.config.checks import check_sweep_name
 from lora_sweep.config.schema import Tracking
-from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED, Refused
+from lora_sweep.errors import EXIT_COMPLETE, EXIT_FAILED, EXIT_REFUSED, Refused, describe_error
 from lora_sweep.tracking.run import is_logged_in
 from lora_sweep.tracking.tables import COSTS, make_charts
-from lora_sweep.tracking.values import shorten_error
 from sweep.report.analysis.analyse import Analysis, analyse_sweep
 from sweep.report.analysis.configurations import look_up
 from sweep.report.formats.page_data import write_page_data
@@ -78,7 +77,7 @@ def save_dashboard(analysis: Analysis, entity: str | None, project: str) -> int:
             page.save()
             print(f"{kind}: {page.url}")
     except Exception as error:  # noqa: BLE001 - an error of the network or the server becomes one sentence
-        print(f"W&B could not save it: {shorten_error(error)}", file=sys.stderr)
+        print(f"W&B could not save it: {describe_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_COMPLETE
 

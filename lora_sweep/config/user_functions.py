@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sweep.config.schema import BUILT_IN_SCORERS
-from lora_sweep.errors import Refused
+from lora_sweep.errors import Refused, describe_error
 
 ENTRY_POINT_GROUP = "lora_sweep.scorers"  # the group of entry points through which a package offers scorers
 
@@ -77,9 +77,3 @@ def find_source_file(module: str) -> Path | None:
             return None
         path, origin = spec.submodule_search_locations, spec.origin if spec.has_location else None
     return Path(origin) if origin else None
-
-
-def describe_error(error: BaseException) -> str:
-    """The type of an error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from lora_sweep.config.schema import Data
 from lora_sweep.data.wheels import fetch_wheel_file
-from lora_sweep.errors import Refused
+from lora_sweep.errors import Refused, describe_error
 
 Record: TypeAlias = Mapping[str, object]  # column -> value, of any JSON type
 
@@ -138,7 +138,7 @@ def read_parquet(path: Path) -> list[Record]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.lib.ArrowInvalid, OSError) as error:
-        raise Refused(str(path), f"is no readable parquet file ({str(error).splitlines()[0]})") from None
+        raise Refused(str(path), f"is no readable parquet file ({describe_error(error)})") from None
     records: list[Record] = table.to_pylist()
     return records
 
@@ -156,7 +156,7 @@ def read_hub(data: Data) -> list[Record]:
     try:
         dataset = datasets.load_dataset(data.hub_id, revision=data.revision, split="train")
     except Exception as error:  # the hub's client raises dozens of types; all get the same message
-        fault = f"could not be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        fault = f"could not be loaded from the hub ({describe_error(error)})"
         raise Refused(f"data {data.hub_id}", fault) from error
     return [dict(record) for record in dataset]
 

@@ -10,7 +10,7 @@ from lora_sweep.data.sources import fingerprint_source
 from lora_sweep.data.splits import Splits, load_splits
 from lora_sweep.errors import Refused
 from lora_sweep.facts.facts import DataFacts, is_cacheable
-from lora_sweep.scoring.scorers import GenerationRow
+from lora_sweep.runs.records import Generation
 
 NO_LIMIT = 1 << 30  # tokens: no row is as long
 
@@ -51,7 +51,7 @@ def select_held_out_rows(config: Config, splits: Splits) -> list[Row]:
     return rows
 
 
-def list_prompts(config: Config, splits: Splits | None) -> list[GenerationRow]:
+def list_prompts(config: Config, splits: Splits | None) -> list[Generation]:
     """The prompts of an evaluation, as rows of generations.jsonl without texts. Without ``splits``, the fixed ones."""
     rows = select_held_out_rows(config, splits)[: config.eval.prompts] if splits else []
     held_out = [(row.product, row.category, row.description) for row in rows]

@@ -29,15 +29,14 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, TypedDict
 
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.chrf import CHRF
 
+from lora_sweep.runs.records import Generation
 from lora_sweep.scoring.metrics import METRICS
-from lora_sweep.scoring.scorers import GenerationRow, MetricValues, Scorer
-
-Scores: TypeAlias = dict[str, Any]  # the content of scores.json: see score_generations
+from lora_sweep.scoring.scorers import MetricValues, Scorer
 
 # Of longer texts only the beginnings are compared. The table of ROUGE-L grows with the product of the two lengths (a
 # million cells take 0.2 s), the work of chrF with the characters. Evaluations write far shorter texts.
@@ -53,7 +52,15 @@ ROUGE_SCORER = RougeScorer(
 )
 
 
-def score_generations(generations: Sequence[GenerationRow], scorer: Scorer | None = None) -> Scores:
+class Scores(TypedDict):
+    """The content of scores.json. Each dict has every name of METRICS, and each further name that the scorer gives."""
+
+    prompts: list[dict[str, Any]]  # one for each prompt: its prompt_id, and its metrics, each a number or None
+    means: MetricValues  # over the prompts that have the metric; None where none has it
+    references: MetricValues  # means of the references, scored as texts
+
+
+def score_generations(generations: Sequence[Generation], scorer: Scorer | None = None) -> Scores:
     """The metrics of the rows of generations.jsonl.
 
     Args:
@@ -62,18 +69,15 @@ def score_generations(generations: Sequence[GenerationRow], scorer: Scorer | Non
         scorer: gives quality and further metrics; None for the formula of this module.
 
     Returns:
-        ``{"prompts": [{"prompt_id", <metric>: number or None}], "means": {<metric>: ...}, "references": {...}}``.
-        Prompts are in the order of ``generations``. A mean is over the prompts that have the metric, and None where
-        none has it. ``references`` are the means of the references, scored as texts. All three have every name of
-        METRICS, and each further name that the scorer gives for any prompt.
+        The scores. Prompts are in the order of ``generations``.
 
     Raises:
         RuntimeError: a user's function fails on a text or on a reference.
     """
-    references = [
-        {**row, "text": row["reference"], "finished": True, "response_nll": None}
+    references: list[Generation] = [
+        {**row, "text": reference, "finished": True, "response_nll": None}
         for row in generations
-        if split_words(row.get("reference") or "") or (scorer and row.get("reference"))
+        if (reference := row.get("reference")) and (scorer or split_words(reference))
     ]
     scored = [score_generation(row, scorer) for row in generations]
     scored_references = [score_generation(row, scorer) for row in references]
@@ -90,10 +94,10 @@ def score_generations(generations: Sequence[GenerationRow], scorer: Scorer | Non
     }
 
 
-def score_generation(row: GenerationRow, scorer: Scorer | None = None) -> MetricValues:
+def score_generation(row: Generation, scorer: Scorer | None = None) -> MetricValues:
     """Every metric of one generation, in METRICS' order; without a reference, those that need one are None."""
-    text, is_finished = row["text"], bool(row["finished"])
-    words, reference_words = split_words(text), split_words(row.get("reference") or "")
+    text, reference, is_finished = row["text"], row.get("reference") or "", bool(row["finished"])
+    words, reference_words = split_words(text), split_words(reference)
     values: MetricValues = dict.fromkeys(METRICS)
     values["repetition_4gram"] = count_repeats(words) / max(len(words) - 3, 1)
     values["distinct_2"] = len(set(list_ngrams(words, 2))) / (len(words) - 1) if len(words) > 1 else None
@@ -101,8 +105,8 @@ def score_generation(row: GenerationRow, scorer: Scorer | None = None) -> Metric
     values["product_named"] = names_product(row.get("product") or "", words)
     values["words"] = len(words)
     if reference_words:
-        values["chrf"] = compute_chrf(text, row["reference"])
-        values["rouge_l"] = rouge = compute_rouge_l(text, row["reference"])
+        values["chrf"] = compute_chrf(text, reference)
+        values["rouge_l"] = rouge = compute_rouge_l(text, reference)
         compared, compared_reference = words[:COMPARED_WORDS], reference_words[:COMPARED_WORDS]
         values["quality"] = compute_quality(rouge, compared, compared_reference, is_finished)
         values["length_ratio"] = len(words) / len(reference_words)

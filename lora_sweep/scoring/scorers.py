@@ -9,14 +9,15 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from numbers import Real
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 
 from lora_sweep.config.schema import Eval
-from lora_sweep.config.user_functions import describe_error, find_entry_point, list_installed_scorers, load_function
-from lora_sweep.errors import Refused
+from lora_sweep.config.user_functions import find_entry_point, list_installed_scorers, load_function
+from lora_sweep.errors import Refused, describe_error
+from lora_sweep.runs.records import Generation
 
 # Each built-in scorer and its main metric: quality is 100 times that metric. ``text`` is the formula of ``score``.
 MAIN_METRICS: dict[str, str | None] = {
@@ -35,8 +36,7 @@ REFERENCE_FAULTS = {
 }
 
 MetricValues: TypeAlias = dict[str, float | None]  # quality is 0-100, the other metrics of a built-in scorer are 0-1
-GenerationRow: TypeAlias = Mapping[str, Any]  # a row of generations.jsonl
-Scorer: TypeAlias = Callable[[GenerationRow], MetricValues]
+Scorer: TypeAlias = Callable[[Generation], MetricValues]
 Comparison: TypeAlias = Callable[[str, str | None], MetricValues]  # arguments: a text, and its reference or None
 JsonPath: TypeAlias = tuple[str | int, ...]  # keys and list indices from the root
 JsonLeaves: TypeAlias = dict[JsonPath, tuple[bool, object]]  # path -> (whether the leaf is a boolean, its value)
@@ -67,7 +67,7 @@ def make_scorer(settings: Eval, references: Sequence[str]) -> Scorer | None:
     return functools.partial(score_against_reference, compare=comparisons[name], main=main)
 
 
-def score_against_reference(row: GenerationRow, compare: Comparison, main: str) -> MetricValues:
+def score_against_reference(row: Generation, compare: Comparison, main: str) -> MetricValues:
     """Quality and the metrics of a built-in scorer; without a reference, those that need one are None."""
     values = compare(row["text"], row.get("reference"))
     value = values[main]
@@ -108,7 +108,7 @@ def check_labels(labels: Sequence[str]) -> None:
             raise Refused(f"eval.labels: {labels[index]!r}", fault)
 
 
-def check_references(settings: Eval, prompts: Sequence[GenerationRow]) -> None:
+def check_references(settings: Eval, prompts: Sequence[Generation]) -> None:
     """Refuse references that the scorer cannot use: a reference that is scored as a text must get full marks.
 
     A user's function is tried on a reference, on an empty text and on a prompt without a reference.
@@ -119,16 +119,16 @@ def check_references(settings: Eval, prompts: Sequence[GenerationRow]) -> None:
     Raises:
         Refused: a reference does not get full marks, or a user's function cannot be loaded or fails.
     """
-    with_reference = [row for row in prompts if row["reference"] is not None]
-    scorer = make_scorer(settings, [row["reference"] for row in with_reference])
+    with_reference = [(row, reference) for row in prompts if (reference := row["reference"]) is not None]
+    references = [reference for _, reference in with_reference]
+    scorer = make_scorer(settings, references)
     if scorer is None:
         return
     if settings.scorer not in MAIN_METRICS:
         without_reference = [row for row in prompts if row["reference"] is None]
-        try_user_function(scorer, [*with_reference[:1], *without_reference[:1]])
+        try_user_function(scorer, [*(row for row, _ in with_reference[:1]), *without_reference[:1]])
         return
-    references = [row["reference"] for row in with_reference]
-    scored = [scorer({**row, "text": row["reference"]}) for row in with_reference]
+    scored = [scorer({**row, "text": reference}) for row, reference in with_reference]
     wrong = [reference for reference, values in zip(references, scored, strict=True) if not has_full_marks(values)]
     if wrong:
         count = f"{len(wrong)} of {len(references)} references"
@@ -136,7 +136,7 @@ def check_references(settings: Eval, prompts: Sequence[GenerationRow]) -> None:
         raise Refused(f"eval.scorer = {settings.scorer}", fault)
 
 
-def try_user_function(scorer: Scorer, prompts: Sequence[GenerationRow]) -> None:
+def try_user_function(scorer: Scorer, prompts: Sequence[Generation]) -> None:
     """Refuse a scorer that fails for one of the prompts, on its reference or on an empty text."""
     for row in prompts:
         for text in (row["reference"] or "", ""):
@@ -248,7 +248,7 @@ def f1_score(paths: set[JsonPath], reference_paths: set[JsonPath]) -> float:
 # --- user functions --------------------------------------------------------------------------------------------------
 
 
-def score_by_user_function(row: GenerationRow, name: str, function: Callable[..., object]) -> MetricValues:
+def score_by_user_function(row: Generation, name: str, function: Callable[..., object]) -> MetricValues:
     """The metrics that ``function(text, reference, product, category)`` returns.
 
     It returns quality, 0-1, or a dict with ``quality`` and further finite numbers; None for a number that is unknown.

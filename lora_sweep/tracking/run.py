@@ -11,10 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 from lora_sweep.config.schema import Tracking
+from lora_sweep.errors import describe_error
 from lora_sweep.tracking import mlflow, trackio, wandb
 from lora_sweep.tracking.mirror import Mirror, RunInfo, Values
 from lora_sweep.tracking.tables import Chart
-from lora_sweep.tracking.values import clean_mapping, format_cell, replace_surrogates, shorten_error
+from lora_sweep.tracking.values import clean_mapping, format_cell, replace_surrogates
 
 BACKENDS: dict[str, ModuleType] = {"wandb": wandb, "mlflow": mlflow, "trackio": trackio}
 BACKEND_NAMES = {"wandb": "W&B", "mlflow": "MLflow", "trackio": "Trackio"}
@@ -144,7 +145,7 @@ def closing_line(tracking: Tracking, runs_dir: Path) -> str | None:
     try:
         line = backend.closing_line(tracking, runs_dir) if backend else None
     except Exception as error:  # noqa: BLE001 - an error of a tracker must not end the sweep
-        line = f"cannot tell where its runs are: {shorten_error(error)}"
+        line = f"cannot tell where its runs are: {describe_error(error)}"
     return f"{BACKEND_NAMES[tracking.backend]}: {line}" if line else None
 
 
@@ -155,4 +156,4 @@ def is_logged_in(tracking: Tracking) -> bool:
 
 def print_warning(backend: str, text: str, error: BaseException | None = None) -> None:
     """Print one line for the person at the terminal."""
-    print(f"{BACKEND_NAMES[backend]}: {text}" + (f": {shorten_error(error)}" if error else ""), flush=True)
+    print(f"{BACKEND_NAMES[backend]}: {text}" + (f": {describe_error(error)}" if error else ""), flush=True)

@@ -72,9 +72,3 @@ def format_cell(value: object) -> object:
 def replace_surrogates(text: str) -> str:
     """``text`` with a question mark for each lone surrogate, which no UTF-8 file can hold."""
     return text.encode("utf-8", "replace").decode()
-
-
-def shorten_error(error: BaseException) -> str:
-    """The type of an error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

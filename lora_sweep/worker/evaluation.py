@@ -24,13 +24,11 @@ from lora_sweep.multi_lora.layout import explain_short_window
 from lora_sweep.multi_lora.peft_format import load_adapter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.provenance import collect_provenance, utc_now
-from lora_sweep.runs.records import EvaluationResult
+from lora_sweep.runs.records import EvaluationResult, Generation
 from lora_sweep.scoring import score
 from lora_sweep.scoring.scorers import Scorer, make_scorer
 from lora_sweep.tracking.values import collect_numbers
 from lora_sweep.worker.trial import ResultFields, TrialTask
-
-GenerationRow = dict[str, Any]  # a row of generations.jsonl
 
 
 @dataclass(frozen=True)
@@ -225,10 +223,10 @@ def write_evaluation(evaluation: Evaluation, generated: EvaluationTexts) -> None
     finish_tracker_run(task, generations, scores, result)
 
 
-def make_generation_rows(evaluation: Evaluation, generated: EvaluationTexts) -> list[GenerationRow]:
+def make_generation_rows(evaluation: Evaluation, generated: EvaluationTexts) -> list[Generation]:
     """The rows of generations.jsonl. The loss of a reference is in nats a token."""
     template, tokenizer = evaluation.task.job.config.data.template, evaluation.task.resident.tokenizer
-    rows = []
+    rows: list[Generation] = []
     for index, (prompt, text) in enumerate(zip(evaluation.prompts, generated.texts, strict=True)):
         response_nll = None
         if prompt.reference is not None:  # these prompts come first, as their rows do among the losses
@@ -240,7 +238,9 @@ def make_generation_rows(evaluation: Evaluation, generated: EvaluationTexts) -> 
                 "product": prompt.product,
                 "category": prompt.category,
                 "prompt": write_prompt(template, prompt.product, prompt.category, tokenizer),
-                **dataclasses.asdict(text),
+                "text": text.text,
+                "finished": text.finished,
+                "new_tokens": text.new_tokens,
                 "reference": prompt.reference,
                 "response_nll": response_nll,
             }
@@ -263,7 +263,7 @@ def compute_result_fields(job: Job, generated: EvaluationTexts) -> ResultFields:
 
 
 def finish_tracker_run(
-    task: TrialTask, generations: list[GenerationRow], scores: dict[str, Any], result: ResultFields
+    task: TrialTask, generations: list[Generation], scores: score.Scores, result: ResultFields
 ) -> None:
     """Finish the tracker's run of a trial with its numbers and a table of its texts."""
     run = task.tracker_runs.take_run(task.job, files.read_jsonl(task.folder.losses))

@@ -10,6 +10,7 @@ from lora_sweep.errors import (
     Diverged,
     Refused,
     SweepError,
+    describe_error,
     find_nearest,
 )
 
@@ -24,6 +25,12 @@ def test_parts_that_are_not_known_are_left_out() -> None:
     assert str(Refused("", "a sentence that is whole already")) == "a sentence that is whole already"
     assert str(Refused("x", "is unknown", ["a", "b"])) == "x: is unknown; allowed: a, b"
     assert str(Refused("x", "is unknown", ["none", "all"], "8bit")) == "x: is unknown; allowed: none, all"
+
+
+def test_an_error_is_described_by_its_type_and_its_first_line() -> None:
+    assert describe_error(ValueError("\nfirst\nsecond")) == "ValueError: first"
+    assert describe_error(OSError()) == "OSError"  # a message may be empty
+    assert len(describe_error(OSError("x" * 1000))) == len("OSError: ") + 300
 
 
 def test_names_may_come_from_a_generator() -> None:
