@@ -8,13 +8,15 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import platformdirs
 import pytest
 from support.chromium import browser as browser  # a fixture
+from support.commands import ask_inspect_here
 
 
 def isolate() -> None:
@@ -40,6 +42,16 @@ def isolate() -> None:
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has inherited all of it
     isolate()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _inspect_here() -> Iterator[None]:
+    """Let plans look at models in this process: a child that imports torch for each of them would take minutes.
+
+    A command in a process of its own, as in test_smoke_sweep.py, still starts that child.
+    """
+    with mock.patch("sweep.plan.facts.ask_inspect", ask_inspect_here):
+        yield
 
 
 @pytest.fixture(scope="session")

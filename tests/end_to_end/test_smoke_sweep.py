@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.chromium import DESKTOP, PHONE, PICTURES, watch
+from support.commands import Finished, run_command
 
 from lora_sweep.config.schema import Data
 from lora_sweep.data.sources import make_tiny_records
@@ -22,6 +24,7 @@ from lora_sweep.runs import files, results
 from sweep.report.analysis.comparison import find_baseline
 from sweep.report.analysis.load import load_sweep
 
+README = Path(__file__).parents[2] / "README.md"
 SMOKE = [sys.executable, "-m", "lora_sweep.train", "experiment=smoke"]
 
 
@@ -87,7 +90,7 @@ def test_deleting_the_reports_and_reporting_again_gives_the_same_bytes(smoke: An
     assert len(reports) == 4
     for path in reports:
         path.unlink()
-    done = run([sys.executable, "-m", "sweep.report"], folder)
+    done = run_command("sweep.report.__main__", folder=folder)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in reports} == reports
 
@@ -95,7 +98,7 @@ def test_deleting_the_reports_and_reporting_again_gives_the_same_bytes(smoke: An
 def test_the_same_command_again_changes_no_file(smoke: Any) -> None:
     folder, first = smoke
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    again = run(SMOKE, folder)
+    again = run_command(*SMOKE[2:], folder=folder)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert "0 to run, 5 done" in again.stdout
@@ -189,7 +192,7 @@ def test_a_reader_opens_the_page_and_the_next_report_shows_the_votes(smoke: Any,
     page.close()
     assert said == []
 
-    done = run([sys.executable, "-m", "sweep.report"], tmp_path)
+    done = run_command("sweep.report.__main__", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     votes = json.loads((folder / "report.json").read_text())["votes"]
     assert sum(each["wins"] for each in votes.values()) == 2
@@ -197,20 +200,40 @@ def test_a_reader_opens_the_page_and_the_next_report_shows_the_votes(smoke: Any,
     assert "## Blind comparison" in (folder / "report.md").read_text()
 
 
-def test_one_trial_without_m_and_an_unpublished_key(tmp_path: Path) -> None:
-    small = ["model=tiny", "data=tiny", "train.max_steps=1", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
-    one = ["lora.r=2", "quant=4bit", "+train.sft.adam_beta2=0.9", "sweep_name=one", "eval.validation_rows=2"]
-    done = run([sys.executable, "-m", "lora_sweep.train", *small, *one], tmp_path)
+@pytest.fixture(scope="module")
+def one_trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """A folder in which one trial ran, with a key of TRL's own, and what the command printed."""
+    folder = tmp_path_factory.mktemp("one")
+    small = ["model=tiny", "data=tiny", "train.max_steps=2", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
+    one = ["quant=4bit", "+train.sft.adam_beta2=0.9", "sweep_name=one", "eval.validation_rows=2"]
+    return folder, run_command("lora_sweep.train", *small, *one, folder=folder)
+
+
+def test_one_trial_without_m_and_an_unpublished_key(one_trial: tuple[Path, Finished]) -> None:
+    folder, done = one_trial
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 trial and 1 baseline of tiny" in done.stdout
-    assert not (tmp_path / "runs/wandb").exists()
-    assert (tmp_path / "runs/sweeps/one/report.csv").is_file()
+    assert not (folder / "runs/wandb").exists()
+    assert (folder / "runs/sweeps/one/report.csv").is_file()
+
+
+def test_the_winner_is_used_as_the_readme_says(one_trial: tuple[Path, Finished]) -> None:
+    """With an adapter that a real trial trained: the code runs, and the model's logits are not the base's."""
+    (adapter,) = (one_trial[0] / "runs/trials").glob("*/adapter")
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code = re.sub(r'adapter = "[^"]+"', f"adapter = {str(adapter)!r}", code)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model, tokens = names["model"], names["tokenizer"]("a lamp", return_tensors="pt")
+    adapted = model(**tokens).logits
+    with model.disable_adapter():
+        assert not torch.equal(adapted, model(**tokens).logits)
 
 
 @pytest.mark.slow
 def test_two_evaluations_of_one_sweep_are_rows_of_their_own(tmp_path: Path) -> None:
     small = ["model=tiny", "data=tiny", "train.max_steps=1", "eval.prompts=1", "tracking=none", "sweep_name=two"]
-    done = run([sys.executable, "-m", "lora_sweep.train", *small, "eval.max_new_tokens=2,3"], tmp_path)
+    done = run_command("lora_sweep.train", *small, "eval.max_new_tokens=2,3", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / "runs/sweeps/two/report.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
@@ -225,7 +248,7 @@ def test_two_evaluations_of_one_sweep_are_rows_of_their_own(tmp_path: Path) -> N
 def test_a_failed_trial_gives_exit_code_1_and_stays_in_the_report(tmp_path: Path) -> None:
     small = ["model=tiny", "data=tiny", "train.max_steps=2", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
     rates = ["-m", "lora.targets=mlp", "train.learning_rate=1e-3,1e30", "sweep_name=rates", "eval.validation_rows=2"]
-    done = run([sys.executable, "-m", "lora_sweep.train", *small, *rates], tmp_path)
+    done = run_command("lora_sweep.train", *small, *rates, folder=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     report = (tmp_path / "runs/sweeps/rates/report.md").read_text()
     assert "diverged" in report
@@ -275,7 +298,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(pack: str, saved
     )
     outcomes = [json.loads(path.read_text()) for path in (tmp_path / "runs/trials").rglob("result.json")]
     assert [outcome["status"] for outcome in outcomes if outcome["status"] != "complete"] == ["preempted"] * saved
-    again = run(command, tmp_path)
+    again = run_command(*command[2:], folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {row["status"] for row in rows_of(tmp_path)} == {"complete"}
     assert (
@@ -288,7 +311,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(pack: str, saved
 def test_each_model_is_compared_with_its_own_baseline(tmp_path: Path, tiny_folder: Any) -> None:
     small = ["data=tiny", "train.max_steps=1", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
     models = f"model.path={tiny_folder('llama')},{tiny_folder('gpt2')}"
-    done = run([sys.executable, "-m", "lora_sweep.train", *small, models, "sweep_name=models"], tmp_path)
+    done = run_command("lora_sweep.train", *small, models, "sweep_name=models", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = files.read_json(tmp_path / "runs/sweeps/models.json")
     assert sweep is not None
@@ -309,8 +332,7 @@ def test_the_blogs_experiment_on_stand_ins_of_the_same_shape(tmp_path: Path, tin
     files.write_jsonl(tmp_path / "red_dot.jsonl", rows)
     small = [f"model.path={tiny_folder('llama')}", "data.path=red_dot.jsonl", "data.validation_fraction=0.2"]
     short = ["train.max_steps=2", "eval.prompts=2", "eval.validation_rows=4", "eval.max_new_tokens=4", "tracking=none"]
-    command = [sys.executable, "-m", "lora_sweep.train", "experiment=databricks_table", *small, *short]
-    done = run(command, tmp_path)
+    done = run_command("lora_sweep.train", "experiment=databricks_table", *small, *short, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / "runs/sweeps/databricks_table/report.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import ask_inspect_here, run_command
+from support.commands import run_command
 
 from lora_sweep.config.checks import check_config, check_train
 from lora_sweep.config.schema import Config, Data, Model, Train, config_from_json
@@ -22,16 +22,10 @@ from lora_sweep.data.sources import make_tiny_records
 from lora_sweep.errors import Refused
 from lora_sweep.model.inspect import check_settings
 from lora_sweep.runs.cache import build_once, cache_folder
-from sweep.plan import facts
 from sweep.plan.facts import gather_facts
 
 ROOT = Path(__file__).parents[2]
 Made = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def inspect_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "ask_inspect", ask_inspect_here)
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +39,8 @@ def weightless(tiny_folder: Made) -> Path:
     assert not list(folder.glob("*.safetensors"))
     with build_once(folder.with_name("llama-weightless-known")) as part:
         if part is not None:
-            shown = train("--cfg", "job", "model=tiny", "data=tiny", f"model.path={folder}").stdout
+            words = ("--cfg", "job", "model=tiny", "data=tiny", f"model.path={folder}")
+            shown = run_command("lora_sweep.train", *words).stdout
             gather_facts([as_config(shown)], strict=True)
     return folder
 
@@ -86,7 +81,8 @@ def test_a_refusal_is_the_same_in_a_process_of_its_own(weightless: Path, tmp_pat
 def test_the_same_command_without_a_mistake_reaches_a_worker(weightless: Path, tmp_path: Path) -> None:
     """So the refusals below are what keeps it from there."""
     runs = tmp_path / "runs"
-    done = train("model=tiny", "data=tiny", f"model.path={weightless}", f"runs_dir={runs}", "tracking=none")
+    words = ("model=tiny", "data=tiny", f"model.path={weightless}", f"runs_dir={runs}", "tracking=none")
+    done = run_command("lora_sweep.train", *words)
     assert done.returncode == 1
     assert done.stderr == ""
     assert "no file named model.safetensors" in done.stdout
