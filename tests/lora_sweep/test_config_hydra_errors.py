@@ -173,14 +173,21 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return run
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(("argument", "sentence"), ON_THE_COMMAND_LINE, ids=[a for a, _ in ON_THE_COMMAND_LINE])
+def with_command(mistakes: list[Any]) -> list[Any]:
+    """Each mistake with the main command, and every third with the plan's: both ask the same loader of Hydra.
+
+    The last of a file's mistakes is among them, which each of the two commands looks for itself.
+    """
+    each = [("lora_sweep.train", *mistake) for mistake in mistakes]
+    return each + [("sweep.plan", *mistake) for mistake in mistakes[::-3]]
+
+
+@pytest.mark.parametrize(("command", "argument", "sentence"), with_command(ON_THE_COMMAND_LINE))
 def test_a_mistake_on_the_command_line(refusal: Any, command: str, argument: str, sentence: str) -> None:
     assert refusal(command, "model=tiny", "data=tiny", argument) == f"refused: {sentence}\n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(("group", "text", "sentence"), IN_A_FILE, ids=[f"{g}: {t}" for g, t, _ in IN_A_FILE])
+@pytest.mark.parametrize(("command", "group", "text", "sentence"), with_command(IN_A_FILE))
 def test_a_mistake_in_a_groups_file(
     refusal: Any, command: str, group: str, text: str, sentence: str, tmp_path: Path
 ) -> None:

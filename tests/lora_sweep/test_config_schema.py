@@ -83,6 +83,19 @@ REFUSED: list[tuple[str, Any, str]] = [
         "{produkt}: ",
         "data.template: has an unknown field {produkt}; did you mean '{product}'?; allowed: {product}, {category}",
     ),
+    (
+        "data.template",
+        "Write it down: ",
+        (
+            "data.template = 'Write it down: ': is neither a template's name nor a text with the field {product}; "
+            "allowed: alpaca, qa, chat"
+        ),
+    ),
+    (
+        "data.template",
+        "{product} in {colour}: ",
+        "data.template: has an unknown field {colour}; allowed: {product}, {category}",
+    ),
     ("data.template", "{product} {}: ", "data.template: has an unknown field {}; allowed: {product}, {category}"),
     ("data.template", "A {category}:", "data.template: lacks the field {product}: every prompt would be the same"),
     ("lora.r", 0, "lora.r = 0: must be a whole number of at least 1"),
@@ -91,6 +104,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("lora.alpha", -1.0, "lora.alpha = -1.0: must be above 0"),
     ("lora.alpha", math.inf, "lora.alpha = inf: must be above 0"),
     ("lora.dropout", 1.0, "lora.dropout = 1.0: must be at least 0 and below 1"),
+    ("lora.dropout", 5.0, "lora.dropout = 5.0: must be at least 0 and below 1"),
     ("lora.dropout", -0.1, "lora.dropout = -0.1: must be at least 0 and below 1"),
     ("lora.dropout", math.nan, "lora.dropout = nan: must be at least 0 and below 1"),
     ("lora.bias", "lora", "lora.bias = lora: is unknown; did you mean 'lora_only'?; allowed: none, all, lora_only"),
@@ -135,6 +149,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         "respons",
         "train.loss_on = respons: is unknown; did you mean 'response'?; allowed: response, all",
     ),
+    ("train.sft", {"seed": 3}, "train.sft.seed: is set by lora-sweep; use seed"),
     ("train.sft", {"max_length": 512}, "train.sft.max_length: is set by lora-sweep; use train.max_length"),
     (
         "train.sft",
@@ -221,6 +236,12 @@ def test_a_value_that_cannot_work_is_refused_in_one_sentence(path: str, value: A
     with pytest.raises(Refused) as caught:
         check_config(changed(good(), path, value))
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("key", ["logging_strategy", "loss_type", "hub_token"])
+def test_settings_of_the_trainer_that_would_be_ignored_are_refused(key: str) -> None:
+    with pytest.raises(Refused, match=rf"^train\.sft\.{key}: is set by lora-sweep; use nothing: "):
+        check_config(changed(good(), "train.sft", {key: "no"}))
 
 
 @pytest.mark.parametrize("group", ["model", "data"])
