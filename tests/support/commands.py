@@ -1,7 +1,6 @@
 """The real commands in the process of the test: a start of Python and its imports would be most of their time."""
 
 import contextlib
-import gc
 import importlib
 import io
 import json
@@ -62,11 +61,10 @@ def ask_inspect_here(requests: list[Any], strict: bool) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         asked, answered = Path(folder) / "requests.json", Path(folder) / "answers.json"
         asked.write_text(json.dumps(requests))
-        with mock.patch.object(sys, "argv", ["inspect", str(asked), str(answered)]):
-            try:
-                inspect.main()
-            finally:
-                gc.unfreeze()
-                gc.enable()
+        with (
+            mock.patch.object(sys, "argv", ["inspect", str(asked), str(answered)]),
+            mock.patch.object(inspect, "gc"),  # what it does there is for a process that ends with it
+        ):
+            inspect.main()
         answers: list[Any] = json.loads(answered.read_text())
     return answers
