@@ -137,6 +137,13 @@ DIFFERENT: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(scope="module", params=[None, 4])
+def reference(request: Any, rows: list[Example], tmp_path_factory: Any) -> tuple[int | None, list[Any]]:
+    """The bits of a base, and what each of DIFFERENT trained alone on it: (its member, its outcome)."""
+    folder = tmp_path_factory.mktemp("alone")
+    return request.param, [alone(request.param, kind, rows, folder) for kind in DIFFERENT]
+
+
 @pytest.fixture(params=["stacked", "by segment"])
 def forwards(request: Any, monkeypatch: Any) -> None:
     """Two ways to compute one forward for all members: as on an accelerator, and as on a CPU."""
@@ -144,23 +151,49 @@ def forwards(request: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(segments, "MAX_STACKED_ROWS", 0 if request.param == "by segment" else 10**9)
 
 
-@pytest.mark.usefixtures("forwards")
-@pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("mode", [*STEP_MODES, None])
-def test_each_member_trains_as_if_alone(bits: int | None, mode: Any, rows: Any, tmp_path: Path) -> None:
+def test_each_member_trains_as_if_alone(reference: Any, forwards: None, mode: Any, rows: Any, tmp_path: Path) -> None:
+    bits, lonely = reference
     base = load(bits)
     before = base_signature(base)
     members = copies(base, DIFFERENT, rows)
     ended = train_pack(base, members, HERE, tmp_path, mode)
     assert base_signature(base) == before
     assert base.config._attn_implementation != "lora_sweep"
-    for kind, one, trained in zip(DIFFERENT, members, ended, strict=True):
-        lonely, expected = alone(bits, kind, rows, tmp_path)
+    for one, trained, (other, expected) in zip(members, ended, lonely, strict=True):
         assert losses(trained) == pytest.approx(losses(expected), rel=1e-4)
         assert trained.tokens == expected.tokens
-        assert torch.linalg.vector_norm(one.adapter.numbers - lonely.adapter.numbers) < 1e-4 * torch.linalg.vector_norm(
-            lonely.adapter.numbers
+        assert torch.linalg.vector_norm(one.adapter.numbers - other.adapter.numbers) < 1e-4 * torch.linalg.vector_norm(
+            other.adapter.numbers
         )
+
+
+# One step of plain gradient descent with this rate moves the numbers by the gradient.
+ONE_STEP = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}
+
+
+def draw_numbers(one: PackMember) -> torch.Tensor:
+    """Put the same random numbers into an adapter each time, and return a copy: B = 0 would hide A's gradient."""
+    numbers = torch.randn(one.adapter.numbers.shape, generator=torch.Generator().manual_seed(one.seed)) * 0.05
+    return one.adapter.numbers.copy_(numbers).clone()
+
+
+@pytest.fixture(scope="module")
+def gradient_alone(rows: list[Example], tmp_path_factory: Any) -> Any:
+    """``gradient_alone(bits, kind)``: the gradient of a member that trains alone, computed once."""
+    folder, gradients = tmp_path_factory.mktemp("gradients"), {}
+
+    def compute(bits: int | None, kind: dict[str, Any]) -> torch.Tensor:
+        key = (bits, str(kind))
+        if key not in gradients:
+            base = load(bits)
+            (one,) = copies(base, [{**kind, **ONE_STEP}], rows)
+            start = draw_numbers(one)
+            train_pack(base, [one], HERE, folder)
+            gradients[key] = start - one.adapter.numbers
+        return gradients[key]
+
+    return compute
 
 
 @pytest.mark.usefixtures("forwards")
@@ -169,20 +202,15 @@ def test_each_member_trains_as_if_alone(bits: int | None, mode: Any, rows: Any, 
 @pytest.mark.parametrize("targets", [ATTN, ALL], ids=["attn", "all_linear"])
 @pytest.mark.parametrize("mode", STEP_MODES)
 def test_the_gradients_are_those_of_training_alone(
-    mode: Any, r: int, targets: list[str], bits: int | None, rows: Any, tmp_path: Path
+    mode: Any, r: int, targets: list[str], bits: int | None, rows: Any, gradient_alone: Any, tmp_path: Path
 ) -> None:
     kinds = [{"lora": {"r": r}, "targets": targets, "seed": seed} for seed in (1, 2)] + [{"targets": ["v_proj"]}]
-    settings = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}  # a step is the gradient
     base = load(bits)
-    members = copies(base, [{**kind, **settings} for kind in kinds], rows)
-    starts = [one.adapter.numbers.normal_(0, 0.05).clone() for one in members]
+    members = copies(base, [{**kind, **ONE_STEP} for kind in kinds], rows)
+    starts = [draw_numbers(one) for one in members]
     train_pack(base, members, HERE, tmp_path, mode)
     for kind, one, start in zip(kinds, members, starts, strict=True):
-        base = load(bits)
-        (lonely,) = copies(base, [{**kind, **settings}], rows)
-        lonely.adapter.numbers.copy_(start)
-        train_pack(base, [lonely], HERE, tmp_path)
-        gradient, expected = start - one.adapter.numbers, start - lonely.adapter.numbers
+        gradient, expected = start - one.adapter.numbers, gradient_alone(bits, kind)
         assert torch.linalg.vector_norm(expected) > 0.01
         assert torch.linalg.vector_norm(gradient - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
 

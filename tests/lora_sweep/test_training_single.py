@@ -107,14 +107,6 @@ def test_a_changed_base_is_noticed() -> None:
     assert base_signature(base) != before
 
 
-@pytest.mark.parametrize("bits", [None, 8, 4])
-def test_the_adapter_stays_in_fp32_where_the_device_multiplies_fp32(
-    bits: int | None, rows: Any, tokenizer: Any, tmp_path: Any
-) -> None:
-    model, _ = train(load(bits), rows, tokenizer, tmp_path)
-    assert {p.dtype for name, p in model.named_parameters() if "lora_" in name} == {torch.float32}
-
-
 def test_an_adapter_on_the_head_is_trained(rows: Any, tokenizer: Any, tmp_path: Any) -> None:
     before = adapter_of(attach_adapter(load(), Lora(), ["lm_head", "q_proj"], 0))
     model, _ = train(load(), rows, tokenizer, tmp_path, targets=["lm_head", "q_proj"])
