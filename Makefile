@@ -13,7 +13,7 @@ VENV := .venv/bin/python
 PIP := $(VENV) -m pip -qq --disable-pip-version-check --no-input
 READY := .venv/.ready
 
-.PHONY: help setup demo report confirm plan status test test-slow docs picture bench check-gpu profile lint types check format lock clean
+.PHONY: help setup demo report confirm plan status test test-slow test-crash docs picture bench check-gpu profile lint types check format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,8 +49,12 @@ status: $(READY) ## Show how far the newest sweep is (NAME=… another sweep, RU
 test: $(READY) ## Run the tests (ARGS="-k report" runs some of them)
 	@OMP_NUM_THREADS=1 $(VENV) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-test-slow: $(READY) ## Run the slow tests: the real default model and long tests
-	@$(VENV) -m pytest -m slow $(ARGS)
+# A file stays in one process: its fixtures are trainings.
+test-slow: $(READY) ## Run the slow tests: the real default model and long tests (15 minutes)
+	@OMP_NUM_THREADS=1 $(VENV) -m pytest -m slow -n $(JOBS) --dist loadfile $(ARGS)
+
+test-crash: $(READY) ## Kill processes and fail disk calls at 900 further places (20 minutes); .ci/run leaves them out
+	@OMP_NUM_THREADS=1 $(VENV) -m pytest -m crash -n $(JOBS) --dist worksteal $(ARGS)
 
 docs: $(READY) ## Write docs/configuration.md from the schema and the files in conf/
 	@$(VENV) -m lora_sweep.config.reference > docs/configuration.md.new

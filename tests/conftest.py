@@ -45,7 +45,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has inherited all of it
     isolate()
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _freeze_imports() -> None:
     """Take what the imports made out of the garbage collector's sight: to walk it took 0.3 s each time.
 
     A worker collects at each stage of each trial, and so do the tests that run its code in this process.

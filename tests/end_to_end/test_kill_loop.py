@@ -15,11 +15,16 @@ from support.scripted import plan_of
 
 TRIALS = 6
 SCRIPT = {"ms": 40}
-SHORT, LONG = 6, 200
+FAST, SLOW, ALL = 6, 20, 200  # so many seeds in make test, in make test-slow too, in make test-crash too
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(SHORT), *(pytest.param(s, marks=pytest.mark.slow) for s in range(SHORT, LONG))]
+    "seed",
+    [
+        *range(FAST),
+        *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FAST, SLOW)),
+        *(pytest.param(seed, marks=pytest.mark.crash) for seed in range(SLOW, ALL)),
+    ],
 )
 def test_a_sweep_survives_kills_at_any_moment(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)

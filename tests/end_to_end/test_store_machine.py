@@ -271,6 +271,6 @@ def test_a_forgotten_failure_has_all_its_attempts(tmp_path: Path) -> None:
     assert run(runs, "one", 1, {"t0": "die when done"}).code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.crash
 def test_a_store_through_much() -> None:
     run_state_machine_as_test(Store, settings=settings(QUICK, max_examples=50, stateful_step_count=20))

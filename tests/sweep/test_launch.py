@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
-from support.scripted import WORKER, plan_of
+from support.scripted import WORKER, job_json, plan_of
 
 from lora_sweep.config.schema import Config, Data, Eval, Launch, Lora, Model, Tracking, Train
 from lora_sweep.errors import Refused
+from lora_sweep.messages import Job, Reporter
 from lora_sweep.runs import files, results
 from lora_sweep.runs.locks import hold_lock
+from lora_sweep.worker.loop import run_pack
+from lora_sweep.worker.pack import PackRunner
 from sweep.engines.local import supervisor
 from sweep.engines.local.engine import LocalEngine
 from sweep.engines.local.worker_process import WorkerProcess
@@ -99,27 +102,23 @@ def test_every_outcome_is_acknowledged_with_the_hash_of_its_result(done: Any) ->
         assert acknowledged[trial.trial_id] == files.hash_files(path.parent, [path.name])[path.name]
 
 
-def test_a_wider_grid_runs_its_new_points_and_is_the_union(done: Any) -> None:
-    runs, _ = done
-    old = file_times(runs / "trials")
-    wider = real_plan(*(config(runs, lora=Lora(r=r)) for r in (2, 4, 1)))
-    launch(wider, [], LocalEngine())
-    assert len(events(runs, "start")) == 3 + 1
-    now = file_times(runs / "trials")
-    assert {path: now[path] for path in old} == old
-    entries = files.read_json(files.sweep_file(runs, "test"))["trials"]  # type: ignore[index]
-    assert {entry["trial_id"] for entry in entries} == {trial.trial_id for trial in wider.trials}
-
-
-def test_a_change_of_eval_trains_nothing_and_keeps_the_old_texts(done: Any) -> None:
+def test_a_wider_grid_and_another_evaluation_run_what_is_new_alone(done: Any) -> None:
     runs, plan = done
-    old = file_times(runs / "trials", "log.txt")
-    longer = real_plan(config(runs, eval=Eval(prompts=3, validation_rows=4, max_new_tokens=6), sweep_name="longer"))
-    assert [t.trial_id for t in longer.trials] == [t.trial_id for t in plan.trials[:2]]
-    launch(longer, [], LocalEngine())
+    old = file_times(runs / "trials")
+    longer = config(runs, eval=Eval(prompts=3, validation_rows=4, max_new_tokens=6))
+    wider = real_plan(*(config(runs, lora=Lora(r=r)) for r in (2, 4, 1)), longer)
+    evaluated_again = [trial for trial in wider.trials if trial.config.eval == longer.eval]
+    assert [trial.trial_id for trial in evaluated_again] == [trial.trial_id for trial in plan.trials[:2]]
+    launch(wider, [], LocalEngine())
+    assert len(events(runs, "start")) == 3 + 1 + 2
     now = file_times(runs / "trials")
-    assert {path: now[path] for path in old} == old
-    assert len(results.load_record(runs, *longer.trials[1].key).generations) == 3
+    assert {path: now[path] for path in old if not path.endswith("log.txt")}.items() <= old.items()
+    logs = [path for path in old if path.endswith("log.txt") and now[path] != old[path]]
+    assert sorted(logs) == sorted(f"{trial.trial_id}/log.txt" for trial in evaluated_again)
+    entries = files.read_json(files.sweep_file(runs, "test"))["trials"]  # type: ignore[index]
+    assert {(entry["trial_id"], entry["eval_id"]) for entry in entries} == {trial.key for trial in wider.trials}
+    assert [len(results.load_record(runs, *trial.key).generations) for trial in evaluated_again] == [3, 3]
+    assert len(results.load_record(runs, *plan.trials[1].key).generations) == 2
 
 
 def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +139,13 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pyt
             killed.append(worker.process.pid)
             os.killpg(worker.process.pid, signal.SIGKILL)
 
-    launch(plans["undisturbed"], [], LocalEngine())
+    trial = plans["killed"].trials[1]
+    runs, job = tmp_path / "undisturbed", Job.from_json(job_json(plans["undisturbed"].trials[1]))
+    assert run_pack([job], runs, PackRunner(runs, "test"), Reporter(lambda event: None)) == ["complete"]
     monkeypatch.setattr(supervisor.Supervisor, "read_events", kill_at_step_3)
     monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.001)
     outcomes = launch(plans["killed"], [], LocalEngine())
     assert killed
-    trial = plans["killed"].trials[1]
     result = outcomes[trial.key]
     assert result.status == "complete"
     assert result.training.setbacks == 1
