@@ -77,7 +77,7 @@ def test_the_same_command_without_a_mistake_reaches_a_worker(weightless: Path, t
     assert list(runs.rglob("result.json"))
 
 
-# --- values and names: one of each check; the sentences are in test_config_schema.py and test_config_hydra_errors.py
+# --- values and names: one of each check; the sentences are in test_config_checks.py and test_config_hydra_errors.py
 
 LINES = {
     "unknown choice": (
@@ -191,7 +191,7 @@ FILES: dict[str, tuple[bytes, str, str]] = {
 
 @pytest.mark.parametrize("fault", FILES)
 def test_a_wrong_file_is_refused(fault: str, weightless: Path, tmp_path: Path) -> None:
-    """One of each step of reading; all the sentences are in test_data_rows.py."""
+    """One of each step of reading; all the sentences are in test_data_sources.py and test_data_splits.py."""
     content, override, sentence = FILES[fault]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
