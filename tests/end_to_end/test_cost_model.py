@@ -85,11 +85,11 @@ def test_both_sides_trained_on_the_same_rows() -> None:
             assert plain == pytest.approx(ours, rel=0.01)  # TRL joins a prompt and its response in its own way
 
 
-def test_the_readme_shows_the_results_as_they_are_kept() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_on_speed_shows_the_results_as_they_are_kept() -> None:
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     of_gpu = packs.as_markdown(H200).partition("\n\n")[2]
     for part in (tables.training(RESULTS), tables.whole(RESULTS), tables.packs(RESULTS), of_gpu, cost_model.table()):
-        assert part in readme
+        assert part in page
 
 
 def test_the_plain_loop_has_nothing_of_ours() -> None:

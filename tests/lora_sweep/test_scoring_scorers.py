@@ -482,6 +482,7 @@ def test_planning_tries_a_function_in_a_process_of_its_own(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORA_SWEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     name = write("return 1 / 0")
     with pytest.raises(Refused, match=r"^eval\.scorer = mine:score: on 'blue mouse 4' it raised ZeroDivisionError"):
         make_plan([config(scorer=name, fixed_prompts=[FixedPrompt("red lamp 1")], prompts=1)], strict=True)
