@@ -238,7 +238,7 @@ def table(machine: Machine = A100, shape: Shape = OPENLLAMA) -> str:
             layout = layout_of(ROWS * members, shared)
             spent = train_seconds(machine, shape, "all_linear", RANK, layout, members)
             paces.append(f"{own * members / spent:,.0f}")
-        name = "with the prefix once" if shared else "every row whole"
+        name = "the prefix computed once" if shared else "the prefix computed for every row"
         lines.append(f"| tokens/s, {name} | " + " | ".join(paces) + " |")
     alone = writing_seconds(machine, shape, [PROMPT], [NEW])
     paces = []
@@ -250,9 +250,9 @@ def table(machine: Machine = A100, shape: Shape = OPENLLAMA) -> str:
     read = shape_bytes(shape, machine) / DISK
     started, alone, once = IMPORT_SECONDS, 8 * (IMPORT_SECONDS + read), IMPORT_SECONDS + 2 * read
     loading = (
-        f"Loading once: a process starts in about {started:.0f} s and reads the base in {read:.0f} s. For the main "
-        f"command's eight trials that is {alone:.0f} s in a process each, and {once:.0f} s in one worker, which reads "
-        "a base for each number of bits."
+        f"A process starts in about {started:.0f} s and reads the base in {read:.0f} s. For the eight trials of the "
+        f"main command this takes {alone:.0f} s with one process per trial, and {once:.0f} s in one worker, which "
+        "reads the base once for each number of bits."
     )
     return "\n".join([*lines, "", loading])
 

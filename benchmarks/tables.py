@@ -46,28 +46,29 @@ def whole(found: dict[str, Any]) -> str:
         )
     if epoch := found.get("epoch"):
         plain, alone, ours = (statistics.median(epoch[side]) for side in ("plain", "alone", "ours"))
-        what = f"{epoch['of'].replace('bit/', ' bits, ')}: a whole epoch of {epoch['steps']} steps"
+        kind = f"training, {epoch['of'].replace('bit/', ' bits, ')}: one epoch of {epoch['steps']} steps"
         for name, pace, side in (
-            (f"{found['size']['members']} trials at a time", ours, "ours"),
-            ("one alone", alone, "alone"),
+            (f"ours with {found['size']['members']} trials at a time", ours, "ours"),
+            ("ours with one trial", alone, "alone"),
         ):
             ratio = epoch["ratio"][side]
-            lines.append(f"| {what}, {name}, tokens/s | {plain:.0f} | {pace:.0f} | {ratio:.1f}x |")
+            lines.append(f"| {kind}, {name}, tokens/s | {plain:.0f} | {pace:.0f} | {ratio:.1f}x |")
     for quant, pace in found.get("generate_tokens_per_second", {}).items():
         lines.append(
-            f"| texts at {QUANTS[quant]}, a pack of {pace['adapters']} adapters against one prompt after another, "
-            f"tokens/s | {pace['plain']:.0f} | {pace['ours']:.0f} | {pace['ratio']:.1f}x |"
+            f"| texts at {QUANTS[quant]}, new tokens/s "
+            f"| {pace['plain']:.0f} | {pace['ours']:.0f} | {pace['ratio']:.1f}x |"
         )
     return "\n".join(lines)
 
 
 def packs(found: dict[str, Any]) -> str:
     members = found["pack_memory_bytes"]
+    paces = [f"{pace:.0f}" for pace in found["pack_tokens_per_second"].values()]
     lines = [
         "| trained together (4 bits, all_linear, r=8) | " + " | ".join(members) + " |",
         "|---|" + "--:|" * len(members),
         "| peak memory | " + " | ".join(gigabytes(value) for value in members.values()) + " |",
-        "| tokens/s, of all | " + " | ".join(f"{each:.0f}" for each in found["pack_tokens_per_second"].values()) + " |",
+        "| tokens/s of all trials together | " + " | ".join(paces) + " |",
     ]
     return "\n".join(lines)
 

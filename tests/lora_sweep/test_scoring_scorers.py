@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import ask_inspect_in_a_child
 
 from lora_sweep.config import user_functions
 from lora_sweep.config.identity import eval_identity, short_hash
@@ -482,6 +483,7 @@ def test_planning_tries_a_function_in_a_process_of_its_own(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORA_SWEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sweep.plan.facts.ask_inspect", ask_inspect_in_a_child)
     monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     name = write("return 1 / 0")
     with pytest.raises(Refused, match=r"^eval\.scorer = mine:score: on 'blue mouse 4' it raised ZeroDivisionError"):
