@@ -245,6 +245,7 @@ def test_two_evaluations_of_one_sweep_are_rows_of_their_own(tmp_path: Path) -> N
     assert "Rows were evaluated differently" in report
 
 
+@pytest.mark.slow  # test_wrong_input sees the code, test_report the row
 def test_a_failed_trial_gives_exit_code_1_and_stays_in_the_report(tmp_path: Path) -> None:
     small = ["model=tiny", "data=tiny", "train.max_steps=2", "eval.prompts=1", "eval.max_new_tokens=2", "tracking=none"]
     rates = ["-m", "lora.targets=mlp", "train.learning_rate=1e-3,1e30", "sweep_name=rates", "eval.validation_rows=2"]
@@ -267,6 +268,7 @@ def test_a_signal_before_anything_runs_ends_the_command_as_an_interruption(tmp_p
     assert done.stdout.endswith("Go on with:\n  python -m lora_sweep.train lora.r=8\n")
 
 
+@pytest.mark.slow  # test_signals tells the story of a signal
 @pytest.mark.parametrize(("pack", "saved"), [pytest.param("1", 1, marks=pytest.mark.slow), ("auto", 5)])
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(pack: str, saved: int, tmp_path: Path) -> None:
     command = [*SMOKE, "tracking=none", f"launch.pack={pack}"]
@@ -326,6 +328,7 @@ def test_each_model_is_compared_with_its_own_baseline(tmp_path: Path, tiny_folde
     assert "smollm2_demo" not in (tmp_path / "runs/sweeps/models/report.md").read_text()
 
 
+@pytest.mark.slow  # test_plan_table plans the experiment
 def test_the_blogs_experiment_on_stand_ins_of_the_same_shape(tmp_path: Path, tiny_folder: Any) -> None:
     """Everything of experiment=databricks_table but the size: an untied Llama, its columns, its bits and its forms."""
     rows = [{**record, "text": ""} for record in make_tiny_records(60)]

@@ -229,6 +229,7 @@ class Store(RuleBasedStateMachine):
             check(self.runs, plan_of(self.runs, name, count), finished=False, touched=self.touched)
 
 
+@pytest.mark.slow  # test_kill_loop kills at random moments in the fast tier
 def test_a_store_through_anything() -> None:
     run_state_machine_as_test(Store, settings=QUICK)
 

@@ -121,6 +121,7 @@ def test_a_wider_grid_and_another_evaluation_run_what_is_new_alone(done: Any) ->
     assert len(results.load_record(runs, *plan.trials[1].key).generations) == 2
 
 
+@pytest.mark.slow  # test_signals kills scripted workers in the fast tier
 def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real training, killed in its third step, goes on from the checkpoint of its second to the same adapter."""
     plans = {
