@@ -50,10 +50,10 @@ test: $(READY) ## Run the tests (ARGS="-k report" runs some of them)
 	@OMP_NUM_THREADS=1 $(VENV) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # A file stays in one process: its fixtures are trainings.
-test-slow: $(READY) ## Run the slow tests: the real default model and long tests (15 minutes)
+test-slow: $(READY) ## Run the slow tests: the real default model and long tests (7 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(VENV) -m pytest -m slow -n $(JOBS) --dist loadfile $(ARGS)
 
-test-crash: $(READY) ## Kill processes and fail disk calls at 900 further places (20 minutes); .ci/run leaves them out
+test-crash: $(READY) ## Kill processes and fail disk calls at 900 further places; .ci/run leaves them out
 	@OMP_NUM_THREADS=1 $(VENV) -m pytest -m crash -n $(JOBS) --dist worksteal $(ARGS)
 
 docs: $(READY) ## Write docs/configuration.md from the schema and the files in conf/
